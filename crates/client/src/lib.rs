@@ -1,0 +1,16 @@
+//! How every part reaches the Kubernetes API: one connection, caches kept fresh by watches, and the Service feed.
+//!
+//! Invariants: nothing is polled; a cache never goes backwards, and says it is synced only after a whole list; losing
+//! the API server loses no cached object, and what went away meanwhile is noticed at the next list.
+//!
+//! Deliberately not here: anything about one kind of object, and any other way to learn about the cluster.
+
+#![forbid(unsafe_code)]
+
+mod cache;
+mod connect;
+mod feed;
+
+pub use cache::{Cache, Change, Key};
+pub use connect::{ConnectError, connect};
+pub use feed::{Feed, FeedItem, service_feed};
