@@ -1,1 +1,22 @@
+//! Everything the API server knows about each kind of object: JSON values in; checked, defaulted, validated, printed
+//! and patched values out.
+//!
+//! Invariants: pure (time and randomness come in as arguments), never panics on any input, and equal input gives
+//! equal output. One table of fields (`schema`) serves decoding, strategic merge and OpenAPI alike.
+//!
+//! Deliberately not here: storage, HTTP, allocation of addresses and ports, and who may do what.
 
+#![forbid(unsafe_code)]
+
+mod catalog;
+mod fields;
+mod kind;
+pub mod names;
+pub mod openapi;
+pub mod patch;
+mod status;
+
+pub use catalog::{all, find};
+pub use fields::UnsupportedField;
+pub use kind::{Column, FieldValidation, Kind, Subresource};
+pub use status::{FieldError, FieldErrorKind, Status};

@@ -1,0 +1,205 @@
+//! The kinds that are served.
+
+use crate::Kind;
+
+/// How a kind behaves in the write path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Strategy {
+    ConfigMap,
+    Deployment,
+    EndpointSlice,
+    Endpoints,
+    Event,
+    EventsEvent,
+    IpAddress,
+    Lease,
+    Namespace,
+    Node,
+    Pod,
+    ReplicaSet,
+    Secret,
+    Service,
+    ServiceAccount,
+    ServiceCidr,
+}
+
+const BASE: Kind = Kind {
+    group: "",
+    version: "v1",
+    kind: "",
+    plural: "",
+    singular: "",
+    short_names: &[],
+    namespaced: true,
+    categories: &[],
+    has_status: false,
+    has_scale: false,
+    strategy: Strategy::ConfigMap,
+};
+
+static KINDS: [Kind; 16] = [
+    Kind {
+        kind: "ConfigMap",
+        plural: "configmaps",
+        singular: "configmap",
+        short_names: &["cm"],
+        strategy: Strategy::ConfigMap,
+        ..BASE
+    },
+    Kind {
+        kind: "Endpoints",
+        plural: "endpoints",
+        singular: "endpoints",
+        short_names: &["ep"],
+        strategy: Strategy::Endpoints,
+        ..BASE
+    },
+    Kind {
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        strategy: Strategy::Event,
+        ..BASE
+    },
+    Kind {
+        kind: "Namespace",
+        plural: "namespaces",
+        singular: "namespace",
+        short_names: &["ns"],
+        namespaced: false,
+        has_status: true,
+        strategy: Strategy::Namespace,
+        ..BASE
+    },
+    Kind {
+        kind: "Node",
+        plural: "nodes",
+        singular: "node",
+        short_names: &["no"],
+        namespaced: false,
+        has_status: true,
+        strategy: Strategy::Node,
+        ..BASE
+    },
+    Kind {
+        kind: "Pod",
+        plural: "pods",
+        singular: "pod",
+        short_names: &["po"],
+        categories: &["all"],
+        has_status: true,
+        strategy: Strategy::Pod,
+        ..BASE
+    },
+    Kind { kind: "Secret", plural: "secrets", singular: "secret", strategy: Strategy::Secret, ..BASE },
+    Kind {
+        kind: "ServiceAccount",
+        plural: "serviceaccounts",
+        singular: "serviceaccount",
+        short_names: &["sa"],
+        strategy: Strategy::ServiceAccount,
+        ..BASE
+    },
+    Kind {
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        has_status: true,
+        strategy: Strategy::Service,
+        ..BASE
+    },
+    Kind {
+        group: "apps",
+        kind: "Deployment",
+        plural: "deployments",
+        singular: "deployment",
+        short_names: &["deploy"],
+        categories: &["all"],
+        has_status: true,
+        has_scale: true,
+        strategy: Strategy::Deployment,
+        ..BASE
+    },
+    Kind {
+        group: "apps",
+        kind: "ReplicaSet",
+        plural: "replicasets",
+        singular: "replicaset",
+        short_names: &["rs"],
+        categories: &["all"],
+        has_status: true,
+        has_scale: true,
+        strategy: Strategy::ReplicaSet,
+        ..BASE
+    },
+    Kind {
+        group: "coordination.k8s.io",
+        kind: "Lease",
+        plural: "leases",
+        singular: "lease",
+        strategy: Strategy::Lease,
+        ..BASE
+    },
+    Kind {
+        group: "discovery.k8s.io",
+        kind: "EndpointSlice",
+        plural: "endpointslices",
+        singular: "endpointslice",
+        strategy: Strategy::EndpointSlice,
+        ..BASE
+    },
+    Kind {
+        group: "events.k8s.io",
+        kind: "Event",
+        plural: "events",
+        singular: "event",
+        short_names: &["ev"],
+        strategy: Strategy::EventsEvent,
+        ..BASE
+    },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "IPAddress",
+        plural: "ipaddresses",
+        singular: "ipaddress",
+        short_names: &["ip"],
+        namespaced: false,
+        strategy: Strategy::IpAddress,
+        ..BASE
+    },
+    Kind {
+        group: "networking.k8s.io",
+        kind: "ServiceCIDR",
+        plural: "servicecidrs",
+        singular: "servicecidr",
+        namespaced: false,
+        has_status: true,
+        strategy: Strategy::ServiceCidr,
+        ..BASE
+    },
+];
+
+/// Every kind, sorted by group and plural.
+pub fn all() -> &'static [Kind] {
+    &KINDS
+}
+
+pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.plural == plural && kind.group == group && kind.version == version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sorted_and_found() {
+        assert!(all().is_sorted_by_key(|kind| (kind.group, kind.plural)));
+        for kind in all() {
+            assert!(std::ptr::eq(find(kind.group, kind.version, kind.plural).unwrap(), kind));
+        }
+    }
+}
