@@ -1,0 +1,87 @@
+//! A server that says who it is and whom it sees.
+//!
+//! Over TCP it sends one line, `<id> <peer address>`, when a connection opens and then echoes what comes. Over UDP it
+//! answers each datagram with that line.
+
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+
+use tokio::io::AsyncWriteExt;
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+
+use crate::Netns;
+
+/// Listens on TCP and UDP until dropped; open connections end then too.
+#[derive(Debug)]
+pub struct Echo {
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Echo {
+    /// Listens on each address, both with TCP and UDP, from the moment this returns.
+    pub fn start(netns: &Netns, id: &str, addresses: &[SocketAddr]) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let (netns, id, addresses) = (netns.clone(), id.to_owned(), addresses.to_vec());
+        let thread = std::thread::spawn(move || {
+            netns.block_on(|| async move {
+                let mut servers = JoinSet::new();
+                for address in addresses {
+                    let tcp = TcpListener::bind(address).await.unwrap_or_else(|e| panic!("listen on {address}: {e}"));
+                    let udp = UdpSocket::bind(address).await.unwrap_or_else(|e| panic!("bind {address}: {e}"));
+                    servers.spawn(serve_tcp(tcp, id.clone()));
+                    servers.spawn(serve_udp(udp, id.clone()));
+                }
+                // The one who waits has gone only if the test is over.
+                let _ = ready.send(());
+                let _ = stopped.await;
+            });
+        });
+        is_ready.recv().expect("an echo server that could bind its addresses");
+        Self { stop: Some(stop), thread: Some(thread) }
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the server's thread has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+async fn serve_tcp(listener: TcpListener, id: String) {
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                if let Ok((stream, peer)) = accepted {
+                    connections.spawn(talk(stream, format!("{id} {peer}\n")));
+                }
+            }
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn talk(mut stream: TcpStream, greeting: String) {
+    // The peer may leave at any moment; there is nobody to tell.
+    let _ = stream.write_all(greeting.as_bytes()).await;
+    let (mut reader, mut writer) = stream.split();
+    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+}
+
+async fn serve_udp(socket: UdpSocket, id: String) {
+    let mut datagram = [0; 2048];
+    loop {
+        // An error here is the answer to an earlier send (connection refused); the socket goes on.
+        if let Ok((_, peer)) = socket.recv_from(&mut datagram).await {
+            let _ = socket.send_to(format!("{id} {peer}\n").as_bytes(), peer).await;
+        }
+    }
+}
