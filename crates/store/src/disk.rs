@@ -1,0 +1,187 @@
+//! Batches of changes <-> one redb file.
+//!
+//! Invariant: a batch is on disk whole, with the revision it ends at, or not at all. After a failed commit the file is
+//! opened afresh before the next one, because redb refuses further work on a database whose I/O failed.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+
+use crate::{Entry, Key, Revision};
+
+const OBJECTS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("objects");
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const REVISION: &str = "revision";
+const FORMAT: &str = "format";
+/// Counts up when the meaning of the tables changes.
+const FORMAT_NOW: u64 = 1;
+/// redb would keep up to a gigabyte; all objects are in memory already.
+const CACHE_BYTES: usize = 4 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("another process has it open")]
+    InUse,
+    #[error("it was written by format {found} of this program, which knows format {FORMAT_NOW}")]
+    Format { found: u64 },
+    #[error("it ended at revision {found} where {expected} was expected")]
+    Diverged { found: Revision, expected: Revision },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Redb(Box<redb::Error>),
+}
+
+impl<E: Into<redb::Error>> From<E> for DiskError
+where
+    E: RedbError,
+{
+    fn from(error: E) -> Self {
+        Self::Redb(Box::new(error.into()))
+    }
+}
+
+/// The error types of redb that convert into `redb::Error`; a marker, so that `From` above stays coherent.
+pub(crate) trait RedbError {}
+impl RedbError for redb::TransactionError {}
+impl RedbError for redb::TableError {}
+impl RedbError for redb::StorageError {}
+impl RedbError for redb::CommitError {}
+impl RedbError for redb::SetDurabilityError {}
+
+/// Where the database's bytes are; tests put a failing device here.
+pub(crate) trait Place: Send + 'static {
+    fn open(&self) -> Result<Database, DatabaseError>;
+}
+
+pub(crate) struct FilePlace(PathBuf);
+
+impl FilePlace {
+    /// Makes the directory and the file, durably, unless they exist.
+    pub(crate) fn prepare(directory: &Path) -> io::Result<Self> {
+        fs::create_dir_all(directory)?;
+        let path = directory.join("store.redb");
+        if !path.exists() {
+            fs::OpenOptions::new().create(true).append(true).open(&path)?;
+            File::open(directory)?.sync_all()?;
+        }
+        Ok(Self(path))
+    }
+}
+
+impl Place for FilePlace {
+    fn open(&self) -> Result<Database, DatabaseError> {
+        Database::builder().set_cache_size(CACHE_BYTES).create(&self.0)
+    }
+}
+
+/// One key's new content: `None` is deleted.
+pub(crate) type Changed = (Key, Option<Entry>);
+
+pub(crate) struct Disk {
+    place: Box<dyn Place>,
+    database: Option<Database>,
+}
+
+impl Disk {
+    pub(crate) fn open(place: Box<dyn Place>) -> Result<Self, DiskError> {
+        let mut disk = Self { place, database: None };
+        disk.database()?;
+        Ok(disk)
+    }
+
+    fn database(&mut self) -> Result<&Database, DiskError> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => {
+                let database = self.place.open().map_err(|error| match error {
+                    DatabaseError::DatabaseAlreadyOpen => DiskError::InUse,
+                    other => DiskError::Redb(Box::new(other.into())),
+                })?;
+                settle(&database)?;
+                database
+            }
+        };
+        Ok(self.database.insert(database))
+    }
+
+    /// Everything that is stored, and the last revision given out.
+    pub(crate) fn load(&mut self) -> Result<(Vec<(Key, Entry)>, Revision), DiskError> {
+        let transaction = self.database()?.begin_read()?;
+        let mut objects = Vec::new();
+        for row in transaction.open_table(OBJECTS)?.iter()? {
+            let (key, value) = row?;
+            let (revision, bytes) = value.value();
+            let entry = Entry { value: Bytes::copy_from_slice(bytes), revision: Revision(revision) };
+            objects.push((Key::from_stored(key.value()), entry));
+        }
+        let revision = stored_revision(&transaction.open_table(META)?)?;
+        Ok((objects, revision))
+    }
+
+    /// Writes `changes`, which take the store from revision `from` to `to`, durably.
+    ///
+    /// # Errors
+    /// Then the batch may or may not be on disk; [`Disk::landed`] tells once the disk works again.
+    pub(crate) fn commit(&mut self, changes: &[Changed], from: Revision, to: Revision) -> Result<(), DiskError> {
+        let done = self.try_commit(changes, from, to);
+        if done.is_err() {
+            self.database = None;
+        }
+        done
+    }
+
+    fn try_commit(&mut self, changes: &[Changed], from: Revision, to: Revision) -> Result<(), DiskError> {
+        let transaction = self.database()?.begin_write()?;
+        {
+            let mut meta = transaction.open_table(META)?;
+            let found = stored_revision(&meta)?;
+            if found != from {
+                return Err(DiskError::Diverged { found, expected: from });
+            }
+            meta.insert(REVISION, to.0)?;
+            let mut objects = transaction.open_table(OBJECTS)?;
+            for (key, entry) in changes {
+                match entry {
+                    Some(entry) => objects.insert(key.as_str(), (entry.revision.0, entry.value.as_ref()))?,
+                    None => objects.remove(key.as_str())?,
+                };
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// The revision that is on disk now.
+    pub(crate) fn landed(&mut self) -> Result<Revision, DiskError> {
+        let transaction = self.database()?.begin_read()?;
+        stored_revision(&transaction.open_table(META)?)
+    }
+}
+
+fn stored_revision(meta: &impl ReadableTable<&'static str, u64>) -> Result<Revision, DiskError> {
+    Ok(meta.get(REVISION)?.map_or(Revision::FIRST, |revision| Revision(revision.value())))
+}
+
+/// Makes the tables of a new file and checks the format of an old one.
+fn settle(database: &Database) -> Result<(), DiskError> {
+    let transaction = database.begin_write()?;
+    let found = {
+        let mut meta = transaction.open_table(META)?;
+        transaction.open_table(OBJECTS)?;
+        let found = meta.get(FORMAT)?.map(|format| format.value());
+        if found.is_none() {
+            meta.insert(FORMAT, FORMAT_NOW)?;
+        }
+        found
+    };
+    match found {
+        None => transaction.commit()?,
+        Some(FORMAT_NOW) => transaction.abort()?,
+        Some(found) => return Err(DiskError::Format { found }),
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! The recent changes of each resource, which watches read at their own pace.
+//!
+//! One lane a resource, so that a busy resource neither wakes the watches of a quiet one nor pushes its history out.
+//! Invariant: a lane holds every change of its resource after its floor.
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::watch;
+
+use crate::{Entry, Key, Limits, Revision};
+
+/// The asked-for revision is no longer in the history; list again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("revision {requested} is too old; the history begins after {oldest}")]
+pub struct Expired {
+    pub requested: Revision,
+    pub oldest: Revision,
+}
+
+/// One change of one key. `new` is `None` when it was deleted, `old` when it was absent before.
+pub struct Event {
+    pub key: Key,
+    pub revision: Revision,
+    pub new: Option<Entry>,
+    pub old: Option<Entry>,
+    memo: OnceLock<Box<dyn Any + Send + Sync>>,
+}
+
+impl Event {
+    pub(crate) fn new(key: Key, revision: Revision, new: Option<Entry>, old: Option<Entry>) -> Self {
+        Self { key, revision, new, old, memo: OnceLock::new() }
+    }
+
+    /// What `derive` makes of this event: made once, shared by all watches, and gone with the event. `None` if it was
+    /// asked for as another type before.
+    pub fn memo<T: Any + Send + Sync>(&self, derive: impl FnOnce() -> T) -> Option<&T> {
+        self.memo.get_or_init(|| Box::new(derive())).downcast_ref()
+    }
+
+    fn bytes(&self) -> usize {
+        let size = |entry: &Option<Entry>| entry.as_ref().map_or(0, |entry| entry.value.len());
+        size(&self.new) + size(&self.old)
+    }
+}
+
+pub(crate) struct Lane {
+    events: VecDeque<Arc<Event>>,
+    bytes: usize,
+    floor: Revision,
+    wake: watch::Sender<()>,
+}
+
+impl Lane {
+    pub(crate) fn new(floor: Revision) -> Self {
+        Self { events: VecDeque::new(), bytes: 0, floor, wake: watch::Sender::new(()) }
+    }
+
+    pub(crate) fn push(&mut self, event: Arc<Event>, limits: &Limits) {
+        self.bytes += event.bytes();
+        self.events.push_back(event);
+        while self.events.len() > limits.history_events || self.bytes > limits.history_bytes {
+            let Some(forgotten) = self.events.pop_front() else { break };
+            self.bytes -= forgotten.bytes();
+            self.floor = forgotten.revision;
+        }
+    }
+
+    pub(crate) fn wake(&self) {
+        self.wake.send_replace(());
+    }
+
+    pub(crate) fn listen(&self) -> watch::Receiver<()> {
+        self.wake.subscribe()
+    }
+
+    /// Every change after `revision`, oldest first.
+    pub(crate) fn after(
+        &self,
+        revision: Revision,
+    ) -> Result<impl DoubleEndedIterator<Item = &Arc<Event>> + ExactSizeIterator, Expired> {
+        if revision < self.floor {
+            return Err(Expired { requested: revision, oldest: self.floor });
+        }
+        let start = self.events.partition_point(|event| event.revision <= revision);
+        Ok(self.events.range(start..))
+    }
+}

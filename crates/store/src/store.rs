@@ -1,0 +1,278 @@
+//! The store itself: what is in memory, and the door to it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::disk::{Disk, DiskError, FilePlace, Place};
+use crate::history::Lane;
+use crate::writer::{Request, Writer};
+use crate::{Event, Expired, Key, Prefix, Transaction, Watch, WriteError};
+
+/// Counts changes. Never 0, and never given out twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Revision(pub u64);
+
+impl Revision {
+    /// Of an empty store.
+    pub const FIRST: Self = Self(1);
+
+    pub(crate) fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A value and the revision of the change that stored it. Cheap to clone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    pub value: Bytes,
+    pub revision: Revision,
+}
+
+/// How much history each resource keeps, whichever is reached first.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub history_events: usize,
+    pub history_bytes: usize,
+    /// Transactions that may wait for the disk; more make their writers wait to queue.
+    pub queue: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { history_events: 8192, history_bytes: 8 << 20, queue: 1024 }
+    }
+}
+
+/// Which part of a list is wanted.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// As things were then; `None` is now.
+    pub at: Option<Revision>,
+    /// Begin after this key.
+    pub after: Option<Key>,
+    pub limit: Option<usize>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    /// In the order of their keys.
+    pub entries: Vec<(Key, Entry)>,
+    pub revision: Revision,
+    /// How many more there are after these.
+    pub remaining: usize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open the store in {directory}")]
+pub struct OpenError {
+    pub directory: PathBuf,
+    #[source]
+    source: DiskError,
+}
+
+impl OpenError {
+    /// Whether somebody else has the store open.
+    pub fn is_in_use(&self) -> bool {
+        matches!(self.source, DiskError::InUse)
+    }
+}
+
+pub(crate) struct State {
+    pub(crate) objects: BTreeMap<Key, Entry>,
+    pub(crate) lanes: HashMap<String, Lane>,
+    pub(crate) revision: Revision,
+    /// There is no history from before it.
+    opened: Revision,
+}
+
+impl State {
+    fn lane(&mut self, resource: &str) -> &mut Lane {
+        self.lanes.entry(resource.to_owned()).or_insert_with(|| Lane::new(self.opened))
+    }
+
+    pub(crate) fn apply(&mut self, event: Event, limits: &Limits) {
+        match &event.new {
+            Some(entry) => self.objects.insert(event.key.clone(), entry.clone()),
+            None => self.objects.remove(&event.key),
+        };
+        let event = Arc::new(event);
+        self.lane(event.key.resource()).push(event.clone(), limits);
+    }
+
+    fn range(&self, prefix: &Prefix, after: Option<&Key>) -> impl Iterator<Item = (&Key, &Entry)> {
+        let first = Key::from_stored(prefix.as_str());
+        let start = match after {
+            Some(after) if *after >= first => Bound::Excluded(after.clone()),
+            _ => Bound::Included(first),
+        };
+        self.objects.range((start, Bound::Unbounded)).take_while(|(key, _)| prefix.contains(key))
+    }
+
+    /// The range as it was at `revision`: as it is now, with every later change taken back.
+    fn range_at(
+        &self,
+        prefix: &Prefix,
+        after: Option<&Key>,
+        revision: Revision,
+    ) -> Result<BTreeMap<Key, Entry>, Expired> {
+        let mut objects: BTreeMap<_, _> =
+            self.range(prefix, after).map(|(key, entry)| (key.clone(), entry.clone())).collect();
+        let Some(lane) = self.lanes.get(prefix.of_resource()) else {
+            // Nothing of this resource has changed since the store was opened.
+            return if revision < self.opened {
+                Err(Expired { requested: revision, oldest: self.opened })
+            } else {
+                Ok(objects)
+            };
+        };
+        for event in lane.after(revision)?.rev() {
+            if !prefix.contains(&event.key) || after.is_some_and(|after| event.key <= *after) {
+                continue;
+            }
+            match &event.old {
+                Some(old) => objects.insert(event.key.clone(), old.clone()),
+                None => objects.remove(&event.key),
+            };
+        }
+        Ok(objects)
+    }
+}
+
+pub(crate) struct Shared {
+    state: RwLock<State>,
+    pub(crate) limits: Limits,
+    pub(crate) revision: watch::Sender<Revision>,
+}
+
+impl Shared {
+    // A poisoned lock means that a reader panicked, or the writer did between two assignments that cannot panic.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Door {
+    shared: Arc<Shared>,
+    queue: Mutex<Option<mpsc::Sender<Request>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Cheap to clone; all clones are the same store.
+#[derive(Clone)]
+pub struct Store(Arc<Door>);
+
+impl Store {
+    /// Opens the store in `directory`, which is made if it does not exist.
+    ///
+    /// # Errors
+    /// When another process (or this one) has it open, or the file cannot be read or made sense of.
+    pub fn open(directory: &Path, limits: Limits) -> Result<Self, OpenError> {
+        let failed = |source| OpenError { directory: directory.to_owned(), source };
+        let place = FilePlace::prepare(directory).map_err(|error| failed(error.into()))?;
+        Self::open_place(Box::new(place), limits).map_err(failed)
+    }
+
+    pub(crate) fn open_place(place: Box<dyn Place>, limits: Limits) -> Result<Self, DiskError> {
+        let mut disk = Disk::open(place)?;
+        let (objects, revision) = disk.load()?;
+        let state = State { objects: objects.into_iter().collect(), lanes: HashMap::new(), revision, opened: revision };
+        let shared = Arc::new(Shared { state: RwLock::new(state), limits, revision: watch::Sender::new(revision) });
+        let (queue, requests) = mpsc::channel(limits.queue);
+        let writer = Writer::new(disk, shared.clone());
+        let writer = std::thread::Builder::new().name("store-writer".into()).spawn(|| writer.run(requests))?;
+        Ok(Self(Arc::new(Door { shared, queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) })))
+    }
+
+    /// Of the last change that is visible.
+    pub fn revision(&self) -> Revision {
+        self.0.shared.read().revision
+    }
+
+    /// The entry and the revision at which it was read.
+    pub fn get(&self, key: &Key) -> (Option<Entry>, Revision) {
+        let state = self.0.shared.read();
+        (state.objects.get(key).cloned(), state.revision)
+    }
+
+    /// # Errors
+    /// When `page.at` is older than the history.
+    pub fn list(&self, prefix: &Prefix, page: &Page) -> Result<List, Expired> {
+        let state = self.0.shared.read();
+        let limit = page.limit.unwrap_or(usize::MAX);
+        let revision = page.at.map_or(state.revision, |at| at.min(state.revision));
+        let (entries, total) = if revision == state.revision {
+            let mut range = state.range(prefix, page.after.as_ref());
+            let entries: Vec<_> = range.by_ref().take(limit).map(|(key, entry)| (key.clone(), entry.clone())).collect();
+            let total = entries.len() + range.count();
+            (entries, total)
+        } else {
+            let objects = state.range_at(prefix, page.after.as_ref(), revision)?;
+            let total = objects.len();
+            (objects.into_iter().take(limit).collect(), total)
+        };
+        let remaining = total - entries.len();
+        Ok(List { entries, revision, remaining })
+    }
+
+    /// How many keys there are under `prefix`.
+    pub fn count(&self, prefix: &Prefix) -> usize {
+        self.0.shared.read().range(prefix, None).count()
+    }
+
+    /// Returns when the transaction is on disk and visible: for each operation the entry that was put, deleted or checked.
+    /// Dropping the future does not take the transaction back.
+    ///
+    /// # Errors
+    /// `Conflict` when an expectation does not hold. After `Disk` the transaction has not happened, unless the disk
+    /// failed at the very end; then it is seen when the disk works again.
+    pub async fn write(&self, transaction: Transaction) -> Result<Vec<Option<Entry>>, WriteError> {
+        let queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or(WriteError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        queue.send(Request { transaction, answer }).await.map_err(|_| WriteError::Closed)?;
+        answered.await.map_err(|_| WriteError::Closed)?
+    }
+
+    /// A watch of every change under `prefix` after `from`, which may be in the future.
+    ///
+    /// # Errors
+    /// When `from` is older than the history.
+    pub fn watch(&self, prefix: Prefix, from: Revision) -> Result<Watch, Expired> {
+        let mut state = self.0.shared.write();
+        let lane = state.lane(prefix.of_resource());
+        let _ = lane.after(from)?;
+        let wake = lane.listen();
+        Ok(Watch { shared: self.0.shared.clone(), prefix, place: from, wake })
+    }
+
+    /// Returns once `revision` is visible.
+    pub async fn reached(&self, revision: Revision) {
+        let mut now = self.0.shared.revision.subscribe();
+        // The sender lives as long as `self`.
+        let _ = now.wait_for(|now| *now >= revision).await;
+    }
+
+    /// Finishes what is queued and lets go of the file. Later writes are refused; reads go on. Blocks.
+    pub fn close(&self) {
+        drop(self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).take());
+        if let Some(writer) = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = writer.join();
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! Queued transactions -> one commit a time, as many as are waiting together.
+//!
+//! The one thread that changes anything. It decides each transaction against what is stored plus what the same batch
+//! already changed, commits the batch with one flush, then makes it visible, then answers.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::disk::{Changed, Disk, DiskError};
+use crate::history::Event;
+use crate::store::{Shared, State};
+use crate::{Entry, Key, Op, Revision, Transaction, WriteError};
+
+/// A batch ends at this many transactions, or at this many bytes.
+const BATCH: usize = 512;
+const BATCH_BYTES: usize = 8 << 20;
+
+pub(crate) type Answer = Result<Vec<Option<Entry>>, WriteError>;
+
+pub(crate) struct Request {
+    pub(crate) transaction: Transaction,
+    pub(crate) answer: oneshot::Sender<Answer>,
+}
+
+struct Batch {
+    from: Revision,
+    to: Revision,
+    events: Vec<Event>,
+    /// Where in `events` each key last changed.
+    latest: HashMap<Key, usize>,
+    bytes: usize,
+}
+
+impl Batch {
+    fn new(from: Revision) -> Self {
+        Self { from, to: from, events: Vec::new(), latest: HashMap::new(), bytes: 0 }
+    }
+
+    fn find(&self, state: &State, key: &Key) -> Option<Entry> {
+        match self.latest.get(key) {
+            Some(at) => self.events[*at].new.clone(),
+            None => state.objects.get(key).cloned(),
+        }
+    }
+
+    /// Decides one transaction, and takes its changes in if it can happen. The answer holds for when the batch is on disk.
+    fn admit(&mut self, state: &State, transaction: &Transaction) -> Answer {
+        for (op, wanted) in transaction.ops.iter().enumerate() {
+            let found = self.find(state, wanted.key());
+            if !wanted.expect().holds(found.as_ref()) {
+                return Err(WriteError::Conflict { op, key: wanted.key().clone(), found });
+            }
+        }
+        Ok(transaction.ops.iter().map(|op| self.apply(state, op)).collect())
+    }
+
+    /// The entry that was put, deleted or checked.
+    fn apply(&mut self, state: &State, op: &Op) -> Option<Entry> {
+        let old = self.find(state, op.key());
+        match op {
+            Op::Check { .. } => old,
+            Op::Delete { key, .. } => {
+                old.as_ref()?;
+                self.record(key, None, old.clone());
+                old
+            }
+            Op::Put { key, value, .. } => {
+                let revision = self.to.next();
+                let new = Some(Entry { value: value.stamped(revision), revision });
+                self.record(key, new.clone(), old);
+                new
+            }
+        }
+    }
+
+    fn record(&mut self, key: &Key, new: Option<Entry>, old: Option<Entry>) {
+        self.to = self.to.next();
+        self.bytes += new.as_ref().map_or(0, |entry: &Entry| Bytes::len(&entry.value));
+        self.latest.insert(key.clone(), self.events.len());
+        self.events.push(Event::new(key.clone(), self.to, new, old));
+    }
+
+    fn changes(&self) -> Vec<Changed> {
+        // In the order of their keys, so that the B-tree is walked once.
+        let mut latest: Vec<_> = self.latest.iter().collect();
+        latest.sort();
+        latest.into_iter().map(|(key, at)| (key.clone(), self.events[*at].new.clone())).collect()
+    }
+}
+
+pub(crate) struct Writer {
+    pub(crate) disk: Disk,
+    pub(crate) shared: Arc<Shared>,
+    /// A batch whose commit failed half-way, so that nobody knows yet whether it is on disk.
+    doubtful: Option<Batch>,
+}
+
+impl Writer {
+    pub(crate) fn new(disk: Disk, shared: Arc<Shared>) -> Self {
+        Self { disk, shared, doubtful: None }
+    }
+
+    /// Works until every sender is gone.
+    pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
+        while let Some(first) = queue.blocking_recv() {
+            if let Err(error) = self.resolve_doubt() {
+                let _ = first.answer.send(Err(WriteError::Disk(Arc::new(error))));
+                continue;
+            }
+            let (batch, answers) = self.collect(first, &mut queue);
+            self.finish(batch, answers);
+        }
+    }
+
+    fn collect(
+        &self,
+        first: Request,
+        queue: &mut mpsc::Receiver<Request>,
+    ) -> (Batch, Vec<(oneshot::Sender<Answer>, Answer)>) {
+        let state = self.shared.read();
+        let mut batch = Batch::new(state.revision);
+        let mut answers = Vec::new();
+        let mut next = Some(first);
+        while let Some(Request { transaction, answer }) = next {
+            answers.push((answer, batch.admit(&state, &transaction)));
+            if answers.len() == BATCH || batch.bytes > BATCH_BYTES {
+                break;
+            }
+            next = queue.try_recv().ok();
+        }
+        (batch, answers)
+    }
+
+    fn finish(&mut self, batch: Batch, answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
+        let done = if batch.events.is_empty() {
+            Ok(())
+        } else {
+            self.disk.commit(&batch.changes(), batch.from, batch.to).map_err(Arc::new)
+        };
+        match done {
+            Ok(()) => {
+                self.publish(batch);
+                for (asker, answer) in answers {
+                    let _ = asker.send(answer);
+                }
+            }
+            Err(error) => {
+                self.doubtful = Some(batch);
+                for (asker, _) in answers {
+                    let _ = asker.send(Err(WriteError::Disk(error.clone())));
+                }
+            }
+        }
+    }
+
+    /// A batch that failed may have reached the disk all the same; then it has happened, and readers must see it.
+    fn resolve_doubt(&mut self) -> Result<(), DiskError> {
+        let Some(batch) = self.doubtful.take() else { return Ok(()) };
+        match self.disk.landed() {
+            Ok(landed) if landed == batch.from => Ok(()),
+            Ok(landed) if landed == batch.to => {
+                self.publish(batch);
+                Ok(())
+            }
+            Ok(found) => {
+                let expected = batch.from;
+                self.doubtful = Some(batch);
+                Err(DiskError::Diverged { found, expected })
+            }
+            Err(error) => {
+                self.doubtful = Some(batch);
+                Err(error)
+            }
+        }
+    }
+
+    fn publish(&self, batch: Batch) {
+        if batch.events.is_empty() {
+            return;
+        }
+        let mut state = self.shared.write();
+        state.revision = batch.to;
+        let mut woken: Vec<String> = Vec::new();
+        for event in batch.events {
+            let resource = event.key.resource();
+            if !woken.iter().any(|lane| lane == resource) {
+                woken.push(resource.to_owned());
+            }
+            state.apply(event, &self.shared.limits);
+        }
+        for lane in woken {
+            if let Some(lane) = state.lanes.get(&lane) {
+                lane.wake();
+            }
+        }
+        self.shared.revision.send_replace(batch.to);
+    }
+}
