@@ -1,1 +1,96 @@
-fn main() {}
+//! The `portolan` binary: which command does what. Everything it can do stands in a module or crate of its own.
+
+mod agent;
+mod clean;
+mod demo;
+mod explain;
+mod images;
+mod node;
+mod node_init;
+mod service_plane;
+mod up;
+mod workload;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Kubernetes Services, whole, in one binary
+#[derive(Debug, Parser)]
+#[command(version, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a whole cluster on this machine, in the foreground
+    Up(up::Arguments),
+    /// Show what Services do, with real pods, real traffic and a node that dies
+    Demo(demo::Arguments),
+    /// Say where a Service's addresses lead right now, and if it does not work, why
+    Explain(explain::Arguments),
+    /// Switch the nodes of a running cluster on and off
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Bring images to the nodes
+    #[command(subcommand)]
+    Image(images::Command),
+    /// Remove what a cluster that was killed left on this machine
+    Clean,
+    /// Be a node: run pods, and forward and discover Services
+    Agent(agent::Arguments),
+    #[command(hide = true)]
+    NodeInit(node_init::Arguments),
+    #[command(hide = true)]
+    Workload(workload::Arguments),
+}
+
+fn main() -> ExitCode {
+    // A pod's shim and its containers' first steps are this binary under another name; they never come back from here.
+    portolan_node::try_reexec();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("portolan: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        Command::NodeInit(arguments) => node_init::run(&arguments)?,
+        Command::Node(command) => node::run(command)?,
+        Command::Image(command) => images::run(command)?,
+        Command::Workload(arguments) => return workload::run(arguments),
+        command => {
+            // Fails only if a provider is installed already, which nothing before this line does.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            // Two threads: the control plane or an agent is mostly waiting, and memory counts.
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+            return runtime.block_on(async {
+                match command {
+                    Command::Up(arguments) => up::run(arguments).await?,
+                    Command::Clean => clean::run().await?,
+                    Command::Agent(arguments) => agent::run(arguments).await?,
+                    Command::Demo(arguments) => return demo::run(arguments).await,
+                    Command::Explain(arguments) => return explain::run(arguments).await,
+                    Command::NodeInit(_) | Command::Node(_) | Command::Image(_) | Command::Workload(_) => {
+                        unreachable!("handled without a runtime above")
+                    }
+                }
+                Ok(ExitCode::SUCCESS)
+            });
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,122 @@
+//! `portolan agent`: what a machine runs to be a node. Pods, and everything Services need on a node.
+//!
+//! Invariants: it talks to the Kubernetes API and to its own kernel, and to nothing else; it may be killed and started
+//! again at any moment without a pod, a connection or a rule noticing. SIGTERM stops it and leaves pods running; SIGPWR
+//! says that the machine is going down, and ends them first.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::service_plane;
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// The agent's configuration, a JSON file
+    #[arg(long)]
+    config: PathBuf,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Config {
+    pub(crate) node_name: String,
+    pub(crate) node_address: IpAddr,
+    /// The link to the other nodes.
+    pub(crate) uplink: String,
+    pub(crate) kubeconfig: PathBuf,
+    /// The agent's own; it outlives the agent.
+    pub(crate) state_dir: PathBuf,
+    pub(crate) image_dir: PathBuf,
+    /// Relative to the root of each cgroup hierarchy, with a leading slash.
+    pub(crate) cgroup_parent: String,
+    pub(crate) cluster_dns: Vec<IpAddr>,
+    pub(crate) cluster_domain: String,
+    /// Sources within these are pods: they keep their address on the way to a Service.
+    pub(crate) pod_cidrs: Vec<IpNet>,
+    /// Who answers for names outside the cluster.
+    pub(crate) dns_upstreams: Vec<SocketAddr>,
+    /// Where the API server fetches logs.
+    pub(crate) kubelet_port: u16,
+    pub(crate) serving_certificate_pem: String,
+    pub(crate) serving_key_pem: String,
+    pub(crate) ca_pem: String,
+}
+
+impl Config {
+    fn read(path: &PathBuf) -> Result<Self> {
+        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("{} is no agent configuration", path.display()))
+    }
+}
+
+/// Why the agent ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// Replaced or upgraded: pods go on.
+    Agent,
+    /// The machine goes down.
+    Node,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    let config = Config::read(&arguments.config)?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut power = signal(SignalKind::from_raw(nix::libc::SIGPWR))?;
+    let client = portolan_client::connect(&config.kubeconfig).await?;
+    let shutdown = CancellationToken::new();
+    let (alive_sender, alive) = watch::channel(false);
+    let mut parts = JoinSet::new();
+    let pods = portolan_node::AgentConfig {
+        node_name: config.node_name.clone(),
+        state_dir: config.state_dir.clone(),
+        image_dir: config.image_dir.clone(),
+        node_ip: config.node_address,
+        uplink: config.uplink.clone(),
+        cluster_dns: config.cluster_dns.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        cgroup_parent: config.cgroup_parent.clone(),
+        kubelet_listen: (Ipv4Addr::UNSPECIFIED, config.kubelet_port).into(),
+        serving_certificate_pem: config.serving_certificate_pem.clone(),
+        serving_key_pem: config.serving_key_pem.clone(),
+        ca_pem: config.ca_pem.clone(),
+    };
+    let plane = service_plane::Config {
+        node_name: config.node_name.clone(),
+        node_address: config.node_address,
+        uplink: config.uplink.clone(),
+        pod_cidrs: config.pod_cidrs.clone(),
+        cluster_domain: config.cluster_domain.clone(),
+        dns_upstreams: config.dns_upstreams.clone(),
+    };
+    {
+        let (client, pods, shutdown) = (client.clone(), pods.clone(), shutdown.clone());
+        parts.spawn(async move {
+            portolan_node::run(client, pods, alive_sender, shutdown).await.context("cannot go on running pods")
+        });
+    }
+    parts.spawn(service_plane::run(client, plane, alive, shutdown.clone()));
+    let end = tokio::select! {
+        _ = terminate.recv() => End::Agent,
+        _ = power.recv() => End::Node,
+        Some(ended) = parts.join_next() => {
+            ended??;
+            anyhow::bail!("a part of the agent ended by itself");
+        }
+    };
+    if end == End::Node {
+        portolan_node::shut_down(&pods).await.context("cannot end this node's pods")?;
+    }
+    shutdown.cancel();
+    while let Some(ended) = parts.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
