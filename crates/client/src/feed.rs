@@ -47,12 +47,11 @@ impl Feed {
 
 /// The feed and the future that drives it until dropped.
 ///
-/// Services and slices labelled `service.kubernetes.io/headless` are left out, as proxies must; a Service of another
-/// proxy is told with `foreign_proxy` set, because DNS answers for it all the same.
+/// Nothing is left out: what a proxy must not forward (headless, or another proxy's) the Service says of itself, because
+/// DNS answers for it all the same, and needs the slices that carry the label `service.kubernetes.io/headless`.
 pub fn service_feed(client: &Client) -> (Feed, impl Future<Output = ()> + Send + 'static) {
-    let not_headless = || watcher::Config::default().labels(&format!("!{}", translate::HEADLESS_LABEL));
-    let (services, drive_services) = Cache::<Service>::new(Api::all(client.clone()), not_headless());
-    let (slices, drive_slices) = Cache::<EndpointSlice>::new(Api::all(client.clone()), not_headless());
+    let (services, drive_services) = Cache::<Service>::new(Api::all(client.clone()), watcher::Config::default());
+    let (slices, drive_slices) = Cache::<EndpointSlice>::new(Api::all(client.clone()), watcher::Config::default());
     let (nodes, drive_nodes) = Cache::<Node>::new(Api::all(client.clone()), watcher::Config::default());
     let (cidrs, drive_cidrs) = Cache::<ServiceCIDR>::new(Api::all(client.clone()), watcher::Config::default());
     let (sender, items) = mpsc::unbounded_channel();

@@ -21,7 +21,7 @@ use crate::{
 pub const SERVICE_NAME_LABEL: &str = "kubernetes.io/service-name";
 /// A Service carrying this label is forwarded by the proxy it names and by no other.
 pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
-/// Objects carrying this label are not for proxies at all.
+/// A Service carrying this label is not for proxies at all; the slices of headless Services carry it too.
 pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
 
 const DEFAULT_AFFINITY_SECONDS: u64 = 10_800;
@@ -175,7 +175,8 @@ pub fn service(object: &core::Service) -> Option<(Service, Vec<Diagnostic>)> {
             _ => None,
         },
         selector: if addressed { spec.selector.clone().unwrap_or_default() } else { BTreeMap::new() },
-        foreign_proxy: labels.is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME_LABEL)),
+        foreign_proxy: labels
+            .is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL)),
         service_type,
     };
     Some((service, reader.diagnostics))

@@ -121,7 +121,8 @@ pub struct Service {
     pub traffic_distribution: Option<TrafficDistribution>,
     /// Empty for a Service whose endpoints are written by hand.
     pub selector: BTreeMap<String, String>,
-    /// Labelled `service.kubernetes.io/service-proxy-name`: another proxy's to forward. DNS still answers for it.
+    /// Labelled `service.kubernetes.io/service-proxy-name` or `service.kubernetes.io/headless`: not ours to forward. DNS
+    /// still answers for it.
     pub foreign_proxy: bool,
 }
 
