@@ -3,7 +3,8 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::{FieldError, Status, UnsupportedField, catalog::Strategy};
+use crate::catalog::Strategy;
+use crate::{FieldError, Status, UnsupportedField, decode, defaults, prepare};
 
 /// A kind of object that is stored and served.
 #[derive(Debug)]
@@ -60,26 +61,60 @@ impl Kind {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
+    /// The table's name of the type, such as `core.v1.Pod`.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self.strategy {
+            Strategy::ConfigMap => "core.v1.ConfigMap",
+            Strategy::Deployment => "apps.v1.Deployment",
+            Strategy::EndpointSlice => "discovery.v1.EndpointSlice",
+            Strategy::Endpoints => "core.v1.Endpoints",
+            Strategy::Event => "core.v1.Event",
+            Strategy::EventsEvent => "events.v1.Event",
+            Strategy::IpAddress => "networking.v1.IPAddress",
+            Strategy::Lease => "coordination.v1.Lease",
+            Strategy::Namespace => "core.v1.Namespace",
+            Strategy::Node => "core.v1.Node",
+            Strategy::Pod => "core.v1.Pod",
+            Strategy::ReplicaSet => "apps.v1.ReplicaSet",
+            Strategy::Secret => "core.v1.Secret",
+            Strategy::Service => "core.v1.Service",
+            Strategy::ServiceAccount => "core.v1.ServiceAccount",
+            Strategy::ServiceCidr => "networking.v1.ServiceCIDR",
+        }
+    }
+
+    /// Whether an update may leave out the resourceVersion.
+    pub fn allows_unconditional_update(&self) -> bool {
+        !matches!(self.strategy, Strategy::Lease | Strategy::ServiceCidr)
+    }
+
+    /// Whether a PUT of an absent object makes it.
+    pub fn allows_create_on_update(&self) -> bool {
+        matches!(
+            self.strategy,
+            Strategy::Endpoints | Strategy::Event | Strategy::EventsEvent | Strategy::Lease | Strategy::Service
+        )
+    }
+
     /// Checks types and unknown fields of a decoded JSON body and drops nulls and unknown fields; sets nothing.
     /// Returns the object and the warnings, such as `unknown field "spec.foo"`.
     pub fn decode(&self, body: Value, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {
-        let _ = validation;
-        Ok((body, Vec::new()))
+        decode::decode(self, body, validation)
     }
 
     /// Fills in what the client left out. Idempotent.
     pub fn default(&self, object: &mut Value) {
-        let _ = object;
+        defaults::default(self.strategy, object);
     }
 
     /// Clears what a client may not set at creation (status), and sets the first generation.
     pub fn prepare_create(&self, object: &mut Value) {
-        let _ = object;
+        prepare::create(self.strategy, self.has_status, object);
     }
 
     /// Keeps what this way of updating may not touch, and raises the generation when the spec changed.
     pub fn prepare_update(&self, new: &mut Value, old: &Value, sub: Subresource) {
-        let _ = (new, old, sub);
+        prepare::update(self.strategy, self.has_status, new, old, sub);
     }
 
     pub fn validate_create(&self, object: &Value) -> Vec<FieldError> {

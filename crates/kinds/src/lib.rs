@@ -9,11 +9,19 @@
 #![forbid(unsafe_code)]
 
 mod catalog;
+mod decode;
+mod defaults;
 mod fields;
 mod kind;
+mod look;
 pub mod names;
 pub mod openapi;
 pub mod patch;
+mod prepare;
+mod qos;
+mod quantity;
+mod schema;
+mod service;
 mod status;
 
 pub use catalog::{all, find};

@@ -1,0 +1,540 @@
+//! Turns the JSON a client sent into an object with known fields of the right types, in the form Kubernetes keeps it.
+//!
+//! Invariant: what comes out has no nulls, no unknown fields and no empty optional fields, so that equal objects are
+//! equal values and a no-op update can be seen. Works in place and allocates only for errors.
+//!
+//! Deliberately not here: duplicate keys (the JSON reader keeps the last), and what is required (validation says).
+
+use serde_json::Value;
+
+use crate::look::Path;
+use crate::quantity::{BAD_QUANTITY, Quantity};
+use crate::schema::{Field, Scalar, Shape, Table, Type, table};
+use crate::{FieldValidation, Kind, Status};
+
+/// At most this many unknown fields are named.
+const MAX_WARNINGS: usize = 100;
+
+pub(crate) fn decode(
+    kind: &Kind,
+    mut body: Value,
+    validation: FieldValidation,
+) -> Result<(Value, Vec<String>), Status> {
+    let sent_kind = header(kind, &mut body)?;
+    let mut unknown = Vec::new();
+    check(kind.type_name(), &mut body, validation, &mut unknown).map_err(|why| {
+        Status::bad_request(format!(
+            "{sent_kind} in version \"{}\" cannot be handled as a {}: {why}",
+            kind.version, kind.kind
+        ))
+    })?;
+    if validation == FieldValidation::Strict && !unknown.is_empty() {
+        return Err(Status::bad_request(format!(
+            "{sent_kind} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
+            kind.version,
+            kind.kind,
+            unknown.join(", ")
+        )));
+    }
+    Ok((body, unknown))
+}
+
+/// Checks a body of a type that is not stored, such as `meta.v1.DeleteOptions`. The error is the message's tail.
+pub(crate) fn check(
+    type_name: &str,
+    body: &mut Value,
+    validation: FieldValidation,
+    unknown: &mut Vec<String>,
+) -> Result<(), String> {
+    let table = table();
+    let Some(schema) = table.find(type_name) else { return Err(format!("no kind \"{type_name}\" is registered")) };
+    let mut walk = Walk { table, unknown, count: validation != FieldValidation::Ignore };
+    walk.object(schema, body, &Path::Root, None)
+}
+
+/// Checks and completes `apiVersion` and `kind`.
+fn header(kind: &Kind, body: &mut Value) -> Result<String, Status> {
+    let Value::Object(map) = body else {
+        return Err(Status::bad_request(format!(
+            "the object provided is unrecognized (must be of type {}): couldn't get version/kind; json parse error: \
+             json: cannot unmarshal {} into Go value of type struct {{ APIVersion string \
+             \"json:\\\"apiVersion,omitempty\\\"\"; Kind string \"json:\\\"kind,omitempty\\\"\" }}",
+            kind.kind,
+            json_name(body)
+        )));
+    };
+    let expected = kind.api_version();
+    let version = map.get("apiVersion").and_then(Value::as_str).unwrap_or_default();
+    if !version.is_empty() && version != expected {
+        return Err(Status::bad_request(format!(
+            "the API version in the data ({version}) does not match the expected API version ({expected})"
+        )));
+    }
+    let sent = map.get("kind").and_then(Value::as_str).unwrap_or_default();
+    let sent = if sent.is_empty() { kind.kind.to_owned() } else { sent.to_owned() };
+    if sent != kind.kind {
+        return Err(Status::bad_request(format!(
+            "{sent} in version \"{}\" cannot be handled as a {}: no kind \"{sent}\" is registered for the resource",
+            kind.version, kind.kind
+        )));
+    }
+    if version.is_empty() && map.get("apiVersion").is_none_or(|v| v.is_string() || v.is_null()) {
+        map.insert("apiVersion".into(), expected.into());
+    }
+    if map.get("kind").is_none_or(|v| v.is_null() || v.as_str() == Some("")) {
+        map.insert("kind".into(), kind.kind.into());
+    }
+    Ok(sent)
+}
+
+/// The Go struct and field that a type error names.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    owner: &'a Type,
+    field: &'a Field,
+}
+
+struct Walk<'a> {
+    table: &'static Table,
+    unknown: &'a mut Vec<String>,
+    count: bool,
+}
+
+impl Walk<'_> {
+    fn object(
+        &mut self,
+        schema: &'static Type,
+        value: &mut Value,
+        path: &Path<'_>,
+        place: Option<Place<'_>>,
+    ) -> Result<(), String> {
+        let Value::Object(map) = value else {
+            return Err(type_error(json_name(value), path, place, schema.go_name()));
+        };
+        let mut failed = None;
+        map.retain(|name, value| {
+            if failed.is_some() {
+                return true;
+            }
+            let here = path.field(name);
+            let Some(field) = schema.field(name) else {
+                if self.count && self.unknown.len() < MAX_WARNINGS {
+                    self.unknown.push(format!("unknown field \"{here}\""));
+                }
+                return false;
+            };
+            if value.is_null() {
+                return false;
+            }
+            if let Err(error) = self.value(&field.shape, value, &here, Place { owner: schema, field }) {
+                failed = Some(error);
+                return true;
+            }
+            field.always || !is_empty(field, value)
+        });
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn value(
+        &mut self,
+        shape: &'static Shape,
+        value: &mut Value,
+        path: &Path<'_>,
+        place: Place<'_>,
+    ) -> Result<(), String> {
+        match shape {
+            Shape::Object(index) => self.object(&self.table.types[*index], value, path, Some(place)),
+            Shape::List(item) => {
+                let Value::Array(items) = value else {
+                    return Err(type_error(json_name(value), path, Some(place), &go_type(shape, place.field)));
+                };
+                for (index, element) in items.iter_mut().enumerate() {
+                    if element.is_null() {
+                        // As Go: a null item is the empty one.
+                        *element = empty_of(item);
+                    }
+                    self.value(item, element, &path.index(index), place)?;
+                }
+                Ok(())
+            }
+            Shape::Map(item) => {
+                let Value::Object(map) = value else {
+                    return Err(type_error(json_name(value), path, Some(place), &go_type(shape, place.field)));
+                };
+                for (key, element) in map.iter_mut() {
+                    if element.is_null() {
+                        *element = empty_of(item);
+                    }
+                    self.value(item, element, &path.key(key), place)?;
+                }
+                Ok(())
+            }
+            Shape::Scalar(scalar) => {
+                scalar_value(*scalar, value, path, place, matches!(place.field.shape, Shape::Scalar(_)))
+            }
+        }
+    }
+}
+
+fn scalar_value(
+    scalar: Scalar,
+    value: &mut Value,
+    path: &Path<'_>,
+    place: Place<'_>,
+    direct: bool,
+) -> Result<(), String> {
+    let wrong = |value: &Value, basic: &str| {
+        let go = if direct { place.field.go.unwrap_or(basic) } else { basic };
+        type_error(json_name(value), path, Some(place), go)
+    };
+    match scalar {
+        Scalar::String => {
+            if !value.is_string() {
+                return Err(wrong(value, "string"));
+            }
+        }
+        Scalar::Bool => {
+            if !value.is_boolean() {
+                return Err(wrong(value, "bool"));
+            }
+        }
+        Scalar::Int32 | Scalar::Int64 => {
+            let basic = if scalar == Scalar::Int32 { "int32" } else { "int64" };
+            let Value::Number(number) = &*value else { return Err(wrong(value, basic)) };
+            let fits = number.as_i64().is_some_and(|number| scalar == Scalar::Int64 || i32::try_from(number).is_ok());
+            if !fits {
+                let go = if direct { place.field.go.unwrap_or(basic) } else { basic };
+                return Err(type_error(&format!("number {number}"), path, Some(place), go));
+            }
+        }
+        Scalar::Float64 => {
+            if !value.is_number() {
+                return Err(wrong(value, "float64"));
+            }
+        }
+        Scalar::Bytes => {
+            let Value::String(text) = &*value else { return Err(wrong(value, "[]uint8")) };
+            if let Some(at) = bad_base64(text) {
+                return Err(format!("illegal base64 data at input byte {at}"));
+            }
+        }
+        Scalar::Time | Scalar::MicroTime => {
+            let Value::String(text) = &*value else {
+                return Err(format!("json: cannot unmarshal {} into Go value of type string", json_name(value)));
+            };
+            let canonical = canonical_time(text, scalar == Scalar::MicroTime)?;
+            if let Some(canonical) = canonical {
+                *value = Value::String(canonical);
+            }
+        }
+        Scalar::Quantity => {
+            let text = match &*value {
+                Value::String(text) => text.trim().to_owned(),
+                Value::Number(number) => number.to_string(),
+                _ => return Err(BAD_QUANTITY.to_owned()),
+            };
+            let canonical = Quantity::parse(&text).ok_or(BAD_QUANTITY)?.to_string();
+            if value.as_str() != Some(&canonical) {
+                *value = Value::String(canonical);
+            }
+        }
+        Scalar::IntOrString => match &*value {
+            Value::String(_) => {}
+            Value::Number(number) => {
+                if number.as_i64().and_then(|n| i32::try_from(n).ok()).is_none() {
+                    return Err(format!("json: cannot unmarshal number {number} into Go value of type int32"));
+                }
+            }
+            other => return Err(format!("json: cannot unmarshal {} into Go value of type int32", json_name(other))),
+        },
+        Scalar::Any => {}
+    }
+    Ok(())
+}
+
+/// JSON types as Go's decoder names them.
+fn json_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
+}
+
+fn type_error(got: &str, path: &Path<'_>, place: Option<Place<'_>>, go: &str) -> String {
+    match place {
+        Some(place) => format!(
+            "json: cannot unmarshal {got} into Go struct field {}.{} of type {go}",
+            place.owner.short_name(),
+            path.fields_only()
+        ),
+        None => format!("json: cannot unmarshal {got} into Go value of type {go}"),
+    }
+}
+
+fn go_type(shape: &Shape, field: &Field) -> String {
+    match shape {
+        Shape::Scalar(Scalar::Bool) => "bool".to_owned(),
+        Shape::Scalar(Scalar::Int32) => "int32".to_owned(),
+        Shape::Scalar(Scalar::Int64) => "int64".to_owned(),
+        Shape::Scalar(Scalar::Float64) => "float64".to_owned(),
+        Shape::Scalar(Scalar::Bytes) => "[]uint8".to_owned(),
+        Shape::Scalar(Scalar::Quantity) => "resource.Quantity".to_owned(),
+        Shape::Scalar(Scalar::Time) => "v1.Time".to_owned(),
+        Shape::Scalar(_) => field.go.unwrap_or("string").to_owned(),
+        Shape::Object(index) => table().types[*index].go_name().to_owned(),
+        Shape::List(item) => format!("[]{}", go_type(item, field)),
+        Shape::Map(item) if matches!(**item, Shape::Scalar(Scalar::Quantity)) => "v1.ResourceList".to_owned(),
+        Shape::Map(item) => format!("map[string]{}", go_type(item, field)),
+    }
+}
+
+/// Whether Go would leave the field out when it writes the object.
+fn is_empty(field: &Field, value: &Value) -> bool {
+    match (&field.shape, value) {
+        (Shape::List(_), Value::Array(items)) => items.is_empty(),
+        (Shape::Map(_), Value::Object(map)) => map.is_empty(),
+        (Shape::Scalar(Scalar::IntOrString), _) => false,
+        (Shape::Scalar(_), _) if field.pointer => false,
+        (Shape::Scalar(_), Value::String(text)) => text.is_empty(),
+        (Shape::Scalar(_), Value::Bool(flag)) => !flag,
+        (Shape::Scalar(_), Value::Number(number)) => number.as_i64() == Some(0),
+        _ => false,
+    }
+}
+
+fn empty_of(shape: &Shape) -> Value {
+    match shape {
+        Shape::Scalar(Scalar::Bool) => false.into(),
+        Shape::Scalar(Scalar::Int32 | Scalar::Int64 | Scalar::Float64) => 0.into(),
+        Shape::Scalar(Scalar::Quantity) => "0".into(),
+        Shape::Scalar(_) => "".into(),
+        Shape::List(_) => Value::Array(Vec::new()),
+        Shape::Object(_) | Shape::Map(_) => Value::Object(serde_json::Map::new()),
+    }
+}
+
+/// The first byte that is not standard base64 with padding.
+fn bad_base64(text: &str) -> Option<usize> {
+    let bytes: Vec<(usize, u8)> = text.bytes().enumerate().filter(|(_, byte)| !matches!(byte, b'\r' | b'\n')).collect();
+    let padding = bytes.iter().rev().take(2).take_while(|(_, byte)| *byte == b'=').count();
+    let (data, _) = bytes.split_at(bytes.len() - padding);
+    for (index, byte) in data {
+        if !byte.is_ascii_alphanumeric() && !matches!(byte, b'+' | b'/') {
+            return Some(*index);
+        }
+    }
+    let whole = bytes.len() % 4 == 0 && (data.len() % 4 != 1);
+    if whole { None } else { Some(text.len()) }
+}
+
+/// The time in the form that Kubernetes writes, or nothing if it is in that form already.
+fn canonical_time(text: &str, micro: bool) -> Result<Option<String>, String> {
+    let bytes = text.as_bytes();
+    let length = if micro { 27 } else { 20 };
+    let canonical = bytes.len() == length && bytes[length - 1] == b'Z' && bytes[10] == b'T';
+    let layout = if micro { "2006-01-02T15:04:05.000000Z07:00" } else { "2006-01-02T15:04:05Z07:00" };
+    let time: jiff::Timestamp = text
+        .parse()
+        .map_err(|_| format!("parsing time \"{text}\" as \"{layout}\": cannot parse \"{text}\" as \"2006\""))?;
+    if canonical {
+        return Ok(None);
+    }
+    Ok(Some(if micro {
+        format!("{time:.6}")
+    } else {
+        jiff::Timestamp::from_second(time.as_second()).map_or_else(|_| text.to_owned(), |time| time.to_string())
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::find;
+
+    fn decoded(
+        group: &str,
+        plural: &str,
+        body: Value,
+        validation: FieldValidation,
+    ) -> Result<(Value, Vec<String>), String> {
+        let kind = find(group, "v1", plural).unwrap();
+        kind.decode(body, validation).map_err(|status| {
+            assert_eq!((status.code(), status.reason()), (400, "BadRequest"));
+            status.message().to_owned()
+        })
+    }
+
+    #[test]
+    fn type_errors() {
+        let service = r#"Service in version "v1" cannot be handled as a Service: "#;
+        let pod = r#"Pod in version "v1" cannot be handled as a Pod: "#;
+        for (plural, body, message) in [
+            (
+                "services",
+                json!({"spec": {"ports": [{"port": "http"}]}}),
+                format!(
+                    "{service}json: cannot unmarshal string into Go struct field ServicePort.spec.ports.port of type int32"
+                ),
+            ),
+            (
+                "services",
+                json!({"spec": {"ports": [{"port": 1, "protocol": 6}]}}),
+                format!(
+                    "{service}json: cannot unmarshal number into Go struct field ServicePort.spec.ports.protocol of type v1.Protocol"
+                ),
+            ),
+            (
+                "services",
+                json!({"spec": {"ports": {"port": 1}}}),
+                format!(
+                    "{service}json: cannot unmarshal object into Go struct field ServiceSpec.spec.ports of type []v1.ServicePort"
+                ),
+            ),
+            (
+                "services",
+                json!({"spec": []}),
+                format!(
+                    "{service}json: cannot unmarshal array into Go struct field Service.spec of type v1.ServiceSpec"
+                ),
+            ),
+            (
+                "services",
+                json!({"metadata": {"labels": {"a": 1}}}),
+                format!(
+                    "{service}json: cannot unmarshal number into Go struct field ObjectMeta.metadata.labels of type string"
+                ),
+            ),
+            (
+                "services",
+                json!({"spec": {"selector": "app"}}),
+                format!(
+                    "{service}json: cannot unmarshal string into Go struct field ServiceSpec.spec.selector of type map[string]string"
+                ),
+            ),
+            (
+                "services",
+                json!({"spec": {"ports": [{"port": 99_999_999_999_i64}]}}),
+                format!(
+                    "{service}json: cannot unmarshal number 99999999999 into Go struct field ServicePort.spec.ports.port of type int32"
+                ),
+            ),
+            (
+                "services",
+                json!({"spec": {"ports": [{"port": 1.5}]}}),
+                format!(
+                    "{service}json: cannot unmarshal number 1.5 into Go struct field ServicePort.spec.ports.port of type int32"
+                ),
+            ),
+            (
+                "services",
+                json!({"spec": {"ports": [{"port": 1, "targetPort": true}]}}),
+                format!("{service}json: cannot unmarshal bool into Go value of type int32"),
+            ),
+            (
+                "pods",
+                json!({"spec": {"containers": [{"args": [1]}]}}),
+                format!(
+                    "{pod}json: cannot unmarshal number into Go struct field Container.spec.containers.args of type string"
+                ),
+            ),
+            (
+                "pods",
+                json!({"spec": {"containers": [{"resources": {"limits": {"cpu": "lots"}}}]}}),
+                format!("{pod}{BAD_QUANTITY}"),
+            ),
+            (
+                "pods",
+                json!({"spec": {"hostNetwork": "yes"}}),
+                format!(
+                    "{pod}json: cannot unmarshal string into Go struct field PodSpec.spec.hostNetwork of type bool"
+                ),
+            ),
+            (
+                "secrets",
+                json!({"data": {"a": "****"}}),
+                r#"Secret in version "v1" cannot be handled as a Secret: illegal base64 data at input byte 0"#
+                    .to_owned(),
+            ),
+            (
+                "services",
+                json!({"apiVersion": "apps/v1", "kind": "Deployment"}),
+                "the API version in the data (apps/v1) does not match the expected API version (v1)".to_owned(),
+            ),
+        ] {
+            assert_eq!(decoded("", plural, body, FieldValidation::Warn).unwrap_err(), message);
+        }
+    }
+
+    #[test]
+    fn unknown_fields() {
+        let body = json!({"spec": {"foo": 1, "ports": [{"port": 1, "bar": 2}]}, "zap": null});
+        let names = [r#"unknown field "spec.foo""#, r#"unknown field "spec.ports[0].bar""#, r#"unknown field "zap""#];
+        let (object, warnings) = decoded("", "services", body.clone(), FieldValidation::Warn).unwrap();
+        assert_eq!(warnings, names);
+        assert_eq!(object, json!({"apiVersion": "v1", "kind": "Service", "spec": {"ports": [{"port": 1}]}}));
+        assert!(decoded("", "services", body.clone(), FieldValidation::Ignore).unwrap().1.is_empty());
+        assert_eq!(
+            decoded("", "services", body, FieldValidation::Strict).unwrap_err(),
+            format!(
+                r#"Service in version "v1" cannot be handled as a Service: strict decoding error: {}"#,
+                names.join(", ")
+            )
+        );
+    }
+
+    #[test]
+    fn keeps_what_go_keeps() {
+        let rows = [
+            (
+                "",
+                "pods",
+                json!({"metadata": {"name": "a", "creationTimestamp": null, "labels": {}, "namespace": ""},
+                       "spec": {"hostNetwork": false, "containers": [], "tolerations": [], "securityContext": {},
+                                "terminationGracePeriodSeconds": 0, "volumes": [{"name": "v", "emptyDir": {}}]}}),
+                json!({"metadata": {"name": "a"},
+                       "spec": {"containers": [], "securityContext": {}, "terminationGracePeriodSeconds": 0,
+                                "volumes": [{"name": "v", "emptyDir": {}}]}}),
+            ),
+            (
+                "discovery.k8s.io",
+                "endpointslices",
+                json!({"addressType": "IPv4", "endpoints": [], "ports": [{"name": "", "port": 0}]}),
+                json!({"addressType": "IPv4", "endpoints": [], "ports": [{"name": "", "port": 0}]}),
+            ),
+            (
+                "coordination.k8s.io",
+                "leases",
+                json!({"spec": {"renewTime": "2024-01-01T00:00:00.5+02:00"}}),
+                json!({"spec": {"renewTime": "2023-12-31T22:00:00.500000Z"}}),
+            ),
+            (
+                "",
+                "pods",
+                json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": 0.5, "memory": "1024Mi"}}}]}}),
+                json!({"spec": {"containers": [{"name": "c", "resources": {"limits": {"cpu": "500m", "memory": "1Gi"}}}]}}),
+            ),
+        ];
+        for (group, plural, body, kept) in rows {
+            let (mut object, _) = decoded(group, plural, body, FieldValidation::Strict).unwrap();
+            let map = object.as_object_mut().unwrap();
+            map.remove("kind");
+            map.remove("apiVersion");
+            assert_eq!(object, kept);
+        }
+    }
+
+    #[test]
+    fn not_an_object() {
+        for body in [json!("x"), json!([1]), json!(null), json!(3)] {
+            assert!(
+                decoded("", "services", body, FieldValidation::Warn).unwrap_err().starts_with("the object provided")
+            );
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! What the API server does to an object before it looks whether it is valid: clears what a client may not set, keeps
+//! what this way of updating may not touch, raises the generation.
+//!
+//! Invariant: after `update` to the status, all but the status and the metadata is the old object's, and the reverse.
+//! Source: `pkg/registry/*/strategy.go`, `rest.BeforeCreate` and `rest.BeforeUpdate`.
+
+use serde_json::{Map, Value, json};
+
+use crate::Subresource;
+use crate::catalog::Strategy;
+use crate::look::{Look, child, items_mut, map_of, remove};
+use crate::qos;
+use crate::service::{externally_accessible, needs_cluster_ip, needs_health_check, needs_node_port, spec_type};
+
+pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
+    let metadata = child(object, "metadata");
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+        remove(metadata, field);
+    }
+    if has_generation(strategy) {
+        map_of(metadata).insert("generation".into(), 1.into());
+    }
+    let status = match strategy {
+        Strategy::Pod => json!({"phase": "Pending", "qosClass": qos::class(&object["spec"])}),
+        Strategy::Namespace => json!({"phase": "Active"}),
+        Strategy::Service => json!({"loadBalancer": {}}),
+        // A node writes its own object, status and all.
+        Strategy::Node => object.get("status").cloned().unwrap_or_else(|| json!({})),
+        _ => json!({}),
+    };
+    if has_status {
+        map_of(object).insert("status".into(), status);
+    }
+    match strategy {
+        Strategy::Namespace => {
+            let finalizers = map_of(child(object, "spec")).entry("finalizers").or_insert_with(|| json!([]));
+            if let Value::Array(list) = finalizers
+                && !list.iter().any(|name| name == "kubernetes")
+            {
+                list.push("kubernetes".into());
+            }
+        }
+        Strategy::Service => {
+            let spec = child(object, "spec");
+            if !spec.text("clusterIP").is_empty() && spec.list("clusterIPs").is_empty() {
+                let one = spec["clusterIP"].clone();
+                map_of(spec).insert("clusterIPs".into(), json!([one]));
+            }
+        }
+        _ => {}
+    }
+}
+
+pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old: &Value, sub: Subresource) {
+    metadata(child(new, "metadata"), &old["metadata"]);
+    match sub {
+        Subresource::Status => {
+            // All but status and metadata stays.
+            let status = remove(new, "status");
+            let metadata = remove(new, "metadata");
+            let mut kept: Map<String, Value> = old.as_object().cloned().unwrap_or_default();
+            kept.remove("status");
+            kept.remove("metadata");
+            kept.extend(metadata.map(|value| ("metadata".to_owned(), value)));
+            kept.extend(status.map(|value| ("status".to_owned(), value)));
+            *new = Value::Object(kept);
+            let keep: &[&str] = match strategy {
+                Strategy::Deployment | Strategy::ReplicaSet => &["labels"],
+                Strategy::Pod => &["ownerReferences"],
+                _ => &[],
+            };
+            for field in keep {
+                restore(child(new, "metadata"), &old["metadata"], field);
+            }
+        }
+        Subresource::None => {
+            if has_status {
+                restore(new, old, "status");
+            }
+            match strategy {
+                Strategy::Namespace => restore(child(new, "spec"), &old["spec"], "finalizers"),
+                Strategy::Service => service(new, &old["spec"]),
+                _ => {}
+            }
+            if has_generation(strategy) && changed(strategy, new, old) {
+                let generation = old["metadata"].int("generation").unwrap_or(0) + 1;
+                map_of(child(new, "metadata")).insert("generation".into(), generation.into());
+            }
+        }
+    }
+}
+
+/// Kinds whose `metadata.generation` counts changes of what is wanted. Services are not among them.
+fn has_generation(strategy: Strategy) -> bool {
+    matches!(strategy, Strategy::Deployment | Strategy::EndpointSlice | Strategy::Pod | Strategy::ReplicaSet)
+}
+
+fn changed(strategy: Strategy, new: &Value, old: &Value) -> bool {
+    match strategy {
+        // Everything but the metadata, of which the labels count.
+        Strategy::EndpointSlice => {
+            let fields = ["addressType", "endpoints", "ports"];
+            fields.iter().any(|field| new[*field] != old[*field])
+                || new["metadata"]["labels"] != old["metadata"]["labels"]
+        }
+        Strategy::Deployment => {
+            new["spec"] != old["spec"] || new["metadata"]["annotations"] != old["metadata"]["annotations"]
+        }
+        _ => new["spec"] != old["spec"],
+    }
+}
+
+/// Makes a field what it was.
+fn restore(new: &mut Value, old: &Value, field: &str) {
+    match old.get(field) {
+        Some(value) if !value.is_null() => _ = map_of(new).insert(field.to_owned(), value.clone()),
+        _ => _ = remove(new, field),
+    }
+}
+
+fn metadata(new: &mut Value, old: &Value) {
+    for field in ["creationTimestamp", "generation", "selfLink", "managedFields"] {
+        restore(new, old, field);
+    }
+    if !new.has("uid") {
+        restore(new, old, "uid");
+    }
+    // A deletion that was asked for cannot be taken back; validation rejects one that an update brings in.
+    if old.has("deletionTimestamp") {
+        restore(new, old, "deletionTimestamp");
+        restore(new, old, "deletionGracePeriodSeconds");
+    }
+}
+
+/// A Service keeps the addresses and ports it was given, unless its type no longer has them.
+fn service(new: &mut Value, old: &Value) {
+    let spec = child(new, "spec");
+    patch_allocated(spec, old);
+    normalize_cluster_ips(spec, old);
+    drop_by_type(spec, old);
+    if spec_type(&new["spec"]) != "LoadBalancer" {
+        map_of(child(new, "status")).insert("loadBalancer".into(), json!({}));
+    }
+}
+
+/// A client that leaves out what the server gave out means to keep it.
+fn patch_allocated(spec: &mut Value, old: &Value) {
+    if needs_cluster_ip(old) && needs_cluster_ip(spec) {
+        if spec.text("clusterIP").is_empty() {
+            restore(spec, old, "clusterIP");
+        }
+        if spec.list("clusterIPs").is_empty() && spec["clusterIP"] == old["clusterIP"] {
+            restore(spec, old, "clusterIPs");
+        }
+    }
+    if needs_node_port(old) && needs_node_port(spec) {
+        let mut used: Vec<i64> = spec.list("ports").iter().filter_map(|port| port.int("nodePort")).collect();
+        for port in items_mut(spec, "ports") {
+            if port.int("nodePort").unwrap_or(0) != 0 {
+                continue;
+            }
+            let same = |before: &&Value| before["protocol"] == port["protocol"] && before["port"] == port["port"];
+            let before = old.list("ports").iter().find(same).and_then(|before| before.int("nodePort"));
+            if let Some(number) = before.filter(|number| *number != 0 && !used.contains(number)) {
+                used.push(number);
+                map_of(port).insert("nodePort".into(), number.into());
+            }
+        }
+    }
+    if needs_health_check(old) && needs_health_check(spec) && spec.int("healthCheckNodePort").unwrap_or(0) == 0 {
+        restore(spec, old, "healthCheckNodePort");
+    }
+}
+
+/// Old clients know `clusterIP` alone: what they change there is meant for `clusterIPs` too.
+fn normalize_cluster_ips(spec: &mut Value, old: &Value) {
+    let same_one = spec.text("clusterIP") == old.text("clusterIP");
+    let same_all = spec.list("clusterIPs") == old.list("clusterIPs");
+    if !same_one && same_all {
+        if spec.text("clusterIP").is_empty() {
+            remove(spec, "clusterIPs");
+        } else {
+            let one = spec["clusterIP"].clone();
+            map_of(spec).insert("clusterIPs".into(), json!([one]));
+        }
+    } else if same_one && !same_all && spec.list("clusterIPs").is_empty() {
+        remove(spec, "clusterIP");
+    }
+}
+
+/// Clears what the new type has no use for, if the client only carried it along.
+fn drop_by_type(spec: &mut Value, old: &Value) {
+    let same = |spec: &Value, field: &str| spec[field] == old[field];
+    if needs_cluster_ip(old) && !needs_cluster_ip(spec) {
+        if same(spec, "clusterIPs") {
+            remove(spec, "clusterIP");
+            remove(spec, "clusterIPs");
+        }
+        for field in ["ipFamilies", "ipFamilyPolicy"] {
+            if same(spec, field) {
+                remove(spec, field);
+            }
+        }
+    }
+    if needs_node_port(old) && !needs_node_port(spec) {
+        let before: Vec<Option<i64>> = old.list("ports").iter().map(|port| port.int("nodePort")).collect();
+        let now: Vec<Option<i64>> = spec.list("ports").iter().map(|port| port.int("nodePort")).collect();
+        if before == now {
+            for port in items_mut(spec, "ports") {
+                remove(port, "nodePort");
+            }
+        }
+    }
+    if needs_health_check(old) && !needs_health_check(spec) && same(spec, "healthCheckNodePort") {
+        remove(spec, "healthCheckNodePort");
+    }
+    if spec_type(old) == "LoadBalancer" && spec_type(spec) != "LoadBalancer" {
+        for field in ["allocateLoadBalancerNodePorts", "loadBalancerClass"] {
+            if same(spec, field) {
+                remove(spec, field);
+            }
+        }
+    }
+    if externally_accessible(old) && !externally_accessible(spec) && same(spec, "externalTrafficPolicy") {
+        remove(spec, "externalTrafficPolicy");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::find;
+
+    #[test]
+    fn creation() {
+        let pods = find("", "v1", "pods").unwrap();
+        let mut pod = json!({"metadata": {"deletionTimestamp": "x", "managedFields": [], "generation": 9},
+                             "spec": {"containers": [{"name": "c"}]}, "status": {"phase": "Running"}});
+        pods.prepare_create(&mut pod);
+        assert_eq!(pod["metadata"], json!({"generation": 1}));
+        assert_eq!(pod["status"], json!({"phase": "Pending", "qosClass": "BestEffort"}));
+
+        let mut namespace = json!({"metadata": {"name": "a"}});
+        find("", "v1", "namespaces").unwrap().prepare_create(&mut namespace);
+        assert_eq!(namespace["spec"]["finalizers"], json!(["kubernetes"]));
+
+        let mut service = json!({"spec": {"clusterIP": "10.96.0.9"}, "status": {"loadBalancer": {"ingress": [{}]}}});
+        find("", "v1", "services").unwrap().prepare_create(&mut service);
+        assert_eq!(
+            service,
+            json!({"metadata": {}, "spec": {"clusterIP": "10.96.0.9", "clusterIPs": ["10.96.0.9"]},
+                                   "status": {"loadBalancer": {}}})
+        );
+    }
+
+    #[test]
+    fn updates_keep_the_other_half() {
+        let pods = find("", "v1", "pods").unwrap();
+        let old = json!({"metadata": {"uid": "u", "creationTimestamp": "t", "generation": 3, "name": "a"},
+                         "spec": {"nodeName": "n"}, "status": {"phase": "Running"}});
+        let sent = json!({"metadata": {"name": "a", "labels": {"x": "y"}, "generation": 7}, "spec": {"nodeName": "m"},
+                          "status": {"phase": "Failed"}});
+        let mut new = sent.clone();
+        pods.prepare_update(&mut new, &old, Subresource::None);
+        assert_eq!(
+            new,
+            json!({"metadata": {"uid": "u", "creationTimestamp": "t", "generation": 4, "name": "a",
+                               "labels": {"x": "y"}}, "spec": {"nodeName": "m"}, "status": {"phase": "Running"}})
+        );
+        let mut new = sent;
+        pods.prepare_update(&mut new, &old, Subresource::Status);
+        assert_eq!(
+            new,
+            json!({"metadata": {"uid": "u", "creationTimestamp": "t", "generation": 3, "name": "a",
+                               "labels": {"x": "y"}}, "spec": {"nodeName": "n"}, "status": {"phase": "Failed"}})
+        );
+    }
+
+    #[test]
+    fn generation_counts_what_is_wanted() {
+        for (group, plural, change, generation) in [
+            ("apps", "deployments", json!({"metadata": {"generation": 1, "annotations": {"a": "b"}}, "spec": {}}), 2),
+            ("apps", "deployments", json!({"metadata": {"generation": 1, "labels": {"a": "b"}}, "spec": {}}), 1),
+            ("apps", "replicasets", json!({"metadata": {"generation": 1}, "spec": {"replicas": 2}}), 2),
+            (
+                "discovery.k8s.io",
+                "endpointslices",
+                json!({"metadata": {"generation": 1}, "spec": {}, "ports": [{}]}),
+                2,
+            ),
+            ("", "services", json!({"metadata": {}, "spec": {"selector": {"a": "b"}}}), 0),
+        ] {
+            let old = if generation == 0 {
+                json!({"metadata": {}, "spec": {}})
+            } else {
+                json!({"metadata": {"generation": 1}, "spec": {}})
+            };
+            let mut new = change;
+            find(group, "v1", plural).unwrap().prepare_update(&mut new, &old, Subresource::None);
+            assert_eq!(new["metadata"].int("generation").unwrap_or(0), generation, "{plural}");
+        }
+    }
+
+    #[test]
+    fn a_service_keeps_what_it_was_given() {
+        let services = find("", "v1", "services").unwrap();
+        let old = json!({"metadata": {}, "spec": {
+            "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ipFamilies": ["IPv4"],
+            "ipFamilyPolicy": "SingleStack", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30009,
+            "allocateLoadBalancerNodePorts": true, "loadBalancerClass": "a/b",
+            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30001}, {"port": 81, "protocol": "TCP", "nodePort": 30002}],
+        }, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}}});
+
+        // Sent without what was allocated: kept.
+        let mut new = json!({"metadata": {}, "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local",
+            "ports": [{"port": 81, "protocol": "TCP"}, {"port": 80, "protocol": "UDP"}]}});
+        services.prepare_update(&mut new, &old, Subresource::None);
+        assert_eq!(new["spec"]["clusterIP"], "10.96.0.7");
+        assert_eq!(new["spec"]["clusterIPs"], json!(["10.96.0.7"]));
+        assert_eq!(new["spec"]["healthCheckNodePort"], 30009);
+        assert_eq!(
+            new["spec"]["ports"],
+            json!([{"port": 81, "protocol": "TCP", "nodePort": 30002}, {"port": 80, "protocol": "UDP"}])
+        );
+        assert_eq!(new["status"], old["status"]);
+
+        // Changed to ClusterIP, the rest carried along: what no longer applies goes.
+        let mut new = old.clone();
+        new["spec"]["type"] = "ClusterIP".into();
+        services.prepare_update(&mut new, &old, Subresource::None);
+        assert_eq!(
+            new["spec"],
+            json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
+            "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
+            "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP"}]})
+        );
+        assert_eq!(new["status"], json!({"loadBalancer": {}}));
+
+        // Changed to ExternalName: the addresses go too.
+        let mut new = old.clone();
+        new["spec"]["type"] = "ExternalName".into();
+        services.prepare_update(&mut new, &old, Subresource::None);
+        assert!(!new["spec"].has("clusterIP") && !new["spec"].has("clusterIPs") && !new["spec"].has("ipFamilies"));
+
+        // An old client changes the singular.
+        let mut new = old.clone();
+        new["spec"]["clusterIP"] = "10.96.0.8".into();
+        services.prepare_update(&mut new, &old, Subresource::None);
+        assert_eq!(new["spec"]["clusterIPs"], json!(["10.96.0.8"]));
+    }
+}
