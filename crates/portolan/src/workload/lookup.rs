@@ -3,6 +3,7 @@
 //! Deliberately not here: a cache, and a fallback to TCP (a truncated answer is reported as such).
 //! Source: RFC 1035; resolv.conf(5).
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
@@ -47,6 +48,13 @@ pub(crate) struct FoundRecord {
     pub(crate) record_type: String,
     pub(crate) ttl: u32,
     pub(crate) data: String,
+}
+
+impl Found {
+    /// The IPv4 addresses among the answers.
+    pub(crate) fn addresses(&self) -> BTreeSet<String> {
+        self.answers.iter().filter(|record| record.record_type == "A").map(|record| record.data.clone()).collect()
+    }
 }
 
 pub(super) async fn run(args: LookupArgs) -> anyhow::Result<ExitCode> {
