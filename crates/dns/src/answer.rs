@@ -91,10 +91,14 @@ impl Builder {
         Self { ttl, answers: Vec::new(), answer_count: 0, additionals: Vec::new(), additional_count: 0, stride: None }
     }
 
+    fn len(&self) -> usize {
+        self.answers.len() + self.additionals.len()
+    }
+
     /// An A or AAAA record of the question's name.
     pub(crate) fn address(&mut self, address: IpAddr) {
         let start = self.answers.len();
-        if start + 28 <= MAX_BODY {
+        if self.len() + 28 <= MAX_BODY {
             push_address(&mut self.answers, &QUESTION.to_be_bytes(), self.ttl, address);
             self.answer_count += 1;
             self.stride = u16::try_from(self.answers.len() - start).ok();
@@ -104,7 +108,7 @@ impl Builder {
     /// Any other record of the question's name.
     pub(crate) fn record(&mut self, kind: u16, data: &[u8]) {
         let Ok(length) = u16::try_from(data.len()) else { return };
-        if self.answers.len() + 12 + data.len() > MAX_BODY {
+        if self.len() + 12 + data.len() > MAX_BODY {
             return;
         }
         self.stride = None;
@@ -126,7 +130,7 @@ impl Builder {
     /// An additional address of `label` (on the wire; may be empty) followed by what the question's name has from its
     /// octet `suffix` on.
     pub(crate) fn glue(&mut self, label: &[u8], suffix: usize, address: IpAddr) {
-        if self.answers.len() + self.additionals.len() + label.len() + 2 + 26 > MAX_BODY {
+        if self.len() + label.len() + 2 + 26 > MAX_BODY {
             return;
         }
         let Ok(offset) = u16::try_from(HEADER + suffix) else { return };

@@ -22,6 +22,8 @@ mod resolv;
 mod respond;
 mod responder;
 mod server;
+#[cfg(test)]
+mod spec;
 pub mod stub;
 mod tcp;
 mod udp;

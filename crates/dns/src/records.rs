@@ -157,16 +157,21 @@ impl Addresses {
 
 /// SRV records for a question that has `prefix` octets before the Service's name.
 fn srv(targets: &[(&Target, &BTreeSet<IpAddr>)], service_name: &Name, prefix: usize, ttl: u32) -> Option<Answer> {
-    let mut builder = Builder::new(ttl);
-    let weight = u16::try_from(100 / targets.len().max(1)).unwrap_or(1).max(1);
-    for (target, _) in targets {
-        builder.srv(weight, target.port, &[&target.host_label[..], service_name.wire()].concat());
+    // Two ports of one number, as for TCP and UDP, look the same from the Service's own name.
+    let records: BTreeSet<(&[u8], u16)> =
+        targets.iter().map(|(target, _)| (&*target.host_label, target.port)).collect();
+    let mut glue: BTreeMap<&[u8], BTreeSet<IpAddr>> = BTreeMap::new();
+    for (target, addresses) in targets {
+        glue.entry(&target.host_label).or_default().extend(*addresses);
     }
-    let addresses = |(target, addresses): &(&'_ Target, &'_ BTreeSet<IpAddr>)| {
-        addresses.iter().map(|address| (target.host_label.clone(), *address)).collect::<Vec<_>>()
-    };
-    let glue: BTreeSet<(Vec<u8>, IpAddr)> = targets.iter().flat_map(addresses).collect();
-    glue.into_iter().for_each(|(label, address)| builder.glue(&label, prefix, address));
+    let mut builder = Builder::new(ttl);
+    let weight = u16::try_from(100 / records.len().max(1)).unwrap_or(1).max(1);
+    for (host_label, port) in records {
+        builder.srv(weight, port, &[host_label, service_name.wire()].concat());
+    }
+    for (host_label, addresses) in glue {
+        addresses.into_iter().for_each(|address| builder.glue(host_label, prefix, address));
+    }
     builder.build()
 }
 

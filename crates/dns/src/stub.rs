@@ -37,35 +37,61 @@ pub enum ResolveError {
 /// # Errors
 /// When the name does not exist, has no address, or no server answers.
 pub async fn resolve(resolv_conf: &str, host: &str) -> Result<Vec<IpAddr>, ResolveError> {
-    if let Ok(address) = host.parse() {
-        return Ok(vec![address]);
-    }
-    resolve_with(&resolv::parse(resolv_conf), host).await
+    Resolver::new(resolv_conf).resolve(host).await
 }
 
-pub(crate) async fn resolve_with(conf: &ResolvConf, host: &str) -> Result<Vec<IpAddr>, ResolveError> {
-    if conf.servers.is_empty() {
-        return Err(ResolveError::NoServer);
+/// A `resolv.conf`, read once.
+#[derive(Clone, Debug)]
+pub struct Resolver {
+    conf: ResolvConf,
+}
+
+impl Resolver {
+    /// `resolv_conf` is the text of one.
+    #[must_use]
+    pub fn new(resolv_conf: &str) -> Self {
+        Self { conf: resolv::parse(resolv_conf) }
     }
-    for candidate in candidates(conf, host) {
-        let Some(wire) = encode(&candidate).filter(|wire| wire.len() > 1) else {
-            return Err(ResolveError::Name { host: host.into() });
-        };
-        let (v4, v6) = tokio::join!(
-            addresses(conf, &candidate, wire.clone(), kind::A),
-            addresses(conf, &candidate, wire.clone(), kind::AAAA)
-        );
-        // One family is enough; but without an address a failure must not pass for "no such name".
-        let found = match (v4, v6) {
-            (Ok(v4), Ok(v6)) => [v4, v6].concat(),
-            (Ok(some), Err(_)) | (Err(_), Ok(some)) if !some.is_empty() => some,
-            (Err(error), _) | (_, Err(error)) => return Err(error),
-        };
-        if !found.is_empty() {
-            return Ok(found);
+
+    /// With other servers, which may have other ports.
+    #[must_use]
+    pub fn with_servers(mut self, servers: Vec<SocketAddr>) -> Self {
+        self.conf.servers = servers;
+        self
+    }
+
+    /// The addresses of `host`, IPv4 first.
+    ///
+    /// # Errors
+    /// When the name does not exist, has no address, or no server answers.
+    pub async fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, ResolveError> {
+        if let Ok(address) = host.parse() {
+            return Ok(vec![address]);
         }
+        let conf = &self.conf;
+        if conf.servers.is_empty() {
+            return Err(ResolveError::NoServer);
+        }
+        for candidate in candidates(conf, host) {
+            let Some(wire) = encode(&candidate).filter(|wire| wire.len() > 1) else {
+                return Err(ResolveError::Name { host: host.into() });
+            };
+            let (v4, v6) = tokio::join!(
+                addresses(conf, &candidate, wire.clone(), kind::A),
+                addresses(conf, &candidate, wire.clone(), kind::AAAA)
+            );
+            // One family is enough; but without an address a failure must not pass for "no such name".
+            let found = match (v4, v6) {
+                (Ok(v4), Ok(v6)) => [v4, v6].concat(),
+                (Ok(some), Err(_)) | (Err(_), Ok(some)) if !some.is_empty() => some,
+                (Err(error), _) | (_, Err(error)) => return Err(error),
+            };
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
+        Err(ResolveError::NotFound { host: host.into() })
     }
-    Err(ResolveError::NotFound { host: host.into() })
 }
 
 /// The names to try, in order.

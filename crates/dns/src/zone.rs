@@ -187,6 +187,18 @@ impl Zone {
         true
     }
 
+    #[cfg(test)]
+    pub(crate) fn is_empty(&self) -> bool {
+        let addresses = self.cluster_ips.size() + self.endpoints.size();
+        self.services.size() + self.namespaces.size() + addresses == 0
+    }
+
+    #[cfg(test)]
+    pub(crate) fn holds_the_same_as(&self, other: &Self) -> bool {
+        (&self.services, &self.namespaces, &self.cluster_ips, &self.endpoints)
+            == (&other.services, &other.namespaces, &other.cluster_ips, &other.endpoints)
+    }
+
     pub(crate) fn ttl(&self) -> u32 {
         self.apex.ttl
     }
