@@ -341,7 +341,7 @@ async fn relay_dns(udp: UdpSocket, tcp: TcpListener, shutdown: CancellationToken
     udp.set_nonblocking(true)?;
     tcp.set_nonblocking(true)?;
     let (udp, tcp) = (tokio::net::UdpSocket::from_std(udp)?, tokio::net::TcpListener::from_std(tcp)?);
-    portolan_dns::relay(udp, tcp, portolan_dns::resolvers(&resolv_conf), shutdown)
+    portolan_dns::relay(udp, tcp, portolan_dns::resolvers(&resolv_conf), shutdown.cancelled_owned())
         .await
         .context("the DNS relay failed")
 }

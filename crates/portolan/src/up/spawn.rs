@@ -8,7 +8,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::sys::signal::Signal;
 use nlink::netlink::namespace::Netns;
@@ -63,7 +63,7 @@ impl NodeProcess {
             let files = [null.as_raw_fd(), log.as_raw_fd(), log.as_raw_fd()];
             // SAFETY: this is the child, and the vectors behind `argv` and `envp` live in its copy of the memory.
             unsafe {
-                become_node(network.as_raw_fd(), gate.as_raw_fd(), opener.as_raw_fd(), files, argv.as_ptr(), envp.as_ptr())
+                become_node(network.as_fd().as_raw_fd(), gate.as_raw_fd(), opener.as_raw_fd(), files, argv.as_ptr(), envp.as_ptr())
             }
         }
         // SAFETY: the kernel stored a descriptor of ours there, which nothing else owns.
@@ -106,7 +106,6 @@ impl NodeProcess {
 
     fn reap(&self) -> io::Result<()> {
         use nix::sys::wait::{Id, WaitPidFlag, waitid};
-        use std::os::fd::AsFd;
         match waitid(Id::PIDFd(self.pidfd.as_fd()), WaitPidFlag::WEXITED) {
             // Already reaped: it is just as gone.
             Ok(_) | Err(nix::errno::Errno::ECHILD) => Ok(()),

@@ -16,10 +16,11 @@ use http::{HeaderMap, Method, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::Request;
 use hyper_util::rt::TokioIo;
+use portolan_dns::stub;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::{lookup, resize};
+use super::resize;
 
 const MAX_ANSWER: usize = 16 << 20;
 
@@ -125,10 +126,11 @@ impl Target {
             return Ok(address);
         }
         let failed = |reason| FetchError::Resolve { host: self.host.clone(), reason };
-        let addresses =
-            lookup::resolve(&self.resolv_conf, &self.host).await.map_err(|error| failed(format!("{error:#}")))?;
+        let conf = std::fs::read_to_string(&self.resolv_conf).map_err(|error| failed(error.to_string()))?;
+        let mut addresses = stub::resolve(&conf, &self.host).await.map_err(|error| failed(error.to_string()))?;
+        addresses.retain(IpAddr::is_ipv4);
         if addresses.is_empty() {
-            return Err(failed("the name has no address".to_owned()));
+            return Err(failed("the name has no IPv4 address".to_owned()));
         }
         Ok(addresses[rand::random_range(0..addresses.len())])
     }

@@ -5,18 +5,18 @@
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context;
 use hickory_proto::op::{Message, Query, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::rr::{Name, RecordType};
 use serde::{Deserialize, Serialize};
 use tokio::net::UdpSocket;
 use tokio::time::timeout;
 
+const RESOLV_CONF: &str = "/etc/resolv.conf";
 const TRIES: u32 = 3;
 const TRY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -63,7 +63,10 @@ pub(super) async fn run(args: LookupArgs) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("{} is not a record type", args.record_type))?;
     let server = match args.server {
         Some(server) => SocketAddr::new(server, 53),
-        None => *Resolver::read(Path::new("/etc/resolv.conf"))?.servers.first().context("/etc/resolv.conf is empty")?,
+        None => {
+            let conf = std::fs::read_to_string(RESOLV_CONF).with_context(|| format!("cannot read {RESOLV_CONF}"))?;
+            *portolan_dns::resolvers(&conf).first().with_context(|| format!("{RESOLV_CONF} names no server"))?
+        }
     };
     let message = ask(server, &name, record_type).await?;
     let answers = message.answers.iter().map(|record| FoundRecord {
@@ -80,80 +83,6 @@ pub(super) async fn run(args: LookupArgs) -> anyhow::Result<ExitCode> {
     };
     println!("{}", serde_json::to_string(&found)?);
     Ok(if message.metadata.response_code == ResponseCode::NoError { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// What resolv.conf says.
-struct Resolver {
-    servers: Vec<SocketAddr>,
-    search: Vec<Name>,
-    dots: usize,
-}
-
-impl Resolver {
-    fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self::parse(&text))
-    }
-
-    fn parse(text: &str) -> Self {
-        let mut resolver = Self { servers: Vec::new(), search: Vec::new(), dots: 1 };
-        for line in text.lines() {
-            let mut words = line.split_whitespace();
-            match words.next() {
-                Some("nameserver") => {
-                    resolver
-                        .servers
-                        .extend(words.filter_map(|word| word.parse().ok()).map(|ip| SocketAddr::new(ip, 53)));
-                }
-                Some("search" | "domain") => {
-                    resolver.search = words.filter_map(|word| Name::from_str(word).ok()).collect();
-                }
-                Some("options") => {
-                    let dots = words.filter_map(|word| word.strip_prefix("ndots:")?.parse().ok()).next_back();
-                    resolver.dots = dots.unwrap_or(resolver.dots);
-                }
-                _ => (),
-            }
-        }
-        resolver
-    }
-
-    /// The names to try for `host`, in order.
-    fn candidates(&self, host: &str) -> anyhow::Result<Vec<Name>> {
-        let mut absolute = Name::from_str(host).with_context(|| format!("{host} is not a name"))?;
-        absolute.set_fqdn(true);
-        if host.ends_with('.') {
-            return Ok(vec![absolute]);
-        }
-        let relative = Name::from_str(host)?;
-        let mut names: Vec<_> = self.search.iter().filter_map(|d| relative.clone().append_domain(d).ok()).collect();
-        let first = if host.matches('.').count() >= self.dots { 0 } else { names.len() };
-        names.insert(first, absolute);
-        Ok(names)
-    }
-}
-
-/// The IPv4 addresses of a host, by the search list.
-pub(super) async fn resolve(resolv_conf: &Path, host: &str) -> anyhow::Result<Vec<IpAddr>> {
-    let resolver = Resolver::read(resolv_conf)?;
-    let server = *resolver.servers.first().with_context(|| format!("{} names no server", resolv_conf.display()))?;
-    let mut last = ResponseCode::NXDomain;
-    for name in resolver.candidates(host)? {
-        let message = ask(server, &name, RecordType::A).await?;
-        let addresses: Vec<_> = message
-            .answers
-            .iter()
-            .filter_map(|record| match record.data {
-                RData::A(address) => Some(IpAddr::V4(address.0)),
-                _ => None,
-            })
-            .collect();
-        if !addresses.is_empty() {
-            return Ok(addresses);
-        }
-        last = message.metadata.response_code;
-    }
-    anyhow::bail!("{server} says: {last}")
 }
 
 /// Asks over UDP until an answer to this very question comes.
@@ -188,20 +117,39 @@ async fn ask(server: SocketAddr, name: &Name, record_type: RecordType) -> anyhow
 
 #[cfg(test)]
 mod tests {
+    use hickory_proto::rr::{RData, Record};
+
     use super::*;
 
-    #[test]
-    fn names_are_tried_in_the_order_of_resolv_conf() {
-        let resolver = Resolver::parse(
-            "nameserver 10.96.0.10\nsearch default.svc.cluster.local svc.cluster.local\noptions ndots:2\n",
-        );
-        let tried = |host| {
-            let names = resolver.candidates(host).unwrap();
-            names.iter().map(ToString::to_string).collect::<Vec<_>>()
+    #[tokio::test]
+    async fn an_answer_to_another_question_is_passed_over() {
+        let server = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let address = server.local_addr().unwrap();
+        let name = Name::from_str("web.default.svc.cluster.local.").unwrap();
+        let answer = async {
+            let mut buffer = [0; 512];
+            let (length, peer) = server.recv_from(&mut buffer).await.unwrap();
+            let question = Message::from_vec(&buffer[..length]).unwrap();
+            let mut answer = question.clone().into_response();
+            answer.add_answer(Record::from_rdata(
+                question.queries[0].name().clone(),
+                5,
+                RData::A(std::net::Ipv4Addr::new(10, 96, 0, 7).into()),
+            ));
+            let mut forged = answer.clone();
+            forged.metadata.id = !question.metadata.id;
+            forged.metadata.response_code = ResponseCode::NXDomain;
+            for message in [forged, answer] {
+                server.send_to(&message.to_vec().unwrap(), peer).await.unwrap();
+            }
+            server.send_to(b"not DNS", peer).await.unwrap();
+            std::future::pending::<()>().await;
         };
-        assert_eq!(resolver.servers, ["10.96.0.10:53".parse().unwrap()]);
-        assert_eq!(tried("web"), ["web.default.svc.cluster.local.", "web.svc.cluster.local.", "web."]);
-        assert_eq!(tried("a.b.c"), ["a.b.c.", "a.b.c.default.svc.cluster.local.", "a.b.c.svc.cluster.local."]);
-        assert_eq!(tried("web.local."), ["web.local."]);
+        let found = tokio::select! {
+            found = ask(address, &name, RecordType::A) => found.unwrap(),
+            () = answer => unreachable!("it is for ever"),
+        };
+        assert_eq!(found.metadata.response_code, ResponseCode::NoError);
+        assert_eq!(found.answers[0].data.to_string(), "10.96.0.7");
     }
 }
