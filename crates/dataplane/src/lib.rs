@@ -1,1 +1,19 @@
+//! Service forwarding in the kernel: [`NftProjection`] keeps one network namespace's nftables as the snapshot says.
+//!
+//! Invariants: what a change costs follows the change and not the number of Services; what was made by an earlier life
+//! of this program is adopted and not rebuilt, so that a restart drops no connection; one Service's refused change
+//! harms no other and is tried again.
+//!
+//! Deliberately not here: what should be forwarded where (`portolan_model::forwarding`), watching the API.
 
+#![forbid(unsafe_code)]
+
+mod config;
+mod conntrack;
+mod error;
+mod lock;
+pub mod nft;
+
+pub use config::{NodePortAddresses, ProxyConfig};
+pub use error::Error;
+pub use nft::{NftProjection, Report, cleanup};

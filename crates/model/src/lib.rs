@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod forwarding;
 mod snapshot;
 pub mod translate;
 mod vocabulary;

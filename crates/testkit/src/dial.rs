@@ -15,8 +15,8 @@ pub enum Transport {
 /// What came of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Outcome {
-    /// The server's id, and the client's address as the server saw it.
-    Answered { by: String, seen_as: IpAddr },
+    /// The server's id and port, and the client's address, as the server saw them.
+    Answered { by: String, at: u16, seen_as: IpAddr },
     /// A TCP reset or an ICMP port unreachable.
     Refused,
     /// Another ICMP error: no route, or administratively prohibited.
@@ -98,7 +98,11 @@ impl Dial {
         socket.connect(&SockAddr::from(self.to))?;
         socket.set_read_timeout(Some(self.patience))?;
         let socket = UdpSocket::from(socket);
-        socket.send(b"who is there?")?;
+        match socket.send(b"who is there?") {
+            // The machine's own filter took it on its way out; whether it was refused or dropped shows in what follows.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
+            sent => drop(sent?),
+        }
         let mut answer = [0; 256];
         let length = socket.recv(&mut answer)?;
         read_greeting(&String::from_utf8_lossy(&answer[..length]))
@@ -125,9 +129,12 @@ pub(crate) fn greeting(stream: &TcpStream) -> std::io::Result<Outcome> {
 }
 
 fn read_greeting(line: &str) -> std::io::Result<Outcome> {
-    let parsed = line.trim_end().split_once(' ').and_then(|(by, peer)| Some((by, peer.parse::<SocketAddr>().ok()?)));
-    let (by, peer) = parsed.ok_or_else(|| std::io::Error::other(format!("not an echo server's line: {line:?}")))?;
-    Ok(Outcome::Answered { by: by.to_owned(), seen_as: peer.ip() })
+    let parsed = (|| {
+        let mut words = line.split_whitespace();
+        let (by, at, peer) = (words.next()?, words.next()?.parse().ok()?, words.next()?.parse::<SocketAddr>().ok()?);
+        Some(Outcome::Answered { by: by.to_owned(), at, seen_as: peer.ip() })
+    })();
+    parsed.ok_or_else(|| std::io::Error::other(format!("not an echo server's line: {line:?}")))
 }
 
 impl Outcome {

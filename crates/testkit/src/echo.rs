@@ -1,6 +1,6 @@
 //! A server that says who it is and whom it sees.
 //!
-//! Over TCP it sends one line, `<id> <peer address>`, when a connection opens and then echoes what comes. Over UDP it
+//! Over TCP it sends one line, `<id> <port> <peer address>`, when a connection opens and then echoes what comes. Over UDP it
 //! answers each datagram with that line.
 
 use std::net::SocketAddr;
@@ -32,8 +32,8 @@ impl Echo {
                 for address in addresses {
                     let tcp = TcpListener::bind(address).await.unwrap_or_else(|e| panic!("listen on {address}: {e}"));
                     let udp = UdpSocket::bind(address).await.unwrap_or_else(|e| panic!("bind {address}: {e}"));
-                    servers.spawn(serve_tcp(tcp, id.clone()));
-                    servers.spawn(serve_udp(udp, id.clone()));
+                    servers.spawn(serve_tcp(tcp, format!("{id} {}", address.port())));
+                    servers.spawn(serve_udp(udp, format!("{id} {}", address.port())));
                 }
                 // The one who waits has gone only if the test is over.
                 let _ = ready.send(());

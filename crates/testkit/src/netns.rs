@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use nix::sched::{CloneFlags, setns, unshare};
 use nlink::netlink::addr::{Ipv4Address, Ipv6Address};
-use nlink::netlink::link::VethLink;
+use nlink::netlink::link::{BridgeLink, VethLink};
 use nlink::netlink::route::{Ipv4Route, Ipv6Route};
 use nlink::netlink::{Connection, Route};
 
@@ -130,6 +130,19 @@ impl Netns {
                 IpNet::V4(net) => route.add_route(Ipv4Route::new(net.addr(), net.prefix_len()).dev(link)).await,
                 IpNet::V6(net) => route.add_route(Ipv6Route::new(net.addr(), net.prefix_len()).dev(link)).await,
             }
+        });
+    }
+
+    /// Makes the namespace a switch between these of its links.
+    pub fn switch(&self, ports: &[&str]) {
+        let ports: Vec<String> = ports.iter().map(|port| (*port).to_owned()).collect();
+        self.configure(move |route| async move {
+            route.add_link(BridgeLink::new("switch")).await?;
+            route.set_link_up("switch").await?;
+            for port in ports {
+                route.set_link_master(port, "switch").await?;
+            }
+            Ok(())
         });
     }
 

@@ -21,7 +21,7 @@ fn two_machines_talk_over_a_cable() {
     let echo = Echo::start(&right, "right", &[address("10.0.0.2:80"), address("[fd00::2]:80")]);
     for (to, source) in [("10.0.0.2:80", "10.0.0.1"), ("[fd00::2]:80", "fd00::1")] {
         let seen_as: IpAddr = source.parse().unwrap();
-        let answered = Outcome::Answered { by: "right".into(), seen_as };
+        let answered = Outcome::Answered { by: "right".into(), at: 80, seen_as };
         assert_eq!(left.run(|| Dial::tcp(address(to)).once()), answered);
         assert_eq!(left.run(|| Dial::udp(address(to)).once()), answered);
     }

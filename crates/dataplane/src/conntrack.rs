@@ -1,0 +1,132 @@
+//! Ends UDP flows that conntrack would keep sending where a Service no longer leads.
+//!
+//! A UDP flow has no end that the kernel could see: as long as a client keeps talking, its packets follow the entry made
+//! by the first one, past every rule. Two cases need help: the flow goes to a backend that was removed, or it began
+//! before its destination was a Service's and so was never translated. TCP connections end by themselves.
+//!
+//! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for. What it does is
+//! bounded by one deletion a change, or one dump for a large change.
+//!
+//! Source: kernel `nf_conntrack_netlink.c` (a filtered flush, from 6.12; `nlink` falls back to dump and delete).
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+
+use nlink::netlink::netfilter::{ConntrackEntry, ConntrackFilter, IpProtocol};
+use nlink::netlink::{Connection, Netfilter};
+use portolan_model::forwarding::{Backend, Family};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::Error;
+
+/// More of these at once are looked for in one dump instead of one by one.
+const ONE_BY_ONE: usize = 16;
+
+/// A kind of UDP flow that has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Stale {
+    /// `None` for any of the node's addresses.
+    pub destination: Option<IpAddr>,
+    pub port: u16,
+    pub flow: StaleFlow,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum StaleFlow {
+    To(Backend),
+    /// Answered from the very address that was asked, in the given family.
+    Untranslated(Family),
+}
+
+/// Does the deletions in the background until dropped.
+#[derive(Debug)]
+pub(crate) struct Cleaner {
+    work: mpsc::UnboundedSender<Vec<Stale>>,
+    _task: JoinSet<()>,
+}
+
+impl Cleaner {
+    pub(crate) fn start() -> Result<Self, Error> {
+        let connection = Connection::<Netfilter>::new()
+            .map_err(|source| Error::Socket { what: "connection tracking", source: Box::new(source) })?;
+        let (work, mut queue) = mpsc::unbounded_channel::<Vec<Stale>>();
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            while let Some(mut stale) = queue.recv().await {
+                while let Ok(more) = queue.try_recv() {
+                    stale.extend(more);
+                }
+                if let Err(error) = end(&connection, &stale).await {
+                    tracing::warn!(%error, "stale UDP flows could not be ended; they go on until their clients pause");
+                }
+            }
+        });
+        Ok(Self { work, _task: task })
+    }
+
+    pub(crate) fn end(&self, stale: Vec<Stale>) {
+        if !stale.is_empty() {
+            // The task ends only when this is dropped.
+            let _ = self.work.send(stale);
+        }
+    }
+}
+
+async fn end(connection: &Connection<Netfilter>, stale: &[Stale]) -> nlink::Result<()> {
+    if stale.len() <= ONE_BY_ONE {
+        for stale in stale {
+            end_one(connection, stale).await?;
+        }
+        return Ok(());
+    }
+    let wanted: HashSet<Stale> = stale.iter().copied().collect();
+    for entry in connection.get_conntrack_matching(&ConntrackFilter::new().proto(IpProtocol::Udp)).await? {
+        if kinds_of(&entry).iter().any(|kind| wanted.contains(kind)) {
+            delete(connection, &entry).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn end_one(connection: &Connection<Netfilter>, stale: &Stale) -> nlink::Result<()> {
+    let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp).orig_dst_port(stale.port);
+    if let Some(destination) = stale.destination {
+        filter = filter.orig_dst(destination);
+    }
+    match stale.flow {
+        StaleFlow::To(backend) => {
+            let filter = filter.reply_src(backend.address).reply_src_port(backend.port);
+            connection.flush_conntrack_matching(&filter).await
+        }
+        // "The same address in both directions" is no filter the kernel has.
+        StaleFlow::Untranslated(_) => {
+            for entry in connection.get_conntrack_matching(&filter).await? {
+                if kinds_of(&entry).contains(stale) {
+                    delete(connection, &entry).await?;
+                }
+            }
+            Ok(())
+        }
+    }
+}
+
+/// What would have to be stale for the flow to end, with and without the destination named.
+fn kinds_of(entry: &ConntrackEntry) -> Vec<Stale> {
+    let (orig, reply) = (&entry.orig, &entry.reply);
+    let (Some(destination), Some(port)) = (orig.dst_ip, orig.dst_port) else { return Vec::new() };
+    let (Some(address), Some(reply_port)) = (reply.src_ip, reply.src_port) else { return Vec::new() };
+    let flow = if (address, reply_port) == (destination, port) {
+        StaleFlow::Untranslated(Family::of(destination))
+    } else {
+        StaleFlow::To(Backend { address, port: reply_port })
+    };
+    [Some(destination), None].map(|destination| Stale { destination, port, flow }).into()
+}
+
+async fn delete(connection: &Connection<Netfilter>, entry: &ConntrackEntry) -> nlink::Result<()> {
+    match connection.del_conntrack_entry(entry).await {
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,34 @@
+//! One proxy a network namespace.
+//!
+//! An abstract unix socket belongs to a network namespace and goes with its last holder, however that one dies: held
+//! open, its name is a lock that needs no cleaning up. It is listened on only so that who comes second can ask the kernel
+//! who was first.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+use crate::Error;
+
+const NAME: &[u8] = b"portolan/service-proxy";
+
+/// Held as long as it lives.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _listener: UnixListener,
+}
+
+/// Takes the lock of the calling thread's network namespace.
+pub(crate) fn take() -> Result<Lock, Error> {
+    let address = SocketAddr::from_abstract_name(NAME).map_err(Error::Lock)?;
+    match UnixListener::bind_addr(&address) {
+        Ok(listener) => Ok(Lock { _listener: listener }),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            let holder = UnixStream::connect_addr(&address).ok();
+            let credentials = holder.and_then(|stream| getsockopt(&stream, PeerCredentials).ok());
+            Err(Error::Taken { pid: credentials.map(|credentials| credentials.pid()) })
+        }
+        Err(error) => Err(Error::Lock(error)),
+    }
+}

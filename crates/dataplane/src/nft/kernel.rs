@@ -1,0 +1,273 @@
+//! The lower half: operations on entries -> netlink transactions, and the kernel's table -> entries.
+//!
+//! Invariants: [`Ruleset::commit`] is all or nothing; `read` sees every element of ours, also those that nobody here
+//! wrote. The upper half knows the kernel by this trait only, so that its tests can refuse and lose things at will.
+
+use std::future::Future;
+use std::net::IpAddr;
+
+use nlink::netlink::nftables::{Chain as NfChain, Set, SetElement, Transaction};
+use nlink::netlink::{Connection, Nftables};
+use portolan_model::Protocol;
+use portolan_model::forwarding::{Backend, Family};
+
+use super::entries::{Chain, ChainKind, Entry};
+use super::layout::{ChainPlan, Map, TABLE, dynamic_chain, fixed_chains, nf_family};
+use super::state::{Operations, State};
+use super::wire;
+use crate::{Error, ProxyConfig};
+
+/// Elements of a message: an element list may have at most 64 KiB, and the longest element takes less than 160 bytes.
+const MESSAGE_ELEMENTS: usize = 400;
+
+/// A client's session with a backend that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Session {
+    /// `None` for any address: a node port.
+    pub destination: Option<IpAddr>,
+    pub protocol: Protocol,
+    pub port: u16,
+    pub backend: Backend,
+}
+
+pub(super) trait Ruleset: Send {
+    /// Everything there is.
+    fn read(&mut self) -> impl Future<Output = Result<State, Error>> + Send;
+    fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Forgets which clients were sent to these backends.
+    fn forget(&mut self, sessions: &[Session]) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Puts the fixed part of the table back if someone changed it; says whether it had to.
+    fn repair(&mut self) -> impl Future<Output = Result<bool, Error>> + Send;
+}
+
+/// The table in the network namespace that this was opened in.
+pub(super) struct KernelRuleset {
+    connection: Connection<Nftables>,
+    config: ProxyConfig,
+    /// The rules of the fixed chains as the kernel has them, to recognise that someone changed them.
+    fingerprint: Vec<(String, Vec<u8>)>,
+}
+
+impl KernelRuleset {
+    /// Makes the fixed part of the table, or brings it up to date with this build and configuration, in one transaction
+    /// and without touching the elements.
+    pub(super) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
+        let mut ruleset = Self { connection: connect()?, config: config.clone(), fingerprint: Vec::new() };
+        ruleset.lay_out().await?;
+        Ok(ruleset)
+    }
+
+    async fn lay_out(&mut self) -> Result<(), Error> {
+        for family in Family::BOTH {
+            if !self.lay_out_family(family).await? {
+                // Another build's maps, of another shape: nothing in them can be kept. Connections go on, as conntrack
+                // has them; new ones wait for the first sync.
+                tracing::warn!(?family, "the table found has maps of another shape; making it anew");
+                remove_table(&self.connection, family).await?;
+                self.lay_out_family(family).await?;
+            }
+        }
+        self.fingerprint = self.read_rules().await?;
+        Ok(())
+    }
+
+    /// False if there are maps that cannot be used.
+    async fn lay_out_family(&self, family: Family) -> Result<bool, Error> {
+        let nf = nf_family(family);
+        let reading = |source| Error::Read { what: format!("the {nf:?} tables"), source: Box::new(source) };
+        let tables = self.connection.list_tables_in(nf).await.map_err(reading)?;
+        let exists = tables.iter().any(|table| table.name.as_str() == TABLE);
+        let mut transaction = self.connection.transaction();
+        if !exists {
+            transaction = transaction.add_table(TABLE, nf);
+        }
+        let sets = if exists { self.connection.list_sets_in(TABLE, nf).await.map_err(reading)? } else { Vec::new() };
+        for map in Map::ALL {
+            match sets.iter().find(|set| set.name == map.name()) {
+                None => transaction = transaction.add_set(map.set(family)),
+                Some(found) => {
+                    if found.key_type != map.key_type(family).type_id() {
+                        return Ok(false);
+                    }
+                }
+            }
+        }
+        let plans = fixed_chains(family, &self.config);
+        for plan in &plans {
+            transaction = transaction.update_chain(nf_chain(plan, family)?).flush_chain(TABLE, &plan.name, nf);
+        }
+        for rule in plans.into_iter().flat_map(|plan| plan.rules) {
+            transaction = transaction.add_rule(rule);
+        }
+        self.send(transaction, || format!("the fixed part of table {nf:?} {TABLE}")).await?;
+        Ok(true)
+    }
+
+    async fn read_rules(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
+        let mut all = Vec::new();
+        for family in Family::BOTH {
+            let reading = |source| Error::Read { what: "the rules".to_owned(), source: Box::new(source) };
+            let rules = self.connection.list_rules(TABLE, nf_family(family)).await.map_err(reading)?;
+            all.extend(
+                rules
+                    .into_iter()
+                    .filter(|rule| ChainKind::parse(&rule.chain).is_none())
+                    .map(|rule| (format!("{family:?} {}", rule.chain), rule.expression_bytes)),
+            );
+        }
+        Ok(all)
+    }
+
+    async fn send(&self, transaction: Transaction, what: impl FnOnce() -> String) -> Result<(), Error> {
+        let committed = transaction.commit(&self.connection).await;
+        committed.map_err(|source| Error::Refused { what: what(), source: Box::new(source) })
+    }
+
+    async fn elements(&self, family: Family, map: Map) -> Result<Vec<SetElement>, Error> {
+        let elements = self.connection.list_set_elements(TABLE, map.name(), nf_family(family)).await;
+        elements
+            .map_err(|source| Error::Read { what: format!("{family:?} map {}", map.name()), source: Box::new(source) })
+    }
+}
+
+impl Ruleset for KernelRuleset {
+    async fn read(&mut self) -> Result<State, Error> {
+        let mut entries = Vec::new();
+        let mut chains = Vec::new();
+        for family in Family::BOTH {
+            for map in Map::ALL.into_iter().filter(|map| *map != Map::Affinity) {
+                let mut strays = Vec::new();
+                for element in self.elements(family, map).await? {
+                    match wire::entry(map, family, &element) {
+                        Some(entry) => entries.push(entry),
+                        None => strays.push(element),
+                    }
+                }
+                if !strays.is_empty() {
+                    let transaction = self.connection.transaction().del_set_elements(&map.set(family), &strays);
+                    self.send(transaction, || format!("removing strays from {}", map.name())).await?;
+                }
+            }
+            let found = self.connection.list_chains_in(TABLE, nf_family(family)).await;
+            let found =
+                found.map_err(|source| Error::Read { what: "the chains".to_owned(), source: Box::new(source) })?;
+            let kinds = found.iter().filter_map(|chain| ChainKind::parse(chain.name.as_str()));
+            chains.extend(kinds.map(|kind| Chain { family, kind }));
+        }
+        Ok(State::found(entries, chains))
+    }
+
+    async fn commit(&mut self, operations: &Operations) -> Result<(), Error> {
+        if operations.is_empty() {
+            return Ok(());
+        }
+        let mut transaction = self.connection.transaction();
+        for (set, elements) in messages(&operations.delete) {
+            transaction = transaction.del_set_elements(&set, &elements);
+        }
+        for chain in &operations.create {
+            let plan = dynamic_chain(chain.family, chain.kind);
+            // Flushed, in case it stayed behind from an earlier life with other rules.
+            transaction = transaction.update_chain(nf_chain(&plan, chain.family)?).flush_chain(
+                TABLE,
+                &plan.name,
+                nf_family(chain.family),
+            );
+            for rule in plan.rules {
+                transaction = transaction.add_rule(rule);
+            }
+        }
+        for (set, elements) in messages(&operations.insert) {
+            transaction = transaction.add_set_elements(&set, &elements);
+        }
+        for chain in &operations.remove {
+            transaction = transaction.del_chain(TABLE, &chain.kind.to_string(), nf_family(chain.family));
+        }
+        self.send(transaction, || {
+            format!("{} deletions and {} insertions", operations.delete.len(), operations.insert.len())
+        })
+        .await
+    }
+
+    async fn forget(&mut self, sessions: &[Session]) -> Result<(), Error> {
+        let matches = |(destination, protocol, port, backend): (IpAddr, Protocol, u16, Backend)| {
+            sessions.iter().any(|session| {
+                session.destination.is_none_or(|wanted| wanted == destination)
+                    && (session.protocol, session.port, session.backend) == (protocol, port, backend)
+            })
+        };
+        for family in Family::BOTH {
+            if !sessions.iter().any(|session| Family::of(session.backend.address) == family) {
+                continue;
+            }
+            let elements = self.elements(family, Map::Affinity).await?;
+            for element in elements.iter().filter(|element| wire::affinity(family, element).is_some_and(matches)) {
+                let key = SetElement::new(element.key().to_vec());
+                let transaction = self.connection.transaction().del_set_elements(&Map::Affinity.set(family), &[key]);
+                match self.send(transaction, || "forgetting a client's session".to_owned()).await {
+                    // It ran out in the meantime.
+                    Err(Error::Refused { source, .. }) if source.is_not_found() => {}
+                    other => other?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn repair(&mut self) -> Result<bool, Error> {
+        let intact = match self.read_rules().await {
+            Ok(rules) => rules == self.fingerprint,
+            Err(_) => false,
+        };
+        if intact {
+            return Ok(false);
+        }
+        self.lay_out().await?;
+        Ok(true)
+    }
+}
+
+/// Removes all that any [`KernelRuleset`] made in this network namespace.
+pub(super) async fn remove_everything() -> Result<(), Error> {
+    let connection = connect()?;
+    for family in Family::BOTH {
+        remove_table(&connection, family).await?;
+    }
+    Ok(())
+}
+
+async fn remove_table(connection: &Connection<Nftables>, family: Family) -> Result<(), Error> {
+    let removed = connection.del_table_if_exists(TABLE, nf_family(family)).await;
+    removed
+        .map(|_| ())
+        .map_err(|source| Error::Refused { what: format!("removing table {TABLE}"), source: Box::new(source) })
+}
+
+fn connect() -> Result<Connection<Nftables>, Error> {
+    Connection::<Nftables>::new().map_err(|source| Error::Socket { what: "nftables", source: Box::new(source) })
+}
+
+fn nf_chain(plan: &ChainPlan, family: Family) -> Result<NfChain, Error> {
+    let chain = NfChain::new(TABLE, plan.name.as_str())
+        .map_err(|source| Error::Refused { what: format!("chain {}", plan.name), source: Box::new(source) })?
+        .family(nf_family(family));
+    Ok(match &plan.base {
+        Some(base) => chain.base(base.clone()),
+        None => chain,
+    })
+}
+
+/// The entries as element lists, a map's together, none too long for a message.
+fn messages(entries: &[Entry]) -> Vec<(Set, Vec<SetElement>)> {
+    let mut by_map = std::collections::BTreeMap::<_, Vec<SetElement>>::new();
+    for entry in entries {
+        by_map.entry((wire::map_of(&entry.0), entry.0.family())).or_default().push(wire::element(entry));
+    }
+    let mut messages = Vec::new();
+    for ((map, family), elements) in by_map {
+        for chunk in elements.chunks(MESSAGE_ELEMENTS) {
+            messages.push((map.set(family), chunk.to_vec()));
+        }
+    }
+    messages
+}

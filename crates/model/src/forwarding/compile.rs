@@ -1,0 +1,169 @@
+//! One Service of a snapshot -> its forwarding on one node.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::endpoints::{Reachable, reachable};
+use super::{
+    Family, Frontend, FrontendForwarding, FrontendKind, Masquerade, NodeContext, Place, ServiceForwarding, Target,
+};
+use crate::{Diagnostic, Protocol, Service, ServiceId, ServicePort, Snapshot, TrafficPolicy};
+
+/// Backends one frontend may have in each of its two sets. Beyond it the rest is left out, with a diagnostic: the size of
+/// a slot index, and a bound on what one Service may cost a node.
+pub const MAX_BACKENDS: usize = 1 << 17;
+
+/// A Service that is unknown, headless, of type ExternalName or another proxy's forwards nothing.
+#[must_use]
+pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (ServiceForwarding, Vec<Diagnostic>) {
+    let mut forwarding = ServiceForwarding::default();
+    let mut diagnostics = Vec::new();
+    let Some(service) = snapshot.service(id).filter(|service| !service.foreign_proxy && !service.headless) else {
+        return (forwarding, diagnostics);
+    };
+    let addresses = addresses(service, &mut diagnostics);
+    let mut local_addresses = BTreeSet::new();
+    for port in &service.ports {
+        for family in Family::BOTH {
+            let of_family: Vec<_> = addresses.iter().filter(|(address, _)| Family::of(*address) == family).collect();
+            // A NodePort is served in the families the Service has a ClusterIP in.
+            let has_family = service.cluster_ips.iter().any(|address| Family::of(*address) == family);
+            if of_family.is_empty() && !has_family {
+                continue;
+            }
+            let reach = bounded(reachable(snapshot, service, port, family, node), port, &mut diagnostics);
+            local_addresses.extend(reach.local.iter().map(|backend| backend.address));
+            for (address, kind) in of_family {
+                let place = Place::Address(*address);
+                forwarding.frontends.push(frontend(service, port.protocol, port.port, place, *kind, &reach, node));
+            }
+            if let Some(node_port) = port.node_port.filter(|_| has_family) {
+                let place = Place::Node(family);
+                forwarding.frontends.push(frontend(
+                    service,
+                    port.protocol,
+                    node_port.0,
+                    place,
+                    FrontendKind::NodePort,
+                    &reach,
+                    node,
+                ));
+            }
+        }
+    }
+    forwarding.frontends.sort_by_key(|forwarding| forwarding.frontend);
+    forwarding.cluster_ips = service.cluster_ips.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
+    forwarding.local_addresses = local_addresses.into_iter().collect();
+    forwarding.local_ready = local_ready(snapshot, id, node);
+    (forwarding, diagnostics)
+}
+
+/// The Service's addresses, each once; what comes first here says what kind it is.
+fn addresses(service: &Service, diagnostics: &mut Vec<Diagnostic>) -> Vec<(IpAddr, FrontendKind)> {
+    let mut all: Vec<(IpAddr, FrontendKind)> = Vec::new();
+    let kinds = [
+        (FrontendKind::ClusterIp, "spec.clusterIPs", &service.cluster_ips),
+        (FrontendKind::LoadBalancer, "status.loadBalancer.ingress", &service.load_balancer_ips),
+        (FrontendKind::ExternalIp, "spec.externalIPs", &service.external_ips),
+    ];
+    for (kind, field, addresses) in kinds {
+        for address in addresses {
+            let mut complain = |message: String| {
+                diagnostics.push(Diagnostic { field: field.to_owned(), message });
+            };
+            if address.is_loopback() || address.is_unspecified() || address.is_multicast() {
+                complain(format!("{address} can be no Service's address; it is ignored"));
+            } else if let Some((_, other)) = all.iter().find(|(known, _)| known == address) {
+                // A load-balancer address may be listed as an external address too; that is no mistake.
+                if *other == FrontendKind::ClusterIp {
+                    complain(format!("{address} is the Service's ClusterIP already; it is ignored here"));
+                }
+            } else {
+                all.push((*address, kind));
+            }
+        }
+    }
+    all
+}
+
+fn frontend(
+    service: &Service,
+    protocol: Protocol,
+    port: u16,
+    place: Place,
+    kind: FrontendKind,
+    reach: &Reachable,
+    node: &NodeContext,
+) -> FrontendForwarding {
+    let target = |policy: TrafficPolicy| {
+        let backends = if policy == TrafficPolicy::Local { &reach.local } else { &reach.cluster };
+        match (backends.is_empty(), reach.any) {
+            (false, _) => Target::Forward(backends.clone()),
+            (true, true) => Target::Drop,
+            (true, false) => Target::Reject,
+        }
+    };
+    let internal = kind == FrontendKind::ClusterIp;
+    let policy = if internal { service.internal_policy } else { service.external_policy };
+    let outside = target(policy);
+    // From inside the cluster an external address is a detour that the policy is not about.
+    let inside = if internal { outside.clone() } else { target(TrafficPolicy::Cluster) };
+    let masquerade = match (internal, policy) {
+        (true, _) => Masquerade::Outsiders,
+        (false, TrafficPolicy::Cluster) => Masquerade::Everybody,
+        (false, TrafficPolicy::Local) => Masquerade::NodeItself,
+    };
+    let sources = if kind == FrontendKind::LoadBalancer { source_ranges(service, place, node) } else { Vec::new() };
+    FrontendForwarding {
+        frontend: Frontend { place, protocol, port },
+        kind,
+        inside,
+        outside,
+        masquerade,
+        affinity: service.affinity,
+        sources,
+    }
+}
+
+/// The ranges of the address's family, sorted. A range of all addresses means that anyone may come; a range of the
+/// other family alone admits nobody of this one, which is what was asked for.
+fn source_ranges(service: &Service, place: Place, node: &NodeContext) -> Vec<IpNet> {
+    let Place::Address(address) = place else { return Vec::new() };
+    let family = Family::of(address);
+    if service.source_ranges.iter().any(|range| range.prefix_len() == 0 && Family::of(range.addr()) == family) {
+        return Vec::new();
+    }
+    let mine = service.source_ranges.iter().filter(|range| Family::of(range.addr()) == family);
+    let mut ranges: Vec<IpNet> = mine.map(IpNet::trunc).collect();
+    // A packet of the node itself to the address may carry that very address as its source; and where only the other
+    // family was listed, the address alone stands for nobody, since an empty list would mean everyone.
+    let admits_node = node.own_addresses.iter().any(|own| ranges.iter().any(|range| range.contains(own)));
+    if admits_node || (ranges.is_empty() && !service.source_ranges.is_empty()) {
+        ranges.push(IpNet::from(address));
+    }
+    IpNet::aggregate(&ranges)
+}
+
+fn bounded(mut reach: Reachable, port: &ServicePort, diagnostics: &mut Vec<Diagnostic>) -> Reachable {
+    for (backends, whose) in [(&mut reach.cluster, ""), (&mut reach.local, " on this node")] {
+        if backends.len() > MAX_BACKENDS {
+            diagnostics.push(Diagnostic {
+                field: format!("spec.ports[{}]", port.name),
+                message: format!(
+                    "{} endpoints{whose}, more than {MAX_BACKENDS}; the rest gets no traffic: split the Service",
+                    backends.len()
+                ),
+            });
+            *backends = backends[..MAX_BACKENDS].into();
+        }
+    }
+    reach
+}
+
+fn local_ready(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> usize {
+    let endpoints = snapshot.slices(id).flat_map(|slice| &slice.endpoints);
+    let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&*node.name));
+    local.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
+}
