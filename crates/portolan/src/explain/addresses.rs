@@ -65,7 +65,7 @@ pub(super) fn addresses(snapshot: &Snapshot, id: &ServiceId) -> (Vec<Address>, V
     let all = contexts.len();
     let addresses = by_frontend.into_iter().map(|((kind, frontend), on_nodes)| Address {
         what: what(kind, frontend, &on_nodes),
-        notes: notes(service, &on_nodes),
+        notes: notes(snapshot, service, &on_nodes),
         ways: ways(snapshot, id, &on_nodes, all),
     });
     (addresses.collect(), diagnostics)
@@ -92,11 +92,19 @@ fn what(kind: FrontendKind, frontend: Frontend, on_nodes: &[(&NodeContext, Front
     }
 }
 
-fn notes(service: &Service, on_nodes: &[(&NodeContext, FrontendForwarding)]) -> Vec<String> {
+fn notes(snapshot: &Snapshot, service: &Service, on_nodes: &[(&NodeContext, FrontendForwarding)]) -> Vec<String> {
     let mut notes = Vec::new();
     let Some((_, forwarding)) = on_nodes.first() else { return notes };
     if let Some(time) = forwarding.affinity {
         notes.push(format!("a client stays with the backend it was given, until it has been away for {time:?}"));
+    }
+    if let (FrontendKind::LoadBalancer, Place::Address(address)) = (forwarding.kind, forwarding.frontend.place) {
+        notes.push(match portolan_lb::owner(snapshot, address) {
+            Some(node) => format!("{node} is the node that answers for it on the network"),
+            None => {
+                "no node answers for it on the network: none is ready, allowed to and has what the policy asks".into()
+            }
+        });
     }
     if forwarding.kind == FrontendKind::LoadBalancer && !service.source_ranges.is_empty() {
         let ranges: Vec<_> = service.source_ranges.iter().map(ToString::to_string).collect();

@@ -107,32 +107,33 @@ fn every_kind_of_address() {
         &parts,
         true,
         &expect![[r#"
-        default/web: LoadBalancer, for pods with app=web
-          web.default.svc.cluster.local is 10.96.0.7
+            default/web: LoadBalancer, for pods with app=web
+              web.default.svc.cluster.local is 10.96.0.7
 
-          10.96.0.7:80/TCP (ClusterIP)
-            a client stays with the backend it was given, until it has been away for 10800s
-            100.0 %  10.244.1.5:8080  pod web-1 on node1
+              10.96.0.7:80/TCP (ClusterIP)
+                a client stays with the backend it was given, until it has been away for 10800s
+                100.0 %  10.244.1.5:8080  pod web-1 on node1
 
-          192.0.2.9:80/TCP (external IP)
-            a client stays with the backend it was given, until it has been away for 10800s
-            on node1:
-            100.0 %  10.244.1.5:8080  pod web-1 on node1
-            on node2: unanswered: the policy is Local and the endpoints are elsewhere
+              192.0.2.9:80/TCP (external IP)
+                a client stays with the backend it was given, until it has been away for 10800s
+                on node1:
+                100.0 %  10.244.1.5:8080  pod web-1 on node1
+                on node2: unanswered: the policy is Local and the endpoints are elsewhere
 
-          10.203.0.200:80/TCP (LoadBalancer)
-            a client stays with the backend it was given, until it has been away for 10800s
-            only for clients within 10.0.0.0/8
-            as above
+              10.203.0.200:80/TCP (LoadBalancer)
+                a client stays with the backend it was given, until it has been away for 10800s
+                node1 is the node that answers for it on the network
+                only for clients within 10.0.0.0/8
+                as above
 
-          port 30080/TCP of every node (NodePort): 10.203.0.11, 10.203.0.12
-            a client stays with the backend it was given, until it has been away for 10800s
-            as above
+              port 30080/TCP of every node (NodePort): 10.203.0.11, 10.203.0.12
+                a client stays with the backend it was given, until it has been away for 10800s
+                as above
 
-          It works; but:
-          - externalTrafficPolicy is Local: on node2 connections from beyond the cluster go unanswered, no endpoint is there
-            → that is as asked; set externalTrafficPolicy: Cluster, or run a pod on each node
-    "#]],
+              It works; but:
+              - externalTrafficPolicy is Local: on node2 connections from beyond the cluster go unanswered, no endpoint is there
+                → that is as asked; set externalTrafficPolicy: Cluster, or run a pod on each node
+        "#]],
     );
 }
 
