@@ -1,5 +1,7 @@
 //! The server on real sockets of the loopback: both transports, limits, forwarding and its failures, and dig.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers")]
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
