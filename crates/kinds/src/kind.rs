@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::catalog::Strategy;
-use crate::{FieldError, Status, UnsupportedField, decode, defaults, prepare};
+use crate::{FieldError, Status, UnsupportedField, decode, defaults, fields, prepare, table, validate};
 
 /// A kind of object that is stored and served.
 #[derive(Debug)]
@@ -118,29 +118,25 @@ impl Kind {
     }
 
     pub fn validate_create(&self, object: &Value) -> Vec<FieldError> {
-        let _ = object;
-        Vec::new()
+        validate::create(self, object)
     }
 
     pub fn validate_update(&self, new: &Value, old: &Value, sub: Subresource) -> Vec<FieldError> {
-        let _ = (new, old, sub);
-        Vec::new()
+        validate::update(self, new, old, sub)
     }
 
     /// The Table's columns.
     pub fn columns(&self) -> &'static [Column] {
-        &[]
+        table::columns(self.strategy)
     }
 
     /// One cell for each of [`Kind::columns`].
     pub fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        let _ = (object, now);
-        Vec::new()
+        table::row(self.strategy, object, now)
     }
 
     /// Value of a field-selector field (empty when the object has none).
     pub fn field(&self, object: &Value, field: &str) -> Result<String, UnsupportedField> {
-        let _ = object;
-        Err(UnsupportedField { field: field.to_owned() })
+        fields::value(self.strategy, object, field)
     }
 }

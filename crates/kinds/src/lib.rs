@@ -11,6 +11,7 @@
 mod catalog;
 mod decode;
 mod defaults;
+mod event;
 mod fields;
 mod kind;
 mod look;
@@ -23,8 +24,11 @@ mod quantity;
 mod schema;
 mod service;
 mod status;
+mod table;
+mod validate;
 
 pub use catalog::{all, find};
+pub use event::convert_event;
 pub use fields::UnsupportedField;
 pub use kind::{Column, FieldValidation, Kind, Subresource};
 pub use status::{FieldError, FieldErrorKind, Status};

@@ -88,17 +88,8 @@ impl Quantity {
         self.nano < 0
     }
 
-    pub(crate) fn is_zero(&self) -> bool {
-        self.nano == 0
-    }
-
     pub(crate) fn is_whole(&self) -> bool {
         self.nano % NANO == 0
-    }
-
-    /// Whether it is a multiple of a thousandth.
-    pub(crate) fn is_whole_milli(&self) -> bool {
-        self.nano % (NANO / 1000) == 0
     }
 }
 

@@ -1,0 +1,100 @@
+//! Nodes, Namespaces, Leases, ConfigMaps, Secrets and ServiceAccounts.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{AGE, NAME, age, name, or_none, shown, wide};
+use crate::Column;
+use crate::look::Look;
+
+pub(super) const NODE: &[Column] = &[
+    NAME,
+    shown("Status", "string", "Whether the node takes pods."),
+    shown("Roles", "string", "What the node is for."),
+    AGE,
+    shown("Version", "string", "Version of its agent."),
+    wide("Internal-IP", "Address inside the cluster."),
+    wide("External-IP", "Address outside."),
+    wide("OS-Image", "Operating system."),
+    wide("Kernel-Version", "Version of its kernel."),
+    wide("Container-Runtime", "What runs its containers."),
+];
+
+pub(super) const NAMESPACE: &[Column] =
+    &[NAME, shown("Status", "string", "Whether it is in use or being deleted."), AGE];
+
+pub(super) const LEASE: &[Column] = &[NAME, shown("Holder", "string", "Who holds it."), AGE];
+
+pub(super) const CONFIG_MAP: &[Column] = &[NAME, shown("Data", "string", "Number of keys."), AGE];
+
+pub(super) const SECRET: &[Column] =
+    &[NAME, shown("Type", "string", "What the data is for."), shown("Data", "string", "Number of keys."), AGE];
+
+pub(super) const SERVICE_ACCOUNT: &[Column] = &[NAME, shown("Secrets", "string", "Number of secrets."), AGE];
+
+fn address<'a>(status: &'a Value, kind: &str) -> &'a str {
+    let found = status.list("addresses").iter().find(|address| address.text("type") == kind);
+    found.map_or("<none>", |address| address.text("address"))
+}
+
+pub(super) fn node(object: &Value, now: Timestamp) -> Vec<Value> {
+    let status = &object["status"];
+    let ready = status.list("conditions").iter().find(|condition| condition.text("type") == "Ready");
+    let mut state = match ready.map(|condition| condition.text("status")) {
+        Some("True") => "Ready".to_owned(),
+        Some(_) => "NotReady".to_owned(),
+        None => "Unknown".to_owned(),
+    };
+    if object["spec"].flag("unschedulable") {
+        state.push_str(",SchedulingDisabled");
+    }
+    let mut roles: Vec<&str> = object["metadata"]
+        .entries("labels")
+        .filter_map(|(key, value)| match key.strip_prefix("node-role.kubernetes.io/") {
+            Some("") => None,
+            Some(role) => Some(role),
+            None if key == "kubernetes.io/role" => value.as_str().filter(|role| !role.is_empty()),
+            None => None,
+        })
+        .collect();
+    roles.sort_unstable();
+    roles.dedup();
+    let info = &status["nodeInfo"];
+    let unknown = |field: &str| match info.text(field) {
+        "" => "<unknown>".into(),
+        text => Value::from(text),
+    };
+    vec![
+        name(object),
+        state.into(),
+        or_none(roles.join(",")),
+        age(object, now),
+        info.text("kubeletVersion").into(),
+        address(status, "InternalIP").into(),
+        address(status, "ExternalIP").into(),
+        unknown("osImage"),
+        unknown("kernelVersion"),
+        unknown("containerRuntimeVersion"),
+    ]
+}
+
+pub(super) fn namespace(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), object["status"].text("phase").into(), age(object, now)]
+}
+
+pub(super) fn lease(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), object["spec"].text("holderIdentity").into(), age(object, now)]
+}
+
+pub(super) fn config_map(object: &Value, now: Timestamp) -> Vec<Value> {
+    let count = object.entries("data").count() + object.entries("binaryData").count();
+    vec![name(object), count.into(), age(object, now)]
+}
+
+pub(super) fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), object.text("type").into(), object.entries("data").count().into(), age(object, now)]
+}
+
+pub(super) fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
+    vec![name(object), object.list("secrets").len().into(), age(object, now)]
+}

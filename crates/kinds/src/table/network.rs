@@ -1,0 +1,142 @@
+//! Services, Endpoints, EndpointSlices, ServiceCIDRs and IPAddresses.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use super::{AGE, NAME, age, labels, name, or_none, shown, wide};
+use crate::Column;
+use crate::look::Look;
+
+pub(super) const SERVICE: &[Column] = &[
+    NAME,
+    shown("Type", "string", "How the Service is reached."),
+    shown("Cluster-IP", "string", "Its address inside the cluster."),
+    shown("External-IP", "string", "Its addresses outside."),
+    shown("Port(s)", "string", "Its ports, and the nodes' ports that lead to them."),
+    AGE,
+    wide("Selector", "Labels of the pods behind it."),
+];
+
+pub(super) const ENDPOINTS: &[Column] =
+    &[NAME, shown("Endpoints", "string", "Addresses and ports that are ready."), AGE];
+
+pub(super) const ENDPOINT_SLICE: &[Column] = &[
+    NAME,
+    shown("AddressType", "string", "Kind of the addresses."),
+    shown("Ports", "string", "Ports of every endpoint."),
+    shown("Endpoints", "string", "Addresses of the endpoints."),
+    AGE,
+];
+
+pub(super) const SERVICE_CIDR: &[Column] =
+    &[NAME, shown("CIDRs", "string", "Ranges that Services get their addresses from."), AGE];
+
+pub(super) const IP_ADDRESS: &[Column] = &[NAME, shown("ParentRef", "string", "What holds the address."), AGE];
+
+fn external(service: &Value) -> Value {
+    let spec = &service["spec"];
+    let ips: Vec<&str> = spec.list("externalIPs").iter().filter_map(Value::as_str).collect();
+    match spec.text("type") {
+        "ClusterIP" | "NodePort" => or_none(ips.join(",")),
+        "LoadBalancer" => {
+            let ingress = service.get_in(&["status", "loadBalancer"]).list("ingress");
+            let mut all: Vec<&str> = ingress
+                .iter()
+                .map(|entry| if entry.text("ip").is_empty() { entry.text("hostname") } else { entry.text("ip") })
+                .filter(|text| !text.is_empty())
+                .collect();
+            all.sort_unstable();
+            all.dedup();
+            all.extend(ips);
+            if all.is_empty() { "<pending>".into() } else { all.join(",").into() }
+        }
+        "ExternalName" => spec.text("externalName").into(),
+        _ => "<unknown>".into(),
+    }
+}
+
+pub(super) fn service(object: &Value, now: Timestamp) -> Vec<Value> {
+    let spec = &object["spec"];
+    let address = spec.list("clusterIPs").first().and_then(Value::as_str).unwrap_or(spec.text("clusterIP"));
+    let ports: Vec<String> = spec
+        .list("ports")
+        .iter()
+        .map(|port| {
+            let (number, protocol) = (port.int("port").unwrap_or(0), port.text("protocol"));
+            match port.int("nodePort").unwrap_or(0) {
+                0 => format!("{number}/{protocol}"),
+                node => format!("{number}:{node}/{protocol}"),
+            }
+        })
+        .collect();
+    vec![
+        name(object),
+        spec.text("type").into(),
+        or_none(address.to_owned()),
+        external(object),
+        or_none(ports.join(",")),
+        age(object, now),
+        labels(&spec["selector"]),
+    ]
+}
+
+/// Address and port, with an IPv6 address in brackets.
+fn joined(ip: &str, port: &Value) -> String {
+    if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
+}
+
+/// A list cut after `max` items, with how many more there are.
+fn cut(items: &[String], max: usize) -> String {
+    match items.len().checked_sub(max) {
+        Some(more) if more > 0 => format!("{} + {more} more...", items[..max].join(",")),
+        _ => items.join(","),
+    }
+}
+
+pub(super) fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
+    let mut all = Vec::new();
+    for subset in object.list("subsets") {
+        let addresses = || subset.list("addresses").iter().map(|address| address.text("ip"));
+        if subset.list("ports").is_empty() {
+            all.extend(addresses().map(str::to_owned));
+        }
+        for port in subset.list("ports") {
+            all.extend(addresses().map(|ip| joined(ip, &port["port"])));
+        }
+    }
+    vec![name(object), or_none(cut(&all, 3)), age(object, now)]
+}
+
+pub(super) fn endpoint_slice(object: &Value, now: Timestamp) -> Vec<Value> {
+    let ports: Vec<String> = object
+        .list("ports")
+        .iter()
+        .map(|port| port.int("port").map_or_else(|| "*".to_owned(), |number| number.to_string()))
+        .collect();
+    let ports = if ports.is_empty() { "<unset>".to_owned() } else { cut(&ports, 3) };
+    let addresses: Vec<String> = object
+        .list("endpoints")
+        .iter()
+        .flat_map(|endpoint| endpoint.list("addresses"))
+        .filter_map(|address| address.as_str().map(str::to_owned))
+        .collect();
+    let addresses = if addresses.is_empty() { "<unset>".to_owned() } else { cut(&addresses, 3) };
+    vec![name(object), object.text("addressType").into(), ports.into(), addresses.into(), age(object, now)]
+}
+
+pub(super) fn service_cidr(object: &Value, now: Timestamp) -> Vec<Value> {
+    let cidrs: Vec<&str> = object["spec"].list("cidrs").iter().filter_map(Value::as_str).collect();
+    vec![name(object), cidrs.join(",").into(), age(object, now)]
+}
+
+pub(super) fn ip_address(object: &Value, now: Timestamp) -> Vec<Value> {
+    let parent = &object["spec"]["parentRef"];
+    let resource = match (parent.text("resource"), parent.text("group")) {
+        (resource, "") => resource.to_owned(),
+        (resource, group) => format!("{resource}.{group}"),
+    };
+    let parts = [resource.as_str(), parent.text("namespace"), parent.text("name")];
+    let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    let text = parts.join("/");
+    vec![name(object), text.into(), age(object, now)]
+}
