@@ -50,6 +50,32 @@ impl Signals {
     pub(super) fn changed(&self) {
         self.0.send_replace(());
     }
+
+    /// Looks at each change until `check` gives something; gives up when the time is over or there is a reason to.
+    async fn wait<T>(
+        &self,
+        what: &str,
+        patience: Duration,
+        give_up: impl Fn() -> Option<String>,
+        check: impl Fn() -> Result<T, String>,
+    ) -> Result<T> {
+        let mut changes = self.0.subscribe();
+        let deadline = Instant::now() + patience;
+        loop {
+            // Before looking, so that what changes meanwhile is looked at again.
+            changes.mark_unchanged();
+            let saw = match check() {
+                Ok(found) => return Ok(found),
+                Err(saw) => saw,
+            };
+            if let Some(why) = give_up() {
+                bail!("while waiting for {what}, {why}");
+            }
+            if timeout_at(deadline, changes.changed()).await.is_err() {
+                bail!("waited {patience:?} for {what}; saw {saw}");
+            }
+        }
+    }
 }
 
 /// The cluster's objects, as its API tells them.
@@ -216,21 +242,7 @@ impl Stage<'_> {
         check: impl Fn(&Self) -> Result<T, String>,
     ) -> Result<T> {
         self.progress.step(what);
-        let mut changes = self.signals.0.subscribe();
-        let deadline = Instant::now() + patience;
-        loop {
-            changes.mark_unchanged();
-            let saw = match check(self) {
-                Ok(found) => return Ok(found),
-                Err(saw) => saw,
-            };
-            if let Some(why) = self.cluster.over() {
-                bail!("while waiting for {what}, {why}");
-            }
-            if timeout_at(deadline, changes.changed()).await.is_err() {
-                bail!("waited {patience:?} for {what}; saw {saw}");
-            }
-        }
+        self.signals.wait(what, patience, || self.cluster.over(), || check(self)).await
     }
 
     /// Waits until exactly so many pods are ready behind the Service, and gives their names.
@@ -269,6 +281,17 @@ impl Stage<'_> {
                 }
             }
             Ok(last)
+        })
+        .await
+    }
+
+    /// Waits until the front end has had no failure for so long; gives when the last one was.
+    pub(super) async fn wait_calm(&self, calm: Duration, patience: Duration) -> Result<Option<u64>> {
+        self.wait(&format!("{calm:?} without a failed request"), patience, |stage| {
+            let figures = stage.load.figures();
+            let since = figures.last_failure_ms.unwrap_or(figures.from_ms);
+            let quiet = u128::from(figures.until_ms.saturating_sub(since)) >= calm.as_millis();
+            if quiet && figures.answered > 0 { Ok(figures.last_failure_ms) } else { Err(describe(&figures)) }
         })
         .await
     }
@@ -348,4 +371,43 @@ fn describe(figures: &Figures) -> String {
 pub(super) fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_wait_looks_again_at_each_change() {
+        let (signals, left) = (Signals::new(), Cell::new(3));
+        let check = || {
+            left.set(left.get() - 1);
+            if left.get() == 0 { Ok("there") } else { Err("not yet".to_owned()) }
+        };
+        let wait = signals.wait("it", LONG, || None, check);
+        let change = async {
+            loop {
+                signals.changed();
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            found = wait => assert_eq!(found.unwrap(), "there"),
+            () = change => (),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wait_in_vain_says_what_it_saw() {
+        let signals = Signals::new();
+        let nothing = || Err::<(), _>("two of three".to_owned());
+        let error = signals.wait("three pods", Duration::from_millis(20), || None, nothing).await.unwrap_err();
+        assert_eq!(error.to_string(), "waited 20ms for three pods; saw two of three");
+        let error = signals.wait("three pods", LONG, || Some("the cluster is gone".into()), nothing).await.unwrap_err();
+        assert_eq!(error.to_string(), "while waiting for three pods, the cluster is gone");
+    }
 }

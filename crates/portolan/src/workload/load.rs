@@ -136,6 +136,7 @@ impl Load {
         let mut pace = interval(Duration::from_secs_f64(1.0 / args.rate));
         pace.set_missed_tick_behavior(MissedTickBehavior::Burst);
         let mut report = interval(args.report_every);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
         report.reset();
         let end = tokio::time::sleep(args.duration.unwrap_or(Duration::MAX));
         let mut end = std::pin::pin!(end);

@@ -1,5 +1,7 @@
 //! Scenes 5 and 6: reaching the backends from beyond the cluster.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, bail};
 use futures::future::try_join_all;
 use k8s_openapi::api::core::v1::Service;
@@ -13,6 +15,8 @@ use crate::demo::stage::{World, now_ms};
 const NODE_PORT: &str = "image-node-port";
 const LOAD_BALANCER: &str = "image-public";
 const REQUESTS: u32 = 60;
+/// Time without a failure after which the restart counts as over.
+const CALM: Duration = Duration::from_secs(1);
 
 pub(super) async fn node_port(stage: &mut Stage<'_>) -> Result<SceneReport> {
     let mut scene = scene(5);
@@ -61,9 +65,18 @@ pub(super) async fn load_balancer(stage: &mut Stage<'_>) -> Result<SceneReport> 
     stage.progress.step("the cluster to start again");
     stage.cluster.start().await?;
     stage.world = World::connect(&stage.cluster.kubeconfig(), &stage.signals).await?;
-    let after = stage.ask_from_outside(&format!("http://{address}{PICTURE}"), REQUESTS, "60s").await?;
-    let answered = after.from_ms.saturating_sub(stopped);
-    scene.converged_after(answered);
+    let first = stage.ask_from_outside(&format!("http://{address}{PICTURE}"), 1, "60s").await?;
+    let first = first.from_ms.saturating_sub(stopped);
+
+    // The restart is over when every backend has answered and nothing fails any more.
+    stage.load.attach(stage.world.client.clone(), stopped);
+    let pods = stage.wait_ready(BACKEND, 3, LONG_PATIENCE).await?;
+    let answered = stage.wait_answers_of(&pods, LONG_PATIENCE).await?;
+    let last_failure = stage.wait_calm(CALM, LONG_PATIENCE).await?;
+    scene.converged_after(answered.max(last_failure.unwrap_or(0)).saturating_sub(stopped));
+    stage.load.take();
+
+    let after = stage.ask_from_outside(&format!("http://{address}{PICTURE}"), REQUESTS, "1s").await?;
     scene.count("the client outside, after the restart", &after);
     let address_after = wait_address(stage).await?;
     if address_after != address {
@@ -73,10 +86,8 @@ pub(super) async fn load_balancer(stage: &mut Stage<'_>) -> Result<SceneReport> 
     if cluster_ip_after != cluster_ip {
         scene.problem(format!("the ClusterIP was {cluster_ip} and is {cluster_ip_after} after the restart"));
     }
-    scene.remark(format!("stopped, started again and answering at {address_after} {} later", seconds(answered)));
-    stage.wait_ready(BACKEND, 3, LONG_PATIENCE).await?;
-    stage.load.attach(stage.world.client.clone(), stopped);
-    stage.watch_load(100, LONG_PATIENCE).await?;
+    scene.remark(format!("stopped, started again and answering at {address_after} {} later", seconds(first)));
+    stage.watch_load(100, PATIENCE).await?;
     stage.settle(&mut scene).await?;
     Ok(scene.finish())
 }
