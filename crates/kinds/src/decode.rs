@@ -327,7 +327,7 @@ fn bad_base64(text: &str) -> Option<usize> {
             return Some(*index);
         }
     }
-    let whole = bytes.len() % 4 == 0 && (data.len() % 4 != 1);
+    let whole = bytes.len().is_multiple_of(4) && data.len() % 4 != 1;
     if whole { None } else { Some(text.len()) }
 }
 

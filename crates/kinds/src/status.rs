@@ -345,6 +345,11 @@ impl Status {
         Self::new(422, "Invalid", message).with_details(map)
     }
 
+    /// 422 for a request that cannot be carried out, without a field to blame.
+    pub fn unprocessable(message: impl Into<String>) -> Self {
+        Self::new(422, "Invalid", message)
+    }
+
     /// 429; `seconds` until the client should try again.
     pub fn too_many_requests(message: impl Into<String>, seconds: u32) -> Self {
         let mut map = Map::new();

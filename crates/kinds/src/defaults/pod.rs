@@ -120,7 +120,7 @@ fn pull_policy(image: &str) -> &'static str {
     let (name, digest) = image.split_once('@').map_or((image, false), |(name, _)| (name, true));
     let last = name.rsplit('/').next().unwrap_or_default();
     match last.rsplit_once(':') {
-        Some((_, tag)) if tag == "latest" => "Always",
+        Some((_, "latest")) => "Always",
         None if !digest && !image.is_empty() => "Always",
         _ => "IfNotPresent",
     }

@@ -50,7 +50,7 @@ pub(super) fn secret(errors: &mut Errors, new: &Value, old: Option<&Value>) {
         size += decoded_length(value.as_str().unwrap_or_default());
     }
     if size > MAX_SIZE {
-        errors.push(FieldError::too_long(&path, MAX_SIZE));
+        errors.push(FieldError::too_long(path, MAX_SIZE));
     }
     let data = &new["data"];
     let required = |errors: &mut Errors, key: &str| {
@@ -68,16 +68,12 @@ pub(super) fn secret(errors: &mut Errors, new: &Value, old: Option<&Value>) {
         }
         "kubernetes.io/dockercfg" => required(errors, ".dockercfg"),
         "kubernetes.io/dockerconfigjson" => required(errors, ".dockerconfigjson"),
-        "kubernetes.io/basic-auth" => {
-            if data.get("username").is_none() && data.get("password").is_none() {
-                required(errors, "username");
-                required(errors, "password");
-            }
+        "kubernetes.io/basic-auth" if data.get("username").is_none() && data.get("password").is_none() => {
+            required(errors, "username");
+            required(errors, "password");
         }
-        "kubernetes.io/ssh-auth" => {
-            if data.text("ssh-privatekey").is_empty() {
-                errors.required(&path.key("ssh-privatekey"), "");
-            }
+        "kubernetes.io/ssh-auth" if data.text("ssh-privatekey").is_empty() => {
+            errors.required(&path.key("ssh-privatekey"), "");
         }
         "kubernetes.io/tls" => {
             required(errors, "tls.crt");

@@ -459,7 +459,7 @@ pub(super) fn taints(errors: &mut Errors, taints: &[Value], list: &Path<'_>) {
         taint_effect(errors, taint.text("effect"), &path.field("effect"));
         let twice = |other: &Value| other["key"] == taint["key"] && other["effect"] == taint["effect"];
         if taints[..index].iter().any(twice) {
-            let mut error = crate::FieldError::duplicate(&path, taint.clone());
+            let mut error = crate::FieldError::duplicate(path, taint.clone());
             "taints must be unique by key and effect pair".clone_into(&mut error.detail);
             errors.push(error);
         }

@@ -52,10 +52,8 @@ fn source(errors: &mut Errors, volume: &Value, path: &Path<'_>) {
     let here = path.field(first);
     let source = &volume[*first];
     match *first {
-        "emptyDir" => {
-            if source["sizeLimit"].as_str().and_then(Quantity::parse).is_some_and(|limit| limit.is_negative()) {
-                errors.forbidden(&here.field("sizeLimit"), "SizeLimit field must be a valid resource quantity");
-            }
+        "emptyDir" if source["sizeLimit"].as_str().and_then(Quantity::parse).is_some_and(|size| size.is_negative()) => {
+            errors.forbidden(&here.field("sizeLimit"), "SizeLimit field must be a valid resource quantity");
         }
         "hostPath" => {
             let text = source.text("path");
@@ -82,10 +80,8 @@ fn source(errors: &mut Errors, volume: &Value, path: &Path<'_>) {
         }
         "secret" => keyed(errors, source, "secretName", &here),
         "configMap" => keyed(errors, source, "name", &here),
-        "persistentVolumeClaim" => {
-            if source.text("claimName").is_empty() {
-                errors.required(&here.field("claimName"), "");
-            }
+        "persistentVolumeClaim" if source.text("claimName").is_empty() => {
+            errors.required(&here.field("claimName"), "");
         }
         _ => {}
     }
@@ -141,7 +137,7 @@ pub(super) fn mounts(errors: &mut Errors, container: &Value, volumes: &[Value], 
             errors.required(&path.field("name"), "");
         }
         if !volumes.iter().any(|volume| volume.text("name") == name) {
-            errors.push(crate::FieldError::not_found(&path.field("name"), name));
+            errors.push(crate::FieldError::not_found(path.field("name"), name));
         }
         if target.is_empty() {
             errors.required(&path.field("mountPath"), "");

@@ -1,0 +1,126 @@
+//! The OpenAPI documents that kubectl reads: one for each group and version, made from the table of fields.
+//!
+//! Invariant: everything a document refers to is in it. Built anew at every call, since clients keep them by the hash
+//! in the index; nothing stays in memory. Source: `/openapi/v3` of kube-apiserver.
+
+mod paths;
+mod schemas;
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value, json};
+
+use crate::Kind;
+
+const TITLE: &str = "Kubernetes";
+const VERSION: &str = "v1.34.0";
+
+/// The path of a group and version: `api/v1`, `apis/apps/v1`.
+fn path_of(kind: &Kind) -> String {
+    if kind.group.is_empty() {
+        format!("api/{}", kind.version)
+    } else {
+        format!("apis/{}/{}", kind.group, kind.version)
+    }
+}
+
+/// `/openapi/v3`: where each group's document is.
+pub fn v3_index() -> Value {
+    let hash = schemas::hash();
+    let paths: BTreeSet<String> = crate::all().iter().map(path_of).collect();
+    let paths: Map<String, Value> = paths
+        .into_iter()
+        .map(|path| {
+            let url = format!("/openapi/v3/{path}?hash={hash:016X}");
+            (path, json!({ "serverRelativeURL": url }))
+        })
+        .collect();
+    json!({ "paths": paths })
+}
+
+/// The document at `/openapi/v3/<path>`, where path is such as `api/v1` or `apis/apps/v1`.
+pub fn v3(path: &str) -> Option<Value> {
+    let kinds: Vec<&Kind> = crate::all().iter().filter(|kind| path_of(kind) == path).collect();
+    if kinds.is_empty() {
+        return None;
+    }
+    let mut all_paths = Map::new();
+    for kind in &kinds {
+        paths::add(&mut all_paths, path, kind);
+    }
+    Some(json!({
+        "openapi": "3.0.0",
+        "info": {"title": TITLE, "version": VERSION},
+        "paths": all_paths,
+        "components": {"schemas": schemas::components(&kinds)},
+    }))
+}
+
+/// `/openapi/v2`: nothing but its header. Clients that matter here read version 3.
+pub fn v2() -> Value {
+    json!({"swagger": "2.0", "info": {"title": TITLE, "version": VERSION}, "paths": {}, "definitions": {}})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn references(value: &Value, found: &mut BTreeSet<String>) {
+        match value {
+            Value::Object(map) => {
+                for (key, value) in map {
+                    match value.as_str() {
+                        Some(target) if key == "$ref" => _ = found.insert(target.to_owned()),
+                        _ => references(value, found),
+                    }
+                }
+            }
+            Value::Array(items) => items.iter().for_each(|item| references(item, found)),
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn documents_are_whole() {
+        let index = v3_index();
+        let paths = index["paths"].as_object().unwrap();
+        assert_eq!(paths.len(), 6);
+        for (path, entry) in paths {
+            assert!(entry["serverRelativeURL"].as_str().unwrap().starts_with(&format!("/openapi/v3/{path}?hash=")));
+            let document = v3(path).unwrap();
+            let mut found = BTreeSet::new();
+            references(&document, &mut found);
+            assert!(!found.is_empty());
+            for target in found {
+                let name = target.strip_prefix("#/components/schemas/").unwrap();
+                assert!(document["components"]["schemas"].get(name).is_some(), "{path}: {name} is missing");
+            }
+        }
+        assert!(v3("apis/none/v1").is_none());
+    }
+
+    #[test]
+    fn what_kubectl_looks_for() {
+        let core = v3("api/v1").unwrap();
+        let patch = &core["paths"]["/api/v1/namespaces/{namespace}/services/{name}"]["patch"];
+        assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group": "", "kind": "Service", "version": "v1"}));
+        let names: Vec<&str> =
+            patch["parameters"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
+        assert!(names.contains(&"fieldValidation") && names.contains(&"dryRun"), "{names:?}");
+        let schemas = &core["components"]["schemas"];
+        let ports = &schemas["io.k8s.api.core.v1.ServiceSpec"]["properties"]["ports"];
+        assert_eq!(ports["x-kubernetes-patch-merge-key"], "port");
+        assert_eq!(ports["x-kubernetes-patch-strategy"], "merge");
+        assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["port", "protocol"]));
+        let service = &schemas["io.k8s.api.core.v1.Service"];
+        assert_eq!(
+            service["x-kubernetes-group-version-kind"],
+            json!([{"group": "", "kind": "Service", "version": "v1"}])
+        );
+        assert!(service["description"].as_str().unwrap().starts_with("Service is a named abstraction"));
+        assert_eq!(schemas["io.k8s.api.core.v1.ServicePort"]["required"], json!(["port"]));
+        let apps = v3("apis/apps/v1").unwrap();
+        assert!(apps["paths"].get("/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale").is_some());
+        assert!(apps["components"]["schemas"].get("io.k8s.api.apps.v1.DeploymentList").is_some());
+    }
+}
