@@ -1,0 +1,155 @@
+//! What a cluster has from its first moment: namespaces, and the Service by which it is reached from within.
+//!
+//! Everything goes through the ordinary write path; what exists already is left alone, except where the server itself
+//! can be reached, which may differ from the last start.
+
+use std::net::SocketAddr;
+
+use portolan_kinds::Status;
+use portolan_store::{Page, Prefix};
+use serde_json::{Value, json};
+
+use crate::authz::User;
+use crate::object;
+use crate::options::Options;
+use crate::route::{Sub, Target};
+use crate::server::Server;
+use crate::services;
+use crate::write::{self, Asked, Unwritten};
+
+/// Takes what the stored Services hold, before anything can be given out.
+pub(crate) fn restore_allocations(server: &Server) -> Result<(), Status> {
+    for (_, service) in stored_services(server)? {
+        server.services.restore(services::holdings(&service));
+    }
+    Ok(())
+}
+
+fn stored_services(server: &Server) -> Result<Vec<(portolan_store::Key, Value)>, Status> {
+    let all = server.store.list(&Prefix::resource("", "services"), &Page::default());
+    let all = all.map_err(|expired| Status::internal(expired.to_string()))?;
+    Ok(all.entries.into_iter().map(|(key, entry)| (key, object::decode(&entry.value))).collect())
+}
+
+pub(crate) async fn run(server: &Server, advertise: Option<SocketAddr>) -> Result<(), Status> {
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        ensure(server, "", "namespaces", None, json!({"metadata": {"name": name}})).await?;
+    }
+    service_range(server).await?;
+    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+    let first = server.services.cidrs().first().map(services::first_address);
+    ensure(server, "", "services", Some("default"), json!({
+        "metadata": {"name": "kubernetes", "labels": labels},
+        "spec": {
+            "clusterIP": first, "type": "ClusterIP",
+            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.map_or(6443, |a| a.port())}]
+        }
+    }))
+    .await?;
+    if let Some(advertise) = advertise.filter(|address| !address.ip().is_loopback()) {
+        endpoints(server, advertise).await?;
+    }
+    repair_addresses(server).await
+}
+
+async fn service_range(server: &Server) -> Result<(), Status> {
+    let cidrs: Vec<_> = server.services.cidrs().iter().map(ToString::to_string).collect();
+    let body = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
+    ensure(server, "networking.k8s.io", "servicecidrs", None, body).await?;
+    let now = object::time(jiff::Timestamp::now());
+    set(server, ("networking.k8s.io", "servicecidrs", None, "kubernetes", Sub::Status), |old| {
+        let mut new = old.clone();
+        let status = object::member(&mut new, "status");
+        if status.get("conditions").and_then(Value::as_array).is_none_or(Vec::is_empty) {
+            status.insert(
+                "conditions".into(),
+                json!([{
+                    "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": now,
+                    "message": "Kubernetes Service CIDR is ready"
+                }]),
+            );
+        }
+        new
+    })
+    .await
+}
+
+/// Where the API server is, for those within the cluster.
+async fn endpoints(server: &Server, advertise: SocketAddr) -> Result<(), Status> {
+    let (address, port) = (advertise.ip().to_string(), advertise.port());
+    let family = if advertise.is_ipv4() { "IPv4" } else { "IPv6" };
+    let slice = json!({
+        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+        "addressType": family,
+        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
+        "ports": [{"name": "https", "port": port, "protocol": "TCP"}]
+    });
+    let endpoints = json!({
+        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]
+    });
+    for (group, plural, body, fields) in [
+        ("discovery.k8s.io", "endpointslices", slice, &["endpoints", "ports"][..]),
+        ("", "endpoints", endpoints, &["subsets"][..]),
+    ] {
+        ensure(server, group, plural, Some("default"), body.clone()).await?;
+        set(server, (group, plural, Some("default"), "kubernetes", Sub::None), |old| {
+            let mut new = old.clone();
+            for field in fields {
+                new[*field] = body[*field].clone();
+            }
+            new
+        })
+        .await?;
+    }
+    Ok(())
+}
+
+/// Every ClusterIP is visible as an object, even if somebody removed it.
+async fn repair_addresses(server: &Server) -> Result<(), Status> {
+    let kind = services::address_kind();
+    let now = object::time(jiff::Timestamp::now());
+    for (_, service) in stored_services(server)? {
+        for address in services::addresses(&service) {
+            if server.store.get(&object::key(kind, "", &address.to_string())).0.is_some() {
+                continue;
+            }
+            let op = services::address_object(address, &service, &now);
+            if let Err(Unwritten::Failed(status)) = write::commit(&server.store, vec![op]).await {
+                return Err(status);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn target(group: &str, plural: &str, namespace: Option<&str>, name: Option<&str>, sub: Sub) -> Target {
+    let owned = |text: Option<&str>| text.map(str::to_owned);
+    Target { kind: crate::known_kind(group, plural), namespace: owned(namespace), name: owned(name), sub }
+}
+
+async fn ensure(
+    server: &Server,
+    group: &str,
+    plural: &str,
+    namespace: Option<&str>,
+    body: Value,
+) -> Result<(), Status> {
+    let target = target(group, plural, namespace, None, Sub::None);
+    let asked = Asked { user: &User::admin(), target: &target, options: &Options::default() };
+    match write::create(server, asked, body).await {
+        Err(status) if status.code() != 409 => Err(status),
+        _ => Ok(()),
+    }
+}
+
+async fn set(
+    server: &Server,
+    (group, plural, namespace, name, sub): (&str, &str, Option<&str>, &str, Sub),
+    change: impl Fn(&Value) -> Value,
+) -> Result<(), Status> {
+    let target = target(group, plural, namespace, Some(name), sub);
+    let asked = Asked { user: &User::admin(), target: &target, options: &Options::default() };
+    write::change(server, asked, false, |old| Ok((change(old), Vec::new()))).await?;
+    Ok(())
+}

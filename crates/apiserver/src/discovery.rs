@@ -1,0 +1,205 @@
+//! The kinds that are served -> the documents in which clients look them up.
+//!
+//! Source: `meta/v1` APIResourceList and APIGroupList, `apidiscovery.k8s.io` v2 and v2beta1.
+
+use std::collections::BTreeMap;
+
+use portolan_kinds::Kind;
+use serde_json::{Value, json};
+
+use crate::accept::Discovery;
+use crate::route::Sub;
+
+const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+fn sub_verbs(sub: Sub) -> &'static [&'static str] {
+    match sub {
+        Sub::None => &VERBS,
+        Sub::Status | Sub::Scale => &["get", "patch", "update"],
+        Sub::Binding | Sub::Eviction => &["create"],
+        Sub::Log => &["get"],
+        Sub::Finalize => &["update"],
+    }
+}
+
+/// Group, version and kind of what a subresource takes and gives.
+fn sub_kind(kind: &Kind, sub: Sub) -> (&'static str, &'static str, &'static str) {
+    match sub {
+        Sub::Scale => ("autoscaling", "v1", "Scale"),
+        Sub::Binding => ("", "v1", "Binding"),
+        Sub::Eviction => ("policy", "v1", "Eviction"),
+        Sub::None | Sub::Status | Sub::Log | Sub::Finalize => (kind.group, kind.version, kind.kind),
+    }
+}
+
+/// The kinds by group, then by version. The core group has no name.
+fn groups() -> BTreeMap<&'static str, BTreeMap<&'static str, Vec<&'static Kind>>> {
+    let mut groups: BTreeMap<_, BTreeMap<_, Vec<_>>> = BTreeMap::new();
+    for kind in portolan_kinds::all() {
+        groups.entry(kind.group).or_default().entry(kind.version).or_default().push(kind);
+    }
+    groups
+}
+
+fn of_group(name: &str) -> Option<Value> {
+    let versions = groups().remove(name)?;
+    let version = |version: &&str| json!({"groupVersion": format!("{name}/{version}"), "version": version});
+    let versions: Vec<_> = versions.keys().map(version).collect();
+    Some(json!({"name": name, "versions": versions, "preferredVersion": versions[0]}))
+}
+
+/// `/apis/<group>`.
+pub(crate) fn group(name: &str) -> Option<Value> {
+    let mut group = of_group(name)?;
+    group["kind"] = "APIGroup".into();
+    group["apiVersion"] = "v1".into();
+    Some(group)
+}
+
+/// `/apis`, as of old.
+pub(crate) fn group_list() -> Value {
+    let groups: Vec<_> = groups().keys().filter(|name| !name.is_empty()).filter_map(|name| of_group(name)).collect();
+    json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+}
+
+/// `/api`, as of old.
+pub(crate) fn core_versions(address: &str) -> Value {
+    json!({
+        "kind": "APIVersions", "versions": ["v1"],
+        "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": address}]
+    })
+}
+
+/// `/api/v1`, `/apis/apps/v1` …
+pub(crate) fn resources(group: &str, version: &str) -> Value {
+    let mut resources = Vec::new();
+    for kind in portolan_kinds::all().iter().filter(|kind| kind.group == group && kind.version == version) {
+        let mut resource = json!({
+            "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
+            "kind": kind.kind, "verbs": VERBS
+        });
+        if !kind.short_names.is_empty() {
+            resource["shortNames"] = kind.short_names.into();
+        }
+        if !kind.categories.is_empty() {
+            resource["categories"] = kind.categories.into();
+        }
+        resources.push(resource);
+        for sub in Sub::all(kind) {
+            let (sub_group, sub_version, name) = sub_kind(kind, sub);
+            let mut resource = json!({
+                "name": format!("{}/{}", kind.plural, sub.as_str()), "singularName": "",
+                "namespaced": kind.namespaced, "kind": name, "verbs": sub_verbs(sub)
+            });
+            if (sub_group, sub_version) != (group, version) {
+                resource["group"] = sub_group.into();
+                resource["version"] = sub_version.into();
+            }
+            resources.push(resource);
+        }
+    }
+    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources})
+}
+
+/// `/api` (the core group) or `/apis` (the others) with everything in them.
+pub(crate) fn aggregated(core: bool, form: Discovery) -> Value {
+    let version = if form == Discovery::AggregatedV2Beta1 { "v2beta1" } else { "v2" };
+    let items: Vec<_> = groups()
+        .into_iter()
+        .filter(|(name, _)| name.is_empty() == core)
+        .map(|(name, versions)| {
+            let versions: Vec<_> = versions
+                .into_iter()
+                .map(|(version, kinds)| {
+                    let resources: Vec<_> = kinds.into_iter().map(aggregated_resource).collect();
+                    json!({"version": version, "resources": resources, "freshness": "Current"})
+                })
+                .collect();
+            let metadata = if name.is_empty() { json!({}) } else { json!({"name": name}) };
+            json!({"metadata": metadata, "versions": versions})
+        })
+        .collect();
+    json!({
+        "kind": "APIGroupDiscoveryList", "apiVersion": format!("apidiscovery.k8s.io/{version}"),
+        "metadata": {}, "items": items
+    })
+}
+
+fn aggregated_resource(kind: &Kind) -> Value {
+    let response =
+        |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
+    let mut resource = json!({
+        "resource": kind.plural,
+        "responseKind": response((kind.group, kind.version, kind.kind)),
+        "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.singular,
+        "verbs": VERBS
+    });
+    if !kind.short_names.is_empty() {
+        resource["shortNames"] = kind.short_names.into();
+    }
+    if !kind.categories.is_empty() {
+        resource["categories"] = kind.categories.into();
+    }
+    let subs: Vec<_> = Sub::all(kind)
+        .into_iter()
+        .map(|sub| {
+            json!({"subresource": sub.as_str(), "responseKind": response(sub_kind(kind, sub)), "verbs": sub_verbs(sub)})
+        })
+        .collect();
+    if !subs.is_empty() {
+        resource["subresources"] = subs.into();
+    }
+    resource
+}
+
+/// `/version`.
+pub(crate) fn version() -> Value {
+    json!({
+        "major": "1", "minor": "34", "gitVersion": concat!("v1.34.0+portolan-", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "none", "compiler": "rustc", "platform": concat!("linux/", "amd64")
+    })
+}
+
+/// `/`: where there is something to see.
+pub(crate) fn index() -> Value {
+    let mut paths: Vec<String> = ["/api", "/api/v1", "/apis"].map(str::to_owned).into();
+    for (group, versions) in groups() {
+        if !group.is_empty() {
+            paths.push(format!("/apis/{group}"));
+            paths.extend(versions.keys().map(|version| format!("/apis/{group}/{version}")));
+        }
+    }
+    paths.extend(["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+    json!({"paths": paths})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_of_discovery_tell_the_same() {
+        let mut seen = Vec::new();
+        for core in [true, false] {
+            let list = aggregated(core, Discovery::AggregatedV2);
+            for group in list["items"].as_array().unwrap() {
+                let name = group["metadata"]["name"].as_str().unwrap_or_default();
+                for version in group["versions"].as_array().unwrap() {
+                    let plain = resources(name, version["version"].as_str().unwrap());
+                    let plain: Vec<_> =
+                        plain["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
+                    for resource in version["resources"].as_array().unwrap() {
+                        assert!(plain.contains(&resource["resource"]));
+                        seen.push((name.to_owned(), resource["resource"].as_str().unwrap().to_owned()));
+                    }
+                }
+            }
+        }
+        assert_eq!(seen.len(), portolan_kinds::all().len());
+        assert_eq!(group_list()["groups"].as_array().unwrap().len(), groups().len() - 1);
+        assert!(group("nonsense").is_none());
+    }
+}

@@ -1,0 +1,237 @@
+//! JSON values <-> the bytes that are stored, and the metadata of either.
+//!
+//! Invariant: a stored object begins `{"apiVersion":"…","kind":"…","metadata":{"resourceVersion":"…"`. So its revision
+//! can be written or changed, and its type left out, without parsing it; and a list is its members' bytes in a row.
+
+use bytes::Bytes;
+use jiff::{SignedDuration, Timestamp};
+use portolan_kinds::Kind;
+use portolan_store::{Document, Key, Prefix, Revision};
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::selector::Labels;
+
+const METADATA: &str = "\"metadata\":{\"resourceVersion\":\"";
+
+/// What an object is stored under. Events of both groups are the same objects.
+pub(crate) fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
+    Key::new(stored_group(kind), kind.plural, namespace, name)
+}
+
+pub(crate) fn prefix(kind: &Kind, namespace: Option<&str>) -> Prefix {
+    match namespace {
+        Some(namespace) => Prefix::namespace(stored_group(kind), kind.plural, namespace),
+        None => Prefix::resource(stored_group(kind), kind.plural),
+    }
+}
+
+fn stored_group(kind: &Kind) -> &'static str {
+    if is_foreign(kind) { "" } else { kind.group }
+}
+
+/// Whether objects of this kind are stored as another kind.
+pub(crate) fn is_foreign(kind: &Kind) -> bool {
+    kind.group == "events.k8s.io"
+}
+
+/// The kind that objects of `kind` are stored as.
+pub(crate) fn stored_kind(kind: &'static Kind) -> &'static Kind {
+    if is_foreign(kind) { portolan_kinds::find("", "v1", kind.plural).unwrap_or(kind) } else { kind }
+}
+
+/// What is stored for an object that came in as `kind`.
+pub(crate) fn to_stored(kind: &'static Kind, object: Value) -> Value {
+    if is_foreign(kind) { crate::events::convert(object, stored_kind(kind)) } else { object }
+}
+
+/// A stored object as `kind`.
+pub(crate) fn from_stored(kind: &'static Kind, stored: Value) -> Value {
+    if is_foreign(kind) { crate::events::convert(stored, kind) } else { stored }
+}
+
+fn type_meta(kind: &Kind) -> String {
+    format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.api_version(), kind.kind)
+}
+
+fn type_meta_len(kind: &Kind) -> usize {
+    let group = if kind.group.is_empty() { 0 } else { kind.group.len() + 1 };
+    "{\"apiVersion\":\"\",\"kind\":\"\",".len() + group + kind.version.len() + kind.kind.len()
+}
+
+/// The bytes to store, with the place for the revision.
+pub(crate) fn encode(kind: &Kind, object: &Value) -> Document {
+    let mut bytes = type_meta(kind).into_bytes();
+    bytes.extend_from_slice(METADATA.as_bytes());
+    let stamp_at = Some(bytes.len());
+    bytes.push(b'"');
+    let members = |value: &Value, skip: &[&str], bytes: &mut Vec<u8>| {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            if !skip.contains(&name.as_str()) {
+                bytes.push(b',');
+                write(bytes, name);
+                bytes.push(b':');
+                write(bytes, value);
+            }
+        }
+    };
+    members(&object["metadata"], &["resourceVersion"], &mut bytes);
+    bytes.push(b'}');
+    members(object, &["apiVersion", "kind", "metadata"], &mut bytes);
+    bytes.push(b'}');
+    Document { bytes, stamp_at }
+}
+
+/// Values and strings always serialize, and a `Vec` takes all that is written.
+fn write(bytes: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
+    let _ = serde_json::to_writer(bytes, value);
+}
+
+/// A stored object without its `apiVersion` and `kind`, as it stands in a list: `{`, and then these bytes.
+pub(crate) fn without_type<'a>(kind: &Kind, stored: &'a [u8]) -> &'a [u8] {
+    stored.get(type_meta_len(kind)..).unwrap_or(stored)
+}
+
+/// A stored object with another revision: a deleted one carries that of its deletion.
+pub(crate) fn restamped(kind: &Kind, stored: &[u8], revision: Revision) -> Bytes {
+    let digits_at = type_meta_len(kind) + METADATA.len();
+    let (before, after) = stored.split_at(digits_at.min(stored.len()));
+    let end = after.iter().position(|byte| *byte == b'"').unwrap_or(0);
+    let mut bytes = Vec::with_capacity(stored.len() + 20);
+    bytes.extend_from_slice(before);
+    bytes.extend_from_slice(revision.to_string().as_bytes());
+    bytes.extend_from_slice(&after[end..]);
+    bytes.into()
+}
+
+/// What is stored was JSON when it was stored; should it no longer be, it is as good as empty.
+pub(crate) fn decode(stored: &[u8]) -> Value {
+    serde_json::from_slice(stored).unwrap_or_default()
+}
+
+pub(crate) fn labels(stored: &[u8]) -> Labels {
+    #[derive(Default, Deserialize)]
+    struct Metadata {
+        #[serde(default)]
+        labels: Option<Labels>,
+    }
+    #[derive(Default, Deserialize)]
+    struct Object {
+        #[serde(default)]
+        metadata: Metadata,
+    }
+    serde_json::from_slice::<Object>(stored).unwrap_or_default().metadata.labels.unwrap_or_default()
+}
+
+/// The string at a JSON pointer, or nothing.
+pub(crate) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+pub(crate) fn name(object: &Value) -> &str {
+    text(object, "/metadata/name")
+}
+
+pub(crate) fn namespace(object: &Value) -> &str {
+    text(object, "/metadata/namespace")
+}
+
+/// The member `name` of an object, made an empty object if it is anything else.
+pub(crate) fn member<'a>(object: &'a mut Value, name: &str) -> &'a mut Map<String, Value> {
+    let value = map_of(object).entry(name).or_insert(Value::Null);
+    map_of(value)
+}
+
+pub(crate) fn map_of(value: &mut Value) -> &mut Map<String, Value> {
+    if !value.is_object() {
+        *value = Value::Object(Map::new());
+    }
+    match value {
+        Value::Object(map) => map,
+        _ => unreachable!("made an object above"),
+    }
+}
+
+pub(crate) fn metadata(object: &mut Value) -> &mut Map<String, Value> {
+    member(object, "metadata")
+}
+
+pub(crate) fn spec(object: &mut Value) -> &mut Map<String, Value> {
+    member(object, "spec")
+}
+
+pub(crate) fn has_items(object: &Value, pointer: &str) -> bool {
+    object.pointer(pointer).and_then(Value::as_array).is_some_and(|items| !items.is_empty())
+}
+
+pub(crate) fn is_deleting(object: &Value) -> bool {
+    !text(object, "/metadata/deletionTimestamp").is_empty()
+}
+
+/// Kubernetes' form of a time: whole seconds, UTC.
+pub(crate) fn time(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+pub(crate) fn time_after(at: Timestamp, seconds: i64) -> String {
+    time(at.saturating_add(SignedDuration::from_secs(seconds)).unwrap_or(at))
+}
+
+/// A random UUID, version 4.
+pub(crate) fn new_uid() -> String {
+    let bits = (rand::random::<u128>() & !(0xf000 << 64) & !(0xc000 << 48)) | (0x4000 << 64) | (0x8000 << 48);
+    let hex = format!("{bits:032x}");
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn stored(kind: &Kind, object: &Value, revision: u64) -> Vec<u8> {
+        let document = encode(kind, object);
+        let mut bytes = document.bytes;
+        let at = document.stamp_at.unwrap();
+        bytes.splice(at..at, revision.to_string().bytes());
+        bytes
+    }
+
+    #[test]
+    fn encoding_keeps_everything_but_the_revision() {
+        for kind in portolan_kinds::all() {
+            let object = json!({
+                "apiVersion": kind.api_version(), "kind": kind.kind,
+                "metadata": {"name": "x", "annotations": {"a": "\"resourceVersion\":\"7\""}, "resourceVersion": "3"},
+                "spec": {"x": [1, 2.5, null, "\u{1f600}"]}
+            });
+            let bytes = stored(kind, &object, 12);
+            let mut expected = object.clone();
+            expected["metadata"]["resourceVersion"] = "12".into();
+            assert_eq!(decode(&bytes), expected);
+            expected["metadata"]["resourceVersion"] = "345".into();
+            assert_eq!(decode(&restamped(kind, &bytes, Revision(345))), expected);
+            let mut bare = vec![b'{'];
+            bare.extend_from_slice(without_type(kind, &bytes));
+            let bare = decode(&bare);
+            assert_eq!(bare["kind"], Value::Null);
+            assert_eq!(bare["metadata"], decode(&bytes)["metadata"]);
+        }
+    }
+
+    #[test]
+    fn an_object_without_anything_is_still_json() {
+        let pods = portolan_kinds::find("", "v1", "pods").unwrap();
+        assert_eq!(decode(&stored(pods, &json!({}), 1))["metadata"]["resourceVersion"], "1");
+    }
+
+    #[test]
+    fn uids_look_like_uids() {
+        let uid = new_uid();
+        assert_eq!(uid.len(), 36);
+        assert_eq!(&uid[14..15], "4");
+        assert!(matches!(&uid[19..20], "8" | "9" | "a" | "b"));
+        assert_ne!(uid, new_uid());
+    }
+}

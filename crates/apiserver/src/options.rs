@@ -1,0 +1,212 @@
+//! Query parameters -> what a request asks for.
+
+use portolan_kinds::{FieldValidation, Status};
+use serde_json::Value;
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Options {
+    pub(crate) watch: bool,
+    pub(crate) label_selector: String,
+    pub(crate) field_selector: String,
+    pub(crate) resource_version: String,
+    pub(crate) resource_version_match: String,
+    pub(crate) limit: Option<usize>,
+    pub(crate) continue_token: String,
+    pub(crate) timeout_seconds: Option<u64>,
+    pub(crate) allow_bookmarks: bool,
+    pub(crate) send_initial_events: Option<bool>,
+    pub(crate) dry_run: bool,
+    pub(crate) field_validation: FieldValidation,
+    pub(crate) delete: DeleteOptions,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct DeleteOptions {
+    pub(crate) grace_period_seconds: Option<i64>,
+    pub(crate) propagation: Propagation,
+    pub(crate) uid: Option<String>,
+    pub(crate) resource_version: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Propagation {
+    /// Not said: what the finalizers on the object say, else background.
+    #[default]
+    Unsaid,
+    Background,
+    Foreground,
+    Orphan,
+}
+
+impl Propagation {
+    fn parse(text: &str) -> Result<Self, Status> {
+        match text {
+            "" => Ok(Self::Unsaid),
+            "Background" => Ok(Self::Background),
+            "Foreground" => Ok(Self::Foreground),
+            "Orphan" => Ok(Self::Orphan),
+            other => Err(Status::invalid(
+                "meta.k8s.io",
+                "DeleteOptions",
+                "",
+                &[portolan_kinds::FieldError::not_supported(
+                    "propagationPolicy",
+                    other,
+                    &["Background", "Foreground", "Orphan"],
+                )],
+            )),
+        }
+    }
+}
+
+impl Options {
+    /// # Errors
+    /// 400 or 422 for values that mean nothing.
+    pub(crate) fn parse(query: &str) -> Result<Self, Status> {
+        let mut options = Self::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match name.as_ref() {
+                "watch" => options.watch = flag(&value),
+                "labelSelector" => options.label_selector = value.into_owned(),
+                "fieldSelector" => options.field_selector = value.into_owned(),
+                "resourceVersion" => options.resource_version = value.into_owned(),
+                "resourceVersionMatch" => options.resource_version_match = value.into_owned(),
+                "limit" => {
+                    let limit: i64 = number(&name, &value)?;
+                    options.limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
+                }
+                "continue" => options.continue_token = value.into_owned(),
+                "timeoutSeconds" => options.timeout_seconds = Some(number(&name, &value)?),
+                "allowWatchBookmarks" => options.allow_bookmarks = flag(&value),
+                "sendInitialEvents" => options.send_initial_events = Some(flag(&value)),
+                "dryRun" => options.dry_run = dry_run(&value)?,
+                "fieldValidation" => options.field_validation = field_validation(&value)?,
+                "gracePeriodSeconds" => options.delete.grace_period_seconds = Some(number(&name, &value)?),
+                "propagationPolicy" => options.delete.propagation = Propagation::parse(&value)?,
+                "orphanDependents" => options.delete.propagation = orphan(flag(&value)),
+                _ => {}
+            }
+        }
+        Ok(options)
+    }
+
+    /// Takes in the body of a DELETE, which goes before the query.
+    ///
+    /// # Errors
+    /// 400 for a body that is not DeleteOptions.
+    pub(crate) fn take_delete_body(&mut self, body: &Value) -> Result<(), Status> {
+        let kind = body["kind"].as_str().unwrap_or("DeleteOptions");
+        if kind != "DeleteOptions" {
+            return Err(Status::bad_request(format!("the body of a delete is DeleteOptions, and not {kind}")));
+        }
+        if let Some(seconds) = body["gracePeriodSeconds"].as_i64() {
+            self.delete.grace_period_seconds = Some(seconds);
+        }
+        if let Some(policy) = body["propagationPolicy"].as_str() {
+            self.delete.propagation = Propagation::parse(policy)?;
+        } else if let Some(value) = body["orphanDependents"].as_bool() {
+            self.delete.propagation = orphan(value);
+        }
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        self.delete.uid = text(&body["preconditions"]["uid"]);
+        self.delete.resource_version = text(&body["preconditions"]["resourceVersion"]);
+        for value in body["dryRun"].as_array().into_iter().flatten() {
+            self.dry_run |= dry_run(value.as_str().unwrap_or("?"))?;
+        }
+        Ok(())
+    }
+
+    /// The revision asked for: `None` is the freshest, `Some(0)` any.
+    ///
+    /// # Errors
+    /// 400 for what is no revision.
+    pub(crate) fn revision(&self) -> Result<Option<u64>, Status> {
+        if self.resource_version.is_empty() {
+            return Ok(None);
+        }
+        self.resource_version.parse().map(Some).map_err(|_| {
+            Status::bad_request(format!("invalid resource version \"{}\": it is not a number", self.resource_version))
+        })
+    }
+}
+
+/// As in Go's `queryparams`: present and not `false` or `0` is true.
+fn flag(value: &str) -> bool {
+    !matches!(value.to_ascii_lowercase().as_str(), "false" | "0")
+}
+
+fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Status> {
+    value.parse().map_err(|_| Status::bad_request(format!("{name}: \"{value}\" is not a valid number")))
+}
+
+fn dry_run(value: &str) -> Result<bool, Status> {
+    match value {
+        "" => Ok(false),
+        "All" => Ok(true),
+        other => Err(Status::invalid(
+            "meta.k8s.io",
+            "Options",
+            "",
+            &[portolan_kinds::FieldError::not_supported("dryRun", other, &["All"])],
+        )),
+    }
+}
+
+fn field_validation(value: &str) -> Result<FieldValidation, Status> {
+    match value {
+        "" | "Warn" => Ok(FieldValidation::Warn),
+        "Ignore" => Ok(FieldValidation::Ignore),
+        "Strict" => Ok(FieldValidation::Strict),
+        other => Err(Status::invalid(
+            "meta.k8s.io",
+            "Options",
+            "",
+            &[portolan_kinds::FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"])],
+        )),
+    }
+}
+
+fn orphan(orphan: bool) -> Propagation {
+    if orphan { Propagation::Orphan } else { Propagation::Background }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn queries() {
+        let options =
+            Options::parse("watch&labelSelector=a%3D1%2Cb&limit=500&dryRun=All&sendInitialEvents=true").unwrap();
+        assert!(options.watch && options.dry_run);
+        assert_eq!(options.label_selector, "a=1,b");
+        assert_eq!(options.limit, Some(500));
+        assert_eq!(options.send_initial_events, Some(true));
+        assert!(!Options::parse("watch=false").unwrap().watch);
+        for (query, code) in [
+            ("limit=x", 400),
+            ("timeoutSeconds=-1", 400),
+            ("dryRun=Some", 422),
+            ("fieldValidation=x", 422),
+            ("propagationPolicy=x", 422),
+        ] {
+            assert_eq!(Options::parse(query).map_err(|status| status.code()), Err(code), "{query}");
+        }
+        assert!(Options::parse("resourceVersion=abc").unwrap().revision().is_err());
+    }
+
+    #[test]
+    fn delete_bodies() {
+        let mut options = Options::parse("propagationPolicy=Foreground&gracePeriodSeconds=5").unwrap();
+        let body =
+            json!({"kind": "DeleteOptions", "gracePeriodSeconds": 0, "preconditions": {"uid": "u"}, "dryRun": ["All"]});
+        options.take_delete_body(&body).unwrap();
+        assert_eq!(options.delete.grace_period_seconds, Some(0));
+        assert_eq!(options.delete.propagation, Propagation::Foreground);
+        assert_eq!(options.delete.uid.as_deref(), Some("u"));
+        assert!(options.dry_run);
+        assert!(options.take_delete_body(&json!({"kind": "Pod"})).is_err());
+    }
+}

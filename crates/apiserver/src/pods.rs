@@ -1,0 +1,164 @@
+//! What pods have beyond other objects: being bound to a node, being evicted, and logs.
+
+use portolan_kinds::Status;
+use serde_json::{Value, json};
+
+use crate::delete;
+use crate::object;
+use crate::read;
+use crate::respond::{self, Reply};
+use crate::route::{Sub, Target};
+use crate::server::Server;
+use crate::write::{self, Asked};
+
+/// The pod with its node, and the condition that says so.
+fn bound(pod: &Value, node: &str, now: &str) -> Result<Value, Status> {
+    let name = object::name(pod);
+    let conflict = |why: &str| Err(Status::conflict("", "pods/binding", name, why));
+    if object::is_deleting(pod) {
+        return conflict(&format!("pod {name} is being deleted, cannot be assigned to a host"));
+    }
+    let has = object::text(pod, "/spec/nodeName");
+    if !has.is_empty() {
+        return conflict(&format!("pod {name} is already assigned to node \"{has}\""));
+    }
+    let mut pod = pod.clone();
+    object::spec(&mut pod).insert("nodeName".into(), node.into());
+    let conditions = object::member(&mut pod, "status").entry("conditions").or_insert(json!([]));
+    if let Some(conditions) = conditions.as_array_mut() {
+        conditions.retain(|condition| condition["type"] != "PodScheduled");
+        conditions.push(json!({
+            "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now
+        }));
+    }
+    Ok(pod)
+}
+
+pub(crate) async fn bind(server: &Server, asked: Asked<'_>, binding: &Value) -> Result<Reply, Status> {
+    let node = object::text(binding, "/target/name");
+    let kind = object::text(binding, "/target/kind");
+    if node.is_empty() || !matches!(kind, "" | "Node") {
+        return Err(Status::bad_request("a Binding needs a target of kind Node, with a name"));
+    }
+    let now = object::time(jiff::Timestamp::now());
+    write::bind(server, asked, |pod| bound(pod, node, &now)).await?;
+    Ok(respond::value(
+        201,
+        &json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201
+        }),
+    ))
+}
+
+/// Eviction is deletion, since there are no disruption budgets.
+pub(crate) async fn evict(server: &Server, asked: Asked<'_>, eviction: &Value) -> Result<Reply, Status> {
+    let mut options = asked.options.clone();
+    options.take_delete_body(&delete::eviction_options(eviction))?;
+    let target = Target { sub: Sub::None, ..asked.target.clone() };
+    delete::delete(server, Asked { target: &target, options: &options, ..asked }).await?;
+    Ok(respond::value(
+        201,
+        &json!({
+            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201
+        }),
+    ))
+}
+
+/// The container that is meant: the one named, or the only one.
+fn container<'a>(pod: &'a Value, asked: &'a str) -> Result<&'a str, Status> {
+    let name = object::name(pod);
+    let names = |list: &str| -> Vec<&'a str> {
+        let containers = pod["spec"][list].as_array().into_iter().flatten();
+        containers.map(|container| object::text(container, "/name")).collect()
+    };
+    let (main, init) = (names("containers"), names("initContainers"));
+    if asked.is_empty() {
+        if let [only] = main.as_slice() {
+            return Ok(only);
+        }
+        let default = object::text(pod, "/metadata/annotations/kubectl.kubernetes.io~1default-container");
+        if main.contains(&default) {
+            return Ok(default);
+        }
+        let why = format!("a container name must be specified for pod {name}, choose one of: [{}]", main.join(" "));
+        return Err(Status::bad_request(why));
+    }
+    if main.contains(&asked) || init.contains(&asked) || names("ephemeralContainers").contains(&asked) {
+        return Ok(asked);
+    }
+    Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")))
+}
+
+/// The container that is asked for, and the rest of the query that is the node's to answer.
+fn log_query(query: &str) -> (String, String) {
+    const PASSED_ON: [&str; 8] =
+        ["follow", "tailLines", "sinceSeconds", "sinceTime", "timestamps", "previous", "limitBytes", "stream"];
+    let mut container = String::new();
+    let mut rest = form_urlencoded::Serializer::new(String::new());
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        if name == "container" {
+            container = value.into_owned();
+        } else if PASSED_ON.contains(&name.as_ref()) {
+            rest.append_pair(&name, &value);
+        }
+    }
+    (container, rest.finish())
+}
+
+/// Asks the pod's node, and passes on what it answers as it comes.
+pub(crate) async fn logs(server: &Server, asked: Asked<'_>, query: &str) -> Result<Reply, Status> {
+    let (_, entry) = read::stored(&server.store, asked.target)?;
+    let pod = object::decode(&entry.value);
+    let (wanted, query) = log_query(query);
+    let container = container(&pod, &wanted)?;
+    let node_name = object::text(&pod, "/spec/nodeName");
+    if node_name.is_empty() {
+        return Err(Status::bad_request(format!("pod {} does not have a host assigned", asked.name())));
+    }
+    let node = Target {
+        kind: crate::known_kind("", "nodes"),
+        namespace: None,
+        name: Some(node_name.to_owned()),
+        sub: Sub::None,
+    };
+    let (_, node) = read::stored(&server.store, &node)?;
+    let path = format!("/containerLogs/{}/{}/{container}?{query}", asked.namespace(), asked.name());
+    server.nodes.get(&object::decode(&node.value), &path, &server.tasks).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binding() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {}});
+        let bound_pod = bound(&pod, "n1", "2026-01-01T00:00:00Z").unwrap();
+        assert_eq!(bound_pod["spec"]["nodeName"], "n1");
+        assert_eq!(bound_pod["status"]["conditions"][0]["type"], "PodScheduled");
+        let status = bound(&bound_pod, "n2", "").unwrap_err();
+        assert_eq!(status.code(), 409);
+        assert_eq!(
+            status.message(),
+            "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"n1\""
+        );
+        let deleting = json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
+        assert_eq!(bound(&deleting, "n1", "").unwrap_err().code(), 409);
+    }
+
+    #[test]
+    fn containers() {
+        let one = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "a"}]}});
+        let two = json!({"metadata": {"name": "p"}, "spec": {
+            "containers": [{"name": "a"}, {"name": "b"}], "initContainers": [{"name": "i"}]
+        }});
+        assert_eq!(container(&one, "").unwrap(), "a");
+        assert_eq!(container(&two, "b").unwrap(), "b");
+        assert_eq!(container(&two, "i").unwrap(), "i");
+        assert_eq!(
+            container(&two, "").unwrap_err().message(),
+            "a container name must be specified for pod p, choose one of: [a b]"
+        );
+        assert_eq!(container(&two, "x").unwrap_err().message(), "container x is not valid for pod p");
+    }
+}

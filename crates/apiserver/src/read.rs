@@ -1,0 +1,181 @@
+//! get and list.
+//!
+//! What is read is never older than asked for: reads come from memory that holds every committed write, so "the
+//! freshest", "any" and "not older than" are the same, and a revision from the future is waited for.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use portolan_kinds::{FieldError, Status};
+use portolan_store::{Key, Page, Revision, Store};
+use serde::{Deserialize, Serialize};
+
+use crate::accept::Form;
+use crate::filter::Filter;
+use crate::object;
+use crate::options::Options;
+use crate::respond::{self, Reply};
+use crate::route::Target;
+use crate::show::{self, ListMeta};
+
+/// How long a request waits for a revision that does not exist yet.
+const FRESHNESS: Duration = Duration::from_secs(3);
+/// With a selector and a limit, the list is read in steps of this size.
+const STEP: usize = 1024;
+
+/// # Errors
+/// 504 when the revision is not there in time.
+pub(crate) async fn wait_for(store: &Store, asked: Option<u64>) -> Result<(), Status> {
+    let Some(asked) = asked else { return Ok(()) };
+    match tokio::time::timeout(FRESHNESS, store.reached(Revision(asked))).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(Status::resource_version_too_large(asked, store.revision().0, 1)),
+    }
+}
+
+/// The stored object that a target names.
+pub(crate) fn stored(store: &Store, target: &Target) -> Result<(Key, portolan_store::Entry), Status> {
+    let name = target.name.as_deref().unwrap_or_default();
+    let key = object::key(target.kind, target.namespace.as_deref().unwrap_or_default(), name);
+    match store.get(&key).0 {
+        Some(entry) => Ok((key, entry)),
+        None => Err(Status::not_found(target.kind.group, target.kind.plural, name)),
+    }
+}
+
+pub(crate) async fn get(store: &Store, target: &Target, options: &Options, form: Form) -> Result<Reply, Status> {
+    wait_for(store, options.revision()?).await?;
+    let (_, entry) = stored(store, target)?;
+    Ok(respond::json(200, show::one(target.kind, &entry.value, form)))
+}
+
+/// Where the next page begins. The form is ours alone; clients hand it back as it is.
+#[derive(Deserialize, Serialize)]
+struct Continue {
+    revision: u64,
+    after: (String, String),
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(self).unwrap_or_default())
+    }
+
+    fn decode(token: &str) -> Result<Self, Status> {
+        let bytes = URL_SAFE_NO_PAD.decode(token).ok();
+        bytes
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .ok_or_else(|| Status::bad_request("continue key is not valid: it was not given out by this server"))
+    }
+}
+
+fn validate(options: &Options) -> Result<(), Status> {
+    let mut errors = Vec::new();
+    let matching = options.resource_version_match.as_str();
+    let mut forbid = |detail: &str| errors.push(FieldError::forbidden("resourceVersionMatch", detail));
+    if !matching.is_empty() {
+        if options.resource_version.is_empty() {
+            forbid("resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if !options.continue_token.is_empty() {
+            forbid("resourceVersionMatch is forbidden when continue is provided");
+        }
+        if matching == "Exact" && options.resource_version == "0" {
+            forbid("resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        }
+        if !matches!(matching, "Exact" | "NotOlderThan") {
+            let supported = ["Exact", "NotOlderThan", ""];
+            errors.push(FieldError::not_supported("resourceVersionMatch", matching, &supported));
+        }
+    }
+    if options.send_initial_events.is_some() {
+        errors.push(FieldError::forbidden("sendInitialEvents", "sendInitialEvents is forbidden for list"));
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)) }
+}
+
+pub(crate) async fn list(
+    store: &Store,
+    target: &Target,
+    options: &Options,
+    form: Form,
+    accept_encoding: &str,
+) -> Result<Reply, Status> {
+    validate(options)?;
+    let asked = options.revision()?;
+    let mut page = Page { at: None, after: None, limit: options.limit };
+    if options.continue_token.is_empty() {
+        wait_for(store, asked).await?;
+        if options.resource_version_match == "Exact" {
+            page.at = asked.map(Revision);
+        }
+    } else {
+        if asked.is_some_and(|asked| asked != 0) {
+            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+        }
+        let Continue { revision, after: (namespace, name) } = Continue::decode(&options.continue_token)?;
+        page.at = Some(Revision(revision));
+        page.after = Some(object::key(target.kind, &namespace, &name));
+    }
+    let filter = Filter::parse(target.kind, None, options)?;
+    let (entries, meta) = select(store, target, &filter, page, !options.continue_token.is_empty())?;
+    Ok(respond::large_json(show::list(target.kind, &entries, &meta, form), accept_encoding))
+}
+
+type Entries = Vec<(Key, portolan_store::Entry)>;
+
+/// The page of those objects that the filter wants.
+pub(crate) fn select(
+    store: &Store,
+    target: &Target,
+    filter: &Filter,
+    mut page: Page,
+    continued: bool,
+) -> Result<(Entries, ListMeta), Status> {
+    let expired = |expired: portolan_store::Expired| {
+        Status::expired(if continued {
+            "The provided continue parameter is too old to display a consistent list result. You must start a new list \
+             without the continue parameter."
+                .to_owned()
+        } else {
+            too_old(&expired)
+        })
+    };
+    let prefix = object::prefix(target.kind, target.namespace.as_deref());
+    let limit = page.limit.unwrap_or(usize::MAX);
+    let mut chosen: Entries = Vec::new();
+    loop {
+        if !filter.takes_all() && page.limit.is_some() {
+            page.limit = Some(STEP);
+        }
+        let list = store.list(&prefix, &page).map_err(expired)?;
+        page.at = Some(list.revision);
+        page.after = list.entries.last().map(|(key, _)| key.clone());
+        let total = list.entries.len();
+        let mut looked_at = 0;
+        for (key, entry) in list.entries {
+            looked_at += 1;
+            if filter.matches(&key, &entry.value) {
+                chosen.push((key, entry));
+                if chosen.len() == limit {
+                    break;
+                }
+            }
+        }
+        let left = list.remaining + (total - looked_at);
+        if left == 0 || chosen.len() == limit {
+            let more = left > 0;
+            let token = chosen.last().filter(|_| more).map(|(key, _)| {
+                Continue { revision: list.revision.0, after: (key.namespace().to_owned(), key.name().to_owned()) }
+                    .encode()
+            });
+            let remaining = filter.takes_all().then_some(left);
+            return Ok((chosen, ListMeta { revision: list.revision, continue_token: token, remaining }));
+        }
+    }
+}
+
+pub(crate) fn too_old(expired: &portolan_store::Expired) -> String {
+    format!("too old resource version: {} ({})", expired.requested, expired.oldest)
+}

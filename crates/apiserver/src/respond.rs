@@ -1,0 +1,96 @@
+//! What is answered -> HTTP responses.
+
+use std::convert::Infallible;
+use std::io::Write;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WARNING};
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
+use portolan_kinds::Status;
+use serde_json::{Value, json};
+
+pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
+pub(crate) type Reply = Response<Body>;
+
+/// Answers at least this large are worth compressing, if the client takes it.
+const GZIP_FROM: usize = 128 << 10;
+
+pub(crate) fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never: Infallible| match never {}).boxed_unsync()
+}
+
+fn reply(code: u16, content_type: &'static str, body: Body) -> Reply {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+        .headers_mut()
+        .insert(HeaderName::from_static("cache-control"), HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+pub(crate) fn json(code: u16, bytes: impl Into<Bytes>) -> Reply {
+    reply(code, "application/json", full(bytes))
+}
+
+pub(crate) fn value(code: u16, value: &Value) -> Reply {
+    json(code, value.to_string())
+}
+
+pub(crate) fn typed(content_type: &'static str, bytes: impl Into<Bytes>) -> Reply {
+    reply(200, content_type, full(bytes))
+}
+
+pub(crate) fn stream(content_type: &'static str, body: Body) -> Reply {
+    reply(200, content_type, body)
+}
+
+pub(crate) fn failure(status: &Status) -> Reply {
+    let mut response = value(status.code(), &status.to_json());
+    // client-go waits this long before it tries again.
+    if matches!(status.code(), 429 | 503) {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    response
+}
+
+/// The Status that says that something was done, with what it was done to.
+pub(crate) fn success(code: u16, group: &str, plural: &str, name: &str, uid: &str) -> Reply {
+    let mut details = json!({"name": name, "kind": plural, "uid": uid});
+    if !group.is_empty() {
+        details["group"] = group.into();
+    }
+    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details, "code": code});
+    value(code, &status)
+}
+
+/// Adds the warnings that kubectl shows in yellow. Sources: RFC 7234 §5.5, KEP-1693.
+pub(crate) fn warn(response: &mut Reply, warnings: &[String]) {
+    for warning in warnings {
+        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(header) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+            response.headers_mut().append(WARNING, header);
+        }
+    }
+}
+
+/// JSON, compressed if it is large and `accept_encoding` allows it.
+pub(crate) fn large_json(bytes: Vec<u8>, accept_encoding: &str) -> Reply {
+    let takes_gzip = accept_encoding.split(',').any(|coding| {
+        let mut parts = coding.split(';').map(str::trim);
+        parts.next() == Some("gzip") && parts.next() != Some("q=0")
+    });
+    if bytes.len() < GZIP_FROM || !takes_gzip {
+        return json(200, bytes);
+    }
+    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
+    let Ok(packed) = encoder.write_all(&bytes).and_then(|()| encoder.finish()) else { return json(200, bytes) };
+    let mut response = json(200, packed);
+    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
+    response
+}

@@ -1,0 +1,219 @@
+//! A URL path -> what it names.
+//!
+//! Invariant: only kinds that `portolan-kinds` knows become a [`Target`]; all else is Kubernetes' 404.
+
+use percent_encoding::percent_decode_str;
+use portolan_kinds::{Kind, Status};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Route {
+    Health,
+    Version,
+    /// `/`: the paths there are.
+    Index,
+    CoreVersions,
+    Groups,
+    Group(String),
+    Resources {
+        group: String,
+        version: String,
+    },
+    OpenApiV2,
+    OpenApiV3Index,
+    OpenApiV3(String),
+    Object(Target),
+}
+
+/// An object, a collection, or a part of an object.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) kind: &'static Kind,
+    /// `None` for cluster-scoped kinds, and for a collection over all namespaces.
+    pub(crate) namespace: Option<String>,
+    /// `None` for a collection.
+    pub(crate) name: Option<String>,
+    pub(crate) sub: Sub,
+}
+
+impl PartialEq for Target {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.kind, other.kind)
+            && (&self.namespace, &self.name, self.sub) == (&other.namespace, &other.name, other.sub)
+    }
+}
+
+impl Eq for Target {}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sub {
+    None,
+    Status,
+    Scale,
+    Binding,
+    Eviction,
+    Log,
+    Finalize,
+}
+
+impl Sub {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Status => "status",
+            Self::Scale => "scale",
+            Self::Binding => "binding",
+            Self::Eviction => "eviction",
+            Self::Log => "log",
+            Self::Finalize => "finalize",
+        }
+    }
+
+    fn of(kind: &Kind, name: &str) -> Option<Self> {
+        Self::all(kind).into_iter().find(|sub| sub.as_str() == name)
+    }
+
+    /// The subresources that a kind has.
+    pub(crate) fn all(kind: &Kind) -> Vec<Self> {
+        let mut all = Vec::new();
+        if kind.has_status {
+            all.push(Self::Status);
+        }
+        if kind.has_scale {
+            all.push(Self::Scale);
+        }
+        match (kind.group, kind.plural) {
+            ("", "pods") => all.extend([Self::Binding, Self::Eviction, Self::Log]),
+            ("", "namespaces") => all.push(Self::Finalize),
+            _ => {}
+        }
+        all
+    }
+}
+
+/// # Errors
+/// 404, in Kubernetes' words.
+pub(crate) fn parse(path: &str) -> Result<Route, Status> {
+    let mut segments = Vec::new();
+    for segment in path.trim_matches('/').split('/') {
+        let decoded = percent_decode_str(segment).decode_utf8().map_err(|_| Status::unknown_resource())?;
+        // A slash that came in as %2F is part of no name.
+        if decoded.contains('/') {
+            return Err(Status::unknown_resource());
+        }
+        segments.push(decoded.into_owned());
+    }
+    let segments: Vec<&str> = segments.iter().map(String::as_str).collect();
+    match segments.as_slice() {
+        [""] => Ok(Route::Index),
+        ["healthz" | "livez" | "readyz", ..] => Ok(Route::Health),
+        ["version"] => Ok(Route::Version),
+        ["openapi", "v2"] => Ok(Route::OpenApiV2),
+        ["openapi", "v3"] => Ok(Route::OpenApiV3Index),
+        ["openapi", "v3", rest @ ..] => Ok(Route::OpenApiV3(rest.join("/"))),
+        ["api"] => Ok(Route::CoreVersions),
+        ["api", version] => resources("", version),
+        ["api", version, rest @ ..] => target("", version, rest),
+        ["apis"] => Ok(Route::Groups),
+        ["apis", group] => Ok(Route::Group((*group).to_owned())),
+        ["apis", group, version] => resources(group, version),
+        ["apis", group, version, rest @ ..] => target(group, version, rest),
+        _ => Err(Status::unknown_resource()),
+    }
+}
+
+fn resources(group: &str, version: &str) -> Result<Route, Status> {
+    if portolan_kinds::all().iter().any(|kind| kind.group == group && kind.version == version) {
+        Ok(Route::Resources { group: group.to_owned(), version: version.to_owned() })
+    } else {
+        Err(Status::unknown_resource())
+    }
+}
+
+fn target(group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
+    let (namespace, rest) = match rest {
+        // `/namespaces/x/status` is a part of the namespace; `/namespaces/x/pods` is a collection in it.
+        ["namespaces", _, "status" | "finalize"] if group.is_empty() => (None, rest),
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (Some(*namespace), rest),
+        _ => (None, rest),
+    };
+    let (plural, name, sub) = match rest {
+        [plural] => (*plural, None, None),
+        [plural, name] => (*plural, Some(*name), None),
+        [plural, name, sub] => (*plural, Some(*name), Some(*sub)),
+        _ => return Err(Status::unknown_resource()),
+    };
+    let kind = portolan_kinds::find(group, version, plural).ok_or_else(Status::unknown_resource)?;
+    let sub = match sub {
+        None => Sub::None,
+        Some(sub) => Sub::of(kind, sub).ok_or_else(Status::unknown_resource)?,
+    };
+    let fits = match namespace {
+        Some(namespace) => kind.namespaced && !namespace.is_empty(),
+        None => !kind.namespaced || name.is_none(),
+    };
+    if !fits || name.is_some_and(str::is_empty) {
+        return Err(Status::unknown_resource());
+    }
+    let owned = |part: Option<&str>| part.map(str::to_owned);
+    Ok(Route::Object(Target { kind, namespace: owned(namespace), name: owned(name), sub }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn short(path: &str) -> String {
+        match parse(path) {
+            Ok(Route::Object(t)) => format!(
+                "{} ns={} name={} sub={}",
+                t.kind.plural,
+                t.namespace.unwrap_or("-".into()),
+                t.name.unwrap_or("-".into()),
+                t.sub.as_str()
+            ),
+            Ok(other) => format!("{other:?}"),
+            Err(status) => status.code().to_string(),
+        }
+    }
+
+    #[test]
+    fn paths() {
+        for (path, expected) in [
+            ("/", "Index"),
+            ("/livez", "Health"),
+            ("/readyz/ping", "Health"),
+            ("/version", "Version"),
+            ("/version/", "Version"),
+            ("/api", "CoreVersions"),
+            ("/apis", "Groups"),
+            ("/apis/apps", "Group(\"apps\")"),
+            ("/api/v1", "Resources { group: \"\", version: \"v1\" }"),
+            ("/apis/apps/v1", "Resources { group: \"apps\", version: \"v1\" }"),
+            ("/apis/apps/v2", "404"),
+            ("/openapi/v3/apis/apps/v1", "OpenApiV3(\"apis/apps/v1\")"),
+            ("/api/v1/pods", "pods ns=- name=- sub="),
+            ("/api/v1/pods/x", "404"),
+            ("/api/v1/namespaces", "namespaces ns=- name=- sub="),
+            ("/api/v1/namespaces/a", "namespaces ns=- name=a sub="),
+            ("/api/v1/namespaces/a/status", "namespaces ns=- name=a sub=status"),
+            ("/api/v1/namespaces/a/finalize", "namespaces ns=- name=a sub=finalize"),
+            ("/api/v1/namespaces/a/pods", "pods ns=a name=- sub="),
+            ("/api/v1/namespaces/a/pods/b", "pods ns=a name=b sub="),
+            ("/api/v1/namespaces/a/pods/b/log", "pods ns=a name=b sub=log"),
+            ("/api/v1/namespaces/a/pods/b/scale", "404"),
+            ("/api/v1/namespaces/a/pods/b/log/c", "404"),
+            ("/api/v1/namespaces/a/pods/", "pods ns=a name=- sub="),
+            ("/api/v1/namespaces//pods", "404"),
+            ("/api/v1/namespaces/a/pods/..%2Fb", "404"),
+            ("/api/v1/namespaces/a/events/b%3Ac", "events ns=a name=b:c sub="),
+            ("/api/v1/nodes/n", "nodes ns=- name=n sub="),
+            ("/api/v1/namespaces/a/nodes/n", "404"),
+            ("/apis/apps/v1/namespaces/a/deployments/d/scale", "deployments ns=a name=d sub=scale"),
+            ("/apis/apps/v1/namespaces/a/widgets", "404"),
+            ("/api/v1/widgets", "404"),
+            ("/nonsense", "404"),
+        ] {
+            assert_eq!(short(path), expected, "{path}");
+        }
+    }
+}

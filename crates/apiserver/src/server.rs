@@ -1,0 +1,245 @@
+//! One request -> one reply: who asks, may they, what for, and whose job it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName};
+use http::request::Parts;
+use http::{Method, Request};
+use hyper::body::Incoming;
+use portolan_kinds::Status;
+use portolan_store::Store;
+use serde_json::Value;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::accept::{self, Discovery, Form};
+use crate::allocate::Allocator;
+use crate::authz::{self, User};
+use crate::body::{self, Budget};
+use crate::nodes::Nodes;
+use crate::options::Options;
+use crate::respond::{self, Reply};
+use crate::route::{self, Route, Sub, Target};
+use crate::write::{Asked, Written};
+use crate::{delete, discovery, pods, read, scale, show, watch, write};
+
+/// Requests at work at one time, watches and logs aside. More wait, and are refused if they wait too long.
+const AT_WORK: usize = 512;
+const PATIENCE: Duration = Duration::from_secs(10);
+
+pub(crate) struct Server {
+    pub(crate) store: Store,
+    pub(crate) services: Arc<Allocator>,
+    pub(crate) nodes: Nodes,
+    /// Writes, which go on when their client goes away: what was allocated for one must not be forgotten half-way.
+    pub(crate) tasks: TaskTracker,
+    budget: Budget,
+    at_work: Semaphore,
+    address: String,
+}
+
+/// What a connection knows about all its requests.
+pub(crate) struct Peer {
+    /// `None` without a client certificate.
+    pub(crate) user: Option<User>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+fn header(parts: &Parts, name: HeaderName) -> &str {
+    parts.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
+
+impl Server {
+    pub(crate) fn new(store: Store, services: Arc<Allocator>, nodes: Nodes, address: String) -> Self {
+        Self {
+            store,
+            services,
+            nodes,
+            tasks: TaskTracker::new(),
+            budget: Budget::new(),
+            at_work: Semaphore::new(AT_WORK),
+            address,
+        }
+    }
+
+    pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
+        let (parts, body) = request.into_parts();
+        match self.answer(parts, body, &peer).await {
+            Ok(reply) => reply,
+            Err(status) => respond::failure(&status),
+        }
+    }
+
+    async fn answer(self: Arc<Self>, parts: Parts, body: Incoming, peer: &Peer) -> Result<Reply, Status> {
+        let route = route::parse(parts.uri.path());
+        if matches!(route, Ok(Route::Health)) {
+            return Ok(respond::typed("text/plain; charset=utf-8", "ok"));
+        }
+        if matches!(route, Ok(Route::Version)) {
+            return Ok(respond::value(200, &discovery::version()));
+        }
+        let user = match &peer.user {
+            Some(user) => user.clone(),
+            // A token that nobody gave out.
+            None if parts.headers.contains_key(AUTHORIZATION) => return Err(Status::unauthorized()),
+            None => User::anonymous(),
+        };
+        let Ok(Route::Object(target)) = route else {
+            // Strangers learn not even what exists.
+            let verb = parts.method.as_str().to_ascii_lowercase();
+            authz::authorize_path(&user, &verb, parts.uri.path())?;
+            if !matches!(parts.method, Method::GET | Method::HEAD) {
+                return Err(Status::unknown_resource());
+            }
+            return self.document(route?, header(&parts, ACCEPT));
+        };
+        self.object(user, target, parts, body, peer).await
+    }
+
+    /// What the server says about itself.
+    fn document(&self, route: Route, accept: &str) -> Result<Reply, Status> {
+        let core = route == Route::CoreVersions;
+        Ok(match route {
+            Route::CoreVersions | Route::Groups => match accept::discovery(accept) {
+                Discovery::Plain if core => respond::value(200, &discovery::core_versions(&self.address)),
+                Discovery::Plain => respond::value(200, &discovery::group_list()),
+                form => {
+                    let content_type = match form {
+                        Discovery::AggregatedV2Beta1 => {
+                            "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList"
+                        }
+                        _ => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
+                    };
+                    respond::typed(content_type, discovery::aggregated(core, form).to_string())
+                }
+            },
+            Route::Index => respond::value(200, &discovery::index()),
+            Route::Group(name) => respond::value(200, &discovery::group(&name).ok_or_else(Status::unknown_resource)?),
+            Route::Resources { group, version } => respond::value(200, &discovery::resources(&group, &version)),
+            Route::OpenApiV2 => respond::value(200, &portolan_kinds::openapi::v2()),
+            Route::OpenApiV3Index => respond::value(200, &portolan_kinds::openapi::v3_index()),
+            Route::OpenApiV3(path) => {
+                respond::value(200, &portolan_kinds::openapi::v3(&path).ok_or_else(Status::unknown_resource)?)
+            }
+            Route::Health | Route::Version | Route::Object(_) => return Err(Status::unknown_resource()),
+        })
+    }
+
+    async fn object(
+        self: Arc<Self>,
+        user: User,
+        target: Target,
+        parts: Parts,
+        body: Incoming,
+        peer: &Peer,
+    ) -> Result<Reply, Status> {
+        let mut options = Options::parse(parts.uri.query().unwrap_or_default())?;
+        let verb = verb(&parts.method, &target, &options)?;
+        authz::authorize(
+            &user,
+            &authz::Request {
+                verb,
+                group: target.kind.group,
+                resource: target.kind.plural,
+                subresource: target.sub.as_str(),
+                namespace: target.namespace.as_deref().unwrap_or_default(),
+                name: target.name.as_deref().unwrap_or_default(),
+            },
+        )?;
+        let form = accept::form(header(&parts, ACCEPT));
+        // Long-running requests take no turn.
+        match (verb, target.sub) {
+            ("watch", _) => return watch::watch(&self.store, &target, &options, form?, peer.shutdown.clone()).await,
+            ("get", Sub::Log) => {
+                let asked = Asked { user: &user, target: &target, options: &options };
+                return pods::logs(&self, asked, parts.uri.query().unwrap_or_default()).await;
+            }
+            _ => {}
+        }
+        let busy =
+            |_| Status::too_many_requests("the server has received too many requests, please try again later", 1);
+        let turn = tokio::time::timeout(PATIENCE, self.at_work.acquire()).await.map_err(busy)?;
+        let form = form?;
+        let reply = match (verb, target.sub) {
+            ("get", Sub::Scale) => scale::get(&self, Asked { user: &user, target: &target, options: &options }),
+            ("get", _) => read::get(&self.store, &target, &options, form).await,
+            ("list", _) => read::list(&self.store, &target, &options, form, header(&parts, ACCEPT_ENCODING)).await,
+            _ => {
+                let bytes = body::read(&parts, body, &self.budget).await?;
+                let media = body::media_type(&parts).to_owned();
+                if matches!(verb, "delete" | "deletecollection") && !bytes.is_empty() {
+                    options.take_delete_body(&body::decode(&media, &bytes)?)?;
+                }
+                let server = self.clone();
+                let write = async move { server.write(&user, verb, &target, &options, form, &media, bytes).await };
+                match self.tasks.spawn(write).await {
+                    Ok(reply) => reply,
+                    Err(_) => Err(Status::internal("the request was not carried out to its end")),
+                }
+            }
+        };
+        drop(turn);
+        reply
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a request is made of")]
+    async fn write(
+        &self,
+        user: &User,
+        verb: &str,
+        target: &Target,
+        options: &Options,
+        form: Form,
+        media: &str,
+        bytes: Bytes,
+    ) -> Result<Reply, Status> {
+        let asked = Asked { user, target, options };
+        let decoded = || -> Result<Value, Status> {
+            let value = body::decode(media, &bytes)?;
+            if value.is_object() { Ok(value) } else { Err(Status::bad_request("the body must be an object")) }
+        };
+        let shown = |written: Written| {
+            let code = if written.created { 201 } else { 200 };
+            let mut reply = respond::json(code, show::one(target.kind, &written.stored, form));
+            respond::warn(&mut reply, &written.warnings);
+            reply
+        };
+        match (verb, target.sub) {
+            ("create", Sub::None) => write::create(self, asked, decoded()?).await.map(shown),
+            ("create", Sub::Binding) => pods::bind(self, asked, &decoded()?).await,
+            ("create", Sub::Eviction) => pods::evict(self, asked, &decoded()?).await,
+            ("update", Sub::Scale) => scale::update(self, asked, &decoded()?).await,
+            ("update", _) => write::update(self, asked, decoded()?).await.map(shown),
+            ("patch", Sub::Scale) => scale::patch(self, asked, media, &bytes).await,
+            ("patch", _) => write::patch(self, asked, media, &bytes).await.map(shown),
+            ("delete", _) => delete::reply_one(self, asked, form).await,
+            ("deletecollection", _) => delete::collection(self, asked, form).await,
+            _ => Err(Status::method_not_allowed(target.kind.group, target.kind.plural, verb)),
+        }
+    }
+}
+
+/// # Errors
+/// 405 for a method that makes no sense there.
+fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static str, Status> {
+    let collection = target.name.is_none();
+    let verb = match (method, target.sub) {
+        (&Method::GET | &Method::HEAD, Sub::None) if options.watch => "watch",
+        (&Method::GET | &Method::HEAD, Sub::None) if collection => "list",
+        (&Method::GET | &Method::HEAD, Sub::None | Sub::Status | Sub::Scale | Sub::Log) => "get",
+        (&Method::POST, Sub::None) if collection && (target.namespace.is_some() || !target.kind.namespaced) => "create",
+        (&Method::POST, Sub::Binding | Sub::Eviction) => "create",
+        (&Method::PUT, Sub::None | Sub::Status | Sub::Scale | Sub::Finalize) if !collection => "update",
+        (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale) if !collection => "patch",
+        (&Method::DELETE, Sub::None) if collection => "deletecollection",
+        (&Method::DELETE, Sub::None) => "delete",
+        _ => {
+            let name = method.as_str().to_ascii_lowercase();
+            return Err(Status::method_not_allowed(target.kind.group, target.kind.plural, &name));
+        }
+    };
+    Ok(verb)
+}

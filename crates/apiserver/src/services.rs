@@ -1,0 +1,344 @@
+//! What a Service is given by the cluster: ClusterIPs, node ports, IP families.
+//!
+//! The Service comes in as a JSON value that passed validation; what it holds is filled in, and a [`Claim`] and the
+//! `IPAddress` objects come out, to be written together with it. Source: KEP-1880 and KEP-563. What an
+//! update carries over from the old Service is a rule of the kind, and was applied before.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use portolan_kinds::{FieldError, Kind, Status};
+use portolan_store::{Expect, Op};
+use serde_json::{Value, json};
+
+use crate::allocate::{Allocator, Claim, Holding, Refusal};
+use crate::object;
+
+pub(crate) fn is_service(kind: &Kind) -> bool {
+    kind.group.is_empty() && kind.plural == "services"
+}
+
+fn service_type(service: &Value) -> &str {
+    match object::text(service, "/spec/type") {
+        "" => "ClusterIP",
+        other => other,
+    }
+}
+
+fn needs_addresses(service: &Value) -> bool {
+    matches!(service_type(service), "ClusterIP" | "NodePort" | "LoadBalancer")
+}
+
+fn needs_node_ports(service: &Value) -> bool {
+    match service_type(service) {
+        "NodePort" => true,
+        "LoadBalancer" => service["spec"]["allocateLoadBalancerNodePorts"] != false,
+        _ => false,
+    }
+}
+
+fn may_have_node_ports(service: &Value) -> bool {
+    matches!(service_type(service), "NodePort" | "LoadBalancer")
+}
+
+fn needs_health_check_port(service: &Value) -> bool {
+    service_type(service) == "LoadBalancer" && object::text(service, "/spec/externalTrafficPolicy") == "Local"
+}
+
+fn texts<'a>(service: &'a Value, field: &str) -> Vec<&'a str> {
+    service["spec"][field].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+fn port_number(value: &Value) -> Option<u16> {
+    value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port != 0)
+}
+
+/// The addresses a Service has, as numbers.
+pub(crate) fn addresses(service: &Value) -> BTreeSet<IpAddr> {
+    let mut texts = texts(service, "clusterIPs");
+    texts.push(object::text(service, "/spec/clusterIP"));
+    texts.into_iter().filter_map(|text| text.parse().ok()).collect()
+}
+
+fn node_ports(service: &Value) -> BTreeSet<u16> {
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    ports
+        .map(|port| &port["nodePort"])
+        .chain([&service["spec"]["healthCheckNodePort"]])
+        .filter_map(port_number)
+        .collect()
+}
+
+/// Everything that a stored Service holds.
+pub(crate) fn holdings(service: &Value) -> BTreeSet<Holding> {
+    let addresses = addresses(service).into_iter().map(Holding::Address);
+    addresses.chain(node_ports(service).into_iter().map(Holding::Port)).collect()
+}
+
+fn family(ipv4: bool) -> &'static str {
+    if ipv4 { "IPv4" } else { "IPv6" }
+}
+
+/// Fills in `ipFamilies` and `ipFamilyPolicy`.
+fn settle_families(service: &mut Value, allocator: &Allocator) -> Vec<FieldError> {
+    let mut available: Vec<&str> = Vec::new();
+    for cidr in allocator.cidrs() {
+        let family = family(cidr.addr().is_ipv4());
+        if !available.contains(&family) {
+            available.push(family);
+        }
+    }
+    let first = available.first().copied().unwrap_or("IPv4");
+    let wanted: Vec<String> = texts(service, "clusterIPs").into_iter().map(str::to_owned).collect();
+    let mut families: Vec<String> = texts(service, "ipFamilies").into_iter().map(str::to_owned).collect();
+    let has_selector = service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty());
+    let headless = wanted.first().is_some_and(|address| address == "None");
+    let free_standing = headless && !has_selector;
+    let policy = match object::text(service, "/spec/ipFamilyPolicy") {
+        // Nobody knows what the endpoints of a headless Service without selector will be: anything goes.
+        "" if free_standing => "RequireDualStack",
+        "" if wanted.len() == 2 || families.len() == 2 => "RequireDualStack",
+        "" => "SingleStack",
+        policy => policy,
+    }
+    .to_owned();
+    let mut errors = Vec::new();
+    if !free_standing {
+        for (index, family) in families.iter().enumerate().filter(|(_, family)| !available.contains(&family.as_str())) {
+            let field = format!("spec.ipFamilies[{index}]");
+            errors.push(FieldError::invalid(field, family.as_str(), "not configured on this cluster"));
+        }
+        if policy == "RequireDualStack" && available.len() < 2 {
+            let detail = "this cluster is not configured for dual-stack services";
+            errors.push(FieldError::invalid("spec.ipFamilyPolicy", policy.as_str(), detail));
+        }
+    }
+    for (index, address) in wanted.iter().filter_map(|text| text.parse::<IpAddr>().ok()).enumerate() {
+        let own = family(address.is_ipv4());
+        match families.get(index) {
+            None => families.push(own.to_owned()),
+            Some(family) if family != own => errors.push(FieldError::invalid(
+                format!("spec.clusterIPs[{index}]"),
+                wanted[index].as_str(),
+                format!("expected an {family} value as indicated by `ipFamilies[{index}]`"),
+            )),
+            Some(_) => {}
+        }
+    }
+    if families.is_empty() {
+        families.push(first.to_owned());
+    }
+    let dual = policy == "RequireDualStack" || policy == "PreferDualStack";
+    if dual && families.len() == 1 && (available.len() > 1 || free_standing) {
+        families.push(family(families[0] == "IPv6").to_owned());
+    }
+    let spec = object::spec(service);
+    spec.insert("ipFamilies".into(), json!(families));
+    spec.insert("ipFamilyPolicy".into(), policy.into());
+    errors
+}
+
+/// What the write of a Service takes and gives up, and the operations that belong to it.
+pub(crate) struct Allocation {
+    pub(crate) claim: Claim,
+    pub(crate) ops: Vec<Op>,
+}
+
+/// Fills in what `new` is to hold. Nothing is taken if this fails.
+///
+/// # Errors
+/// 422, with every field that cannot have what it asks for.
+pub(crate) fn allocate(
+    allocator: &Arc<Allocator>,
+    new: &mut Value,
+    old: Option<&Value>,
+    now: &str,
+) -> Result<Allocation, Status> {
+    let mut claim = allocator.claim();
+    let held = old.map(holdings).unwrap_or_default();
+    let mut errors = Vec::new();
+    if needs_addresses(new) {
+        errors.extend(settle_families(new, allocator));
+        if errors.is_empty() {
+            errors.extend(allocate_addresses(&mut claim, new, &held));
+        }
+    }
+    if errors.is_empty() {
+        errors.extend(allocate_ports(&mut claim, new, &held));
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("", "Service", object::name(new), &errors));
+    }
+    let holds = holdings(new);
+    let mut ops = Vec::new();
+    for gained in holds.difference(&held) {
+        if let Holding::Address(address) = gained {
+            ops.push(address_object(*address, new, now));
+        }
+    }
+    for lost in held.difference(&holds) {
+        claim.release(*lost);
+        ops.extend(address_removal(lost));
+    }
+    Ok(Allocation { claim, ops })
+}
+
+/// For a Service that is to be deleted.
+pub(crate) fn release(allocator: &Arc<Allocator>, old: &Value) -> Allocation {
+    let mut claim = allocator.claim();
+    let mut ops = Vec::new();
+    for holding in holdings(old) {
+        claim.release(holding);
+        ops.extend(address_removal(&holding));
+    }
+    Allocation { claim, ops }
+}
+
+fn allocate_addresses(claim: &mut Claim, service: &mut Value, held: &BTreeSet<Holding>) -> Vec<FieldError> {
+    let mut wanted: Vec<String> = texts(service, "clusterIPs").into_iter().map(str::to_owned).collect();
+    if wanted.first().is_some_and(|address| address == "None") {
+        return Vec::new();
+    }
+    let asked = wanted.clone();
+    let failed = |address: &str, why: &Refusal| {
+        let why = match why {
+            Refusal::Taken => "provided IP is already allocated".to_owned(),
+            Refusal::OutOfRange(range) => {
+                format!("the provided IP ({address}) is not in the valid range. The range of valid IPs is {range}")
+            }
+            Refusal::Full => "range is full".to_owned(),
+        };
+        let subject = if address.is_empty() {
+            "failed to allocate a serviceIP".to_owned()
+        } else {
+            format!("failed to allocate IP {address}")
+        };
+        FieldError::invalid("spec.clusterIPs", json!(asked), format!("{subject}: {why}"))
+    };
+    for text in &wanted {
+        let Ok(address) = text.parse::<IpAddr>() else { continue };
+        if held.contains(&Holding::Address(address)) {
+            continue;
+        }
+        if let Err(refusal) = claim.address(address) {
+            return vec![failed(text, &refusal)];
+        }
+    }
+    let families: Vec<String> = texts(service, "ipFamilies").into_iter().map(str::to_owned).collect();
+    for family in families.iter().skip(wanted.len()) {
+        match claim.any_address(family == "IPv4") {
+            Ok(address) => wanted.push(address.to_string()),
+            Err(refusal) => return vec![failed("", &refusal)],
+        }
+    }
+    // A Service that became single-stack gives up its second address.
+    wanted.truncate(families.len());
+    let spec = object::spec(service);
+    spec.insert("clusterIP".into(), json!(wanted.first()));
+    spec.insert("clusterIPs".into(), json!(wanted));
+    Vec::new()
+}
+
+fn allocate_ports(claim: &mut Claim, service: &mut Value, held: &BTreeSet<Holding>) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    let automatic = needs_node_ports(service);
+    let health_check = needs_health_check_port(service);
+    let mut own: BTreeSet<u16> = BTreeSet::new();
+    if may_have_node_ports(service) {
+        // First what is asked for by number, so that no automatic choice takes it away.
+        let ports = service["spec"]["ports"].as_array().into_iter().flatten().enumerate();
+        for (index, port) in ports.filter_map(|(index, port)| Some((index, port_number(&port["nodePort"])?))) {
+            // One number may serve TCP and UDP of one Service.
+            if own.insert(port) && !held.contains(&Holding::Port(port)) {
+                let field = format!("spec.ports[{index}].nodePort");
+                errors.extend(claim.port(port).err().map(|refusal| port_error(field, port.into(), &refusal)));
+            }
+        }
+    }
+    if health_check
+        && let Some(port) = port_number(&service["spec"]["healthCheckNodePort"])
+        && !held.contains(&Holding::Port(port))
+        && let Err(refusal) = claim.port(port)
+    {
+        errors.push(port_error("spec.healthCheckNodePort".into(), port.into(), &refusal));
+    }
+    if automatic {
+        let mut given: BTreeMap<(u64, String), u16> = BTreeMap::new();
+        for (index, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
+            let protocol = object::text(port, "/protocol").to_owned();
+            let number = port["port"].as_u64().unwrap_or_default();
+            let chosen = match port_number(&port["nodePort"]) {
+                Some(asked) => Ok(asked),
+                // The same port over another protocol gets the same number, as upstream does for DNS and its like.
+                None => match given.iter().find(|((n, p), _)| *n == number && *p != protocol) {
+                    Some((_, same)) => Ok(*same),
+                    None => claim.any_port(),
+                },
+            };
+            match chosen {
+                Ok(chosen) => {
+                    given.insert((number, protocol), chosen);
+                    port["nodePort"] = chosen.into();
+                }
+                Err(refusal) => {
+                    errors.push(port_error(format!("spec.ports[{index}].nodePort"), 0, &refusal));
+                }
+            }
+        }
+    }
+    if health_check && port_number(&service["spec"]["healthCheckNodePort"]).is_none() {
+        match claim.any_port() {
+            Ok(port) => {
+                object::spec(service).insert("healthCheckNodePort".into(), port.into());
+            }
+            Err(refusal) => errors.push(port_error("spec.healthCheckNodePort".into(), 0, &refusal)),
+        }
+    }
+    errors
+}
+
+fn port_error(field: String, port: u64, refusal: &Refusal) -> FieldError {
+    let detail = match refusal {
+        Refusal::Taken => "provided port is already allocated".to_owned(),
+        Refusal::OutOfRange(range) => {
+            format!("provided port is not in the valid range. The range of valid ports is {range}")
+        }
+        Refusal::Full => "failed to allocate a nodePort: range is full".to_owned(),
+    };
+    FieldError::invalid(field, port, detail)
+}
+
+/// The object by which a ClusterIP is visible in the API, and at the store a second guard against giving it twice.
+pub(crate) fn address_object(address: IpAddr, service: &Value, now: &str) -> Op {
+    let name = address.to_string();
+    let value = json!({
+        "metadata": {
+            "name": name, "uid": object::new_uid(), "creationTimestamp": now,
+            "labels": {
+                "ipaddress.kubernetes.io/ip-family": family(address.is_ipv4()),
+                "ipaddress.kubernetes.io/managed-by": "ipallocator.k8s.io"
+            }
+        },
+        "spec": {"parentRef": {
+            "group": "", "resource": "services",
+            "namespace": object::namespace(service), "name": object::name(service)
+        }}
+    });
+    let kind = address_kind();
+    Op::Put { key: object::key(kind, "", &name), expect: Expect::Absent, value: object::encode(kind, &value) }
+}
+
+fn address_removal(holding: &Holding) -> Option<Op> {
+    let Holding::Address(address) = holding else { return None };
+    Some(Op::Delete { key: object::key(address_kind(), "", &address.to_string()), expect: Expect::Anything })
+}
+
+pub(crate) fn address_kind() -> &'static Kind {
+    crate::known_kind("networking.k8s.io", "ipaddresses")
+}
+
+/// The first usable address of a range; the API's own Service has it.
+pub(crate) fn first_address(cidr: &ipnet::IpNet) -> IpAddr {
+    cidr.hosts().next().unwrap_or(cidr.addr())
+}

@@ -1,0 +1,241 @@
+//! watch: a place in the history and a filter -> a stream of lines.
+//!
+//! Source: the Kubernetes API concepts ("Efficient detection of changes", "Streaming lists"), KEP-3157, KEP-956.
+//! Invariants: every stream starts at one definite revision and misses nothing after it; an object that stops matching
+//! the selector is told as DELETED; falling behind ends the stream with an ERROR event, 410, never silently.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use portolan_kinds::{FieldError, Kind, Status};
+use portolan_store::{Entry, Event, Expired, Key, Page, Revision, Store, Watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+
+use crate::accept::Form;
+use crate::filter::{Facts, Filter};
+use crate::object;
+use crate::options::Options;
+use crate::read;
+use crate::respond::{self, BodyError, Reply};
+use crate::route::Target;
+use crate::show;
+
+/// How often an idle watch says how far it is.
+const BOOKMARKS: Duration = Duration::from_secs(30);
+/// A watch without `timeoutSeconds` ends after half an hour to an hour, so that clients spread themselves again.
+const LONGEST: std::ops::Range<u64> = 1800..3600;
+/// A piece of the stream is not made larger than this, give or take one object.
+const PIECE: usize = 64 << 10;
+
+fn validate(options: &Options) -> Result<(), Status> {
+    const NOT_OLDER: &str = "NotOlderThan";
+    let mut errors = Vec::new();
+    let matching = options.resource_version_match.as_str();
+    let mut forbid = |detail: &str| errors.push(FieldError::forbidden("resourceVersionMatch", detail));
+    if options.send_initial_events.is_some() && matching != NOT_OLDER {
+        forbid("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    }
+    if !matching.is_empty() {
+        if options.send_initial_events.is_none() {
+            forbid("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+        }
+        if !options.continue_token.is_empty() {
+            forbid("resourceVersionMatch is forbidden when continue is provided");
+        }
+        if matching != NOT_OLDER {
+            errors.push(FieldError::not_supported("resourceVersionMatch", matching, &[NOT_OLDER]));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)) }
+}
+
+pub(crate) async fn watch(
+    store: &Store,
+    target: &Target,
+    options: &Options,
+    form: Form,
+    shutdown: CancellationToken,
+) -> Result<Reply, Status> {
+    validate(options)?;
+    let asked = options.revision()?;
+    let filter = Filter::parse(target.kind, target.name.as_deref(), options)?;
+    read::wait_for(store, asked).await?;
+    let prefix = object::prefix(target.kind, target.namespace.as_deref());
+
+    // Streaming lists, and the older way to get the state first: no revision, or any.
+    let from_state = match options.send_initial_events {
+        Some(wanted) => wanted,
+        None => asked.unwrap_or(0) == 0,
+    };
+    let mut initial = VecDeque::new();
+    let mut failed = None;
+    let start = if from_state {
+        let (entries, meta) = read::select(store, target, &filter, Page::default(), false)?;
+        initial.extend(entries);
+        meta.revision
+    } else {
+        asked.filter(|asked| *asked != 0).map_or_else(|| store.revision(), Revision)
+    };
+    let watch = match store.watch(prefix, start) {
+        Ok(watch) => Some(watch),
+        Err(expired) => {
+            failed = Some(expired);
+            None
+        }
+    };
+    let seconds = options.timeout_seconds.filter(|seconds| *seconds > 0);
+    let lifetime = Duration::from_secs(seconds.unwrap_or_else(|| rand::random_range(LONGEST)).min(LONGEST.end));
+    let mut bookmarks = tokio::time::interval_at(Instant::now() + BOOKMARKS, BOOKMARKS);
+    bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let feed = Feed {
+        kind: target.kind,
+        form,
+        filter,
+        watch,
+        initial,
+        initial_end: (from_state && options.send_initial_events == Some(true)).then_some(start),
+        failed,
+        bookmarks: options.allow_bookmarks.then_some(bookmarks),
+        end: Instant::now() + lifetime,
+        shutdown,
+    };
+    let body = stream::unfold(feed, |mut feed| async {
+        let piece = feed.next().await?;
+        Some((Ok::<_, BodyError>(Frame::data(piece)), feed))
+    });
+    Ok(respond::stream("application/json", StreamBody::new(body).boxed_unsync()))
+}
+
+struct Feed {
+    kind: &'static Kind,
+    form: Form,
+    filter: Filter,
+    /// `None` once the stream has said its last.
+    watch: Option<Watch>,
+    initial: VecDeque<(Key, Entry)>,
+    /// The revision of the initial events, until their end has been told.
+    initial_end: Option<Revision>,
+    failed: Option<Expired>,
+    bookmarks: Option<Interval>,
+    end: Instant,
+    shutdown: CancellationToken,
+}
+
+impl Feed {
+    /// The next piece of the stream; `None` ends it.
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(expired) = self.failed.take() {
+            return Some(self.fail(&expired));
+        }
+        if !self.initial.is_empty() || self.initial_end.is_some() {
+            return Some(self.initial_piece());
+        }
+        loop {
+            let watch = self.watch.as_mut()?;
+            let batch = tokio::select! {
+                biased;
+                () = self.shutdown.cancelled() => return None,
+                () = tokio::time::sleep_until(self.end) => return None,
+                batch = watch.next() => batch,
+                () = tick(&mut self.bookmarks) => {
+                    match watch.poll() {
+                        Ok(batch) if batch.events.is_empty() => return Some(self.bookmark(batch.revision, false)),
+                        other => other,
+                    }
+                }
+            };
+            match batch {
+                Err(expired) => return Some(self.fail(&expired)),
+                Ok(batch) => {
+                    let mut piece = Vec::new();
+                    for event in &batch.events {
+                        self.push(event, &mut piece);
+                    }
+                    if !piece.is_empty() {
+                        return Some(piece.into());
+                    }
+                }
+            }
+        }
+    }
+
+    fn initial_piece(&mut self) -> Bytes {
+        let mut piece = Vec::new();
+        while piece.len() < PIECE {
+            let Some((_, entry)) = self.initial.pop_front() else { break };
+            show::push_event("ADDED", &show::one(self.kind, &entry.value, self.form), &mut piece);
+        }
+        if self.initial.is_empty()
+            && let Some(revision) = self.initial_end.take()
+        {
+            piece.extend_from_slice(&self.bookmark(revision, true));
+        }
+        piece.into()
+    }
+
+    fn bookmark(&self, revision: Revision, initial_events_end: bool) -> Bytes {
+        let mut line = Vec::new();
+        let object = show::bookmark(self.kind, revision, initial_events_end, self.form);
+        show::push_event("BOOKMARK", &object, &mut line);
+        line.into()
+    }
+
+    fn fail(&mut self, expired: &Expired) -> Bytes {
+        self.watch = None;
+        let mut line = Vec::new();
+        let status = Status::expired(read::too_old(expired)).to_json();
+        show::push_event("ERROR", status.to_string().as_bytes(), &mut line);
+        line.into()
+    }
+
+    fn push(&self, event: &Arc<Event>, piece: &mut Vec<u8>) {
+        let seen = event.memo(Seen::default);
+        let matches = |entry: &Option<Entry>, facts: Option<&OnceLock<Facts>>| {
+            entry.as_ref().is_some_and(|entry| match facts {
+                Some(facts) => self.filter.matches_with(&event.key, &entry.value, facts.get_or_init(Facts::new)),
+                None => self.filter.matches(&event.key, &entry.value),
+            })
+        };
+        let is = matches(&event.new, seen.map(|seen| &seen.new_facts));
+        let was = matches(&event.old, seen.map(|seen| &seen.old_facts));
+        let (name, entry) = match (was, is) {
+            (false, false) => return,
+            (false, true) => ("ADDED", &event.new),
+            (true, true) => ("MODIFIED", &event.new),
+            (true, false) => ("DELETED", &event.old),
+        };
+        let Some(entry) = entry else { return };
+        // Whole objects are in their final form already; only the revision of a deletion has to be written in, once.
+        let restamp = || object::restamped(object::stored_kind(self.kind), &entry.value, event.revision);
+        let stored = match seen {
+            _ if is => entry.value.clone(),
+            Some(seen) => seen.deleted.get_or_init(restamp).clone(),
+            None => restamp(),
+        };
+        let shown = show::one(self.kind, &stored, self.form);
+        show::push_event(name, &shown, piece);
+    }
+}
+
+async fn tick(interval: &mut Option<Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// What watches have made of one event so far. Small, since it lives as long as the event.
+#[derive(Default)]
+struct Seen {
+    new_facts: OnceLock<Facts>,
+    old_facts: OnceLock<Facts>,
+    deleted: OnceLock<Bytes>,
+}

@@ -1,0 +1,441 @@
+//! create, update and patch.
+//!
+//! Invariants: an object is written only if it is what the decision was made on (compare and set, tried again when
+//! somebody else was faster); a write that changes nothing leaves the revision as it is; what belongs together, a
+//! Service and the addresses it holds, is written together.
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
+use portolan_store::{Expect, Op, Store, WriteError};
+use serde_json::{Value, json};
+
+use crate::authz::{self, User};
+use crate::object;
+use crate::options::Options;
+use crate::route::{Sub, Target};
+use crate::server::Server;
+use crate::services::{self, Allocation};
+
+/// After this many lost races something is wrong, and the client should hear of it.
+const TRIES: usize = 64;
+
+/// Who asks for what, and how.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked<'a> {
+    pub(crate) user: &'a User,
+    pub(crate) target: &'a Target,
+    pub(crate) options: &'a Options,
+}
+
+impl Asked<'_> {
+    fn kind(&self) -> &'static Kind {
+        self.target.kind
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        self.target.namespace.as_deref().unwrap_or_default()
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.target.name.as_deref().unwrap_or_default()
+    }
+}
+
+/// What was written, as JSON with its type.
+pub(crate) struct Written {
+    pub(crate) stored: Bytes,
+    pub(crate) created: bool,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// What a change makes of the old object, with warnings.
+pub(crate) type Changed = Result<(Value, Vec<String>), Status>;
+
+/// Why a transaction did not happen: lost a race (with the operation that failed), or for good.
+pub(crate) enum Unwritten {
+    Race(usize),
+    Failed(Status),
+}
+
+pub(crate) async fn commit(store: &Store, ops: Vec<Op>) -> Result<Vec<Option<portolan_store::Entry>>, Unwritten> {
+    store.write(ops.into()).await.map_err(|error| match error {
+        WriteError::Conflict { op, .. } => Unwritten::Race(op),
+        WriteError::Closed => Unwritten::Failed(Status::unavailable("the server is shutting down")),
+        WriteError::Disk(source) => {
+            tracing::error!(error = &source as &dyn std::error::Error, "cannot write to the store");
+            Unwritten::Failed(Status::internal(format!("the store cannot be written: {source}")))
+        }
+    })
+}
+
+/// A new object must say nothing that only the server can know.
+fn settle_new_metadata(asked: &Asked<'_>, object: &mut Value, now: Timestamp) -> Result<(), Status> {
+    if !object::text(object, "/metadata/resourceVersion").is_empty() {
+        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
+    }
+    check_place(asked, object)?;
+    let kind = asked.kind();
+    let namespace = asked.namespace();
+    object::map_of(object).insert("apiVersion".into(), kind.api_version().into());
+    object::map_of(object).insert("kind".into(), kind.kind.into());
+    let metadata = object::metadata(object);
+    for field in ["selfLink", "managedFields", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
+        metadata.remove(field);
+    }
+    if kind.namespaced {
+        metadata.insert("namespace".into(), namespace.into());
+    } else {
+        metadata.remove("namespace");
+    }
+    metadata.insert("uid".into(), object::new_uid().into());
+    metadata.insert("creationTimestamp".into(), object::time(now).into());
+    Ok(())
+}
+
+fn check_place(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
+    let namespace = object::namespace(object);
+    if asked.kind().namespaced && !namespace.is_empty() && namespace != asked.namespace() {
+        return Err(Status::bad_request(format!(
+            "the namespace of the provided object does not match the namespace sent on the request: {namespace} is not {}",
+            asked.namespace()
+        )));
+    }
+    let name = object::name(object);
+    if !asked.name().is_empty() && !name.is_empty() && name != asked.name() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            asked.name()
+        )));
+    }
+    Ok(())
+}
+
+fn refuse_invalid(kind: &Kind, object: &Value, errors: &[FieldError]) -> Result<(), Status> {
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(kind.group, kind.kind, object::name(object), errors)) }
+}
+
+/// The operation that makes a write depend on its namespace being there and staying.
+fn namespace_check(store: &Store, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Op>, Status> {
+    if !kind.namespaced {
+        return Ok(None);
+    }
+    let key = object::key(crate::known_kind("", "namespaces"), "", namespace);
+    let Some(entry) = store.get(&key).0 else { return Err(Status::not_found("", "namespaces", namespace)) };
+    if object::is_deleting(&object::decode(&entry.value)) {
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        return Err(Status::forbidden(kind.group, kind.plural, name, &why));
+    }
+    Ok(Some(Op::Check { key, expect: Expect::At(entry.revision) }))
+}
+
+pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: Value) -> Result<Written, Status> {
+    let kind = asked.kind();
+    let now = Timestamp::now();
+    let (mut object, warnings) = kind.decode(body, asked.options.field_validation)?;
+    settle_new_metadata(&asked, &mut object, now)?;
+    let base = match object::name(&object) {
+        "" => object::text(&object, "/metadata/generateName").to_owned(),
+        _ => String::new(),
+    };
+    if !base.is_empty() {
+        object::metadata(&mut object).insert("name".into(), names::generate_name(&base, rand::random()).into());
+    }
+    kind.default(&mut object);
+    kind.prepare_create(&mut object);
+    refuse_invalid(kind, &object, &kind.validate_create(&object))?;
+    authz::node_may_touch(asked.user, kind.group, kind.plural, &object)?;
+
+    for attempt in 0..TRIES {
+        if attempt > 0 && !base.is_empty() {
+            object::metadata(&mut object).insert("name".into(), names::generate_name(&base, rand::random()).into());
+        }
+        let name = object::name(&object).to_owned();
+        let mut ops: Vec<Op> = Vec::new();
+        ops.extend(namespace_check(&server.store, kind, asked.namespace(), &name)?);
+        let key = object::key(kind, asked.namespace(), &name);
+        let exists = server.store.get(&key).0.is_some();
+        if exists && base.is_empty() {
+            return Err(Status::already_exists(kind.group, kind.plural, &name));
+        }
+        if exists {
+            continue;
+        }
+        let mut complete = object.clone();
+        let allocation = allocation(server, kind, &mut complete, None, now)?;
+        let complete = object::to_stored(kind, complete);
+        let document = object::encode(object::stored_kind(kind), &complete);
+        if asked.options.dry_run {
+            return Ok(Written { stored: complete.to_string().into(), created: true, warnings });
+        }
+        let own = ops.len();
+        ops.push(Op::Put { key, expect: Expect::Absent, value: document });
+        let claim = allocation.map(|Allocation { claim, ops: more }| {
+            ops.extend(more);
+            claim
+        });
+        match commit(&server.store, ops).await {
+            Ok(mut entries) => {
+                if let Some(claim) = claim {
+                    claim.commit();
+                }
+                let stored = entries.swap_remove(own).map(|entry| entry.value).unwrap_or_default();
+                return Ok(Written { stored, created: true, warnings });
+            }
+            Err(Unwritten::Failed(status)) => return Err(status),
+            // An address that the user asked for by number, and that somebody reserved by hand.
+            Err(Unwritten::Race(op)) if op > own && !object::text(&object, "/spec/clusterIP").is_empty() => {
+                return Err(reserved(&object));
+            }
+            Err(Unwritten::Race(_)) => {}
+        }
+    }
+    Err(Status::already_exists(kind.group, kind.plural, object::name(&object)))
+}
+
+fn reserved(service: &Value) -> Status {
+    let asked = service["spec"]["clusterIPs"].clone();
+    let address = object::text(service, "/spec/clusterIP");
+    let why = format!("failed to allocate IP {address}: provided IP is already allocated");
+    Status::invalid("", "Service", object::name(service), &[FieldError::invalid("spec.clusterIPs", asked, why)])
+}
+
+fn allocation(
+    server: &Server,
+    kind: &Kind,
+    new: &mut Value,
+    old: Option<&Value>,
+    now: Timestamp,
+) -> Result<Option<Allocation>, Status> {
+    if !services::is_service(kind) {
+        return Ok(None);
+    }
+    services::allocate(&server.services, new, old, &object::time(now)).map(Some)
+}
+
+/// PUT: the whole object, or the part that a subresource is.
+pub(crate) async fn update(server: &Server, asked: Asked<'_>, body: Value) -> Result<Written, Status> {
+    let kind = asked.kind();
+    let (object, warnings) = kind.decode(body, asked.options.field_validation)?;
+    check_place(&asked, &object)?;
+    if object::name(&object).is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object () does not match the name on the URL ({})",
+            asked.name()
+        )));
+    }
+    let unconditional = object::text(&object, "/metadata/resourceVersion").is_empty();
+    if unconditional && !kind.allows_unconditional_update() {
+        let field = "metadata.resourceVersion";
+        let errors = [FieldError::invalid(field, 0, "must be specified for an update")];
+        return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));
+    }
+    let creates = asked.target.sub == Sub::None && kind.allows_create_on_update();
+    let changed = change(server, asked, !unconditional, |_| Ok((object.clone(), warnings.clone()))).await;
+    match changed {
+        Err(status) if status.code() == 404 && unconditional && creates => create(server, asked, object).await,
+        other => other,
+    }
+}
+
+/// Makes `change` of the stored object, trying again when it changed meanwhile, unless `strict`: then the client named
+/// the revision it saw.
+pub(crate) async fn change(
+    server: &Server,
+    asked: Asked<'_>,
+    strict: bool,
+    change: impl Fn(&Value) -> Changed,
+) -> Result<Written, Status> {
+    let kind = asked.kind();
+    let (namespace, name) = (asked.namespace(), asked.name());
+    let key = object::key(kind, namespace, name);
+    for _ in 0..TRIES {
+        let Some(entry) = server.store.get(&key).0 else {
+            return Err(Status::not_found(kind.group, kind.plural, name));
+        };
+        let old = object::from_stored(kind, object::decode(&entry.value));
+        authz::node_may_touch(asked.user, kind.group, kind.plural, &old)?;
+        let (new, warnings) = change(&old)?;
+        let now = Timestamp::now();
+        let Some(new) = settle_update(&asked, new, &old)? else {
+            return Ok(Written { stored: entry.value, created: false, warnings });
+        };
+        let gone = is_finished(kind, &new, &old);
+        let mut new = new;
+        let allocation = if gone && services::is_service(kind) {
+            Some(services::release(&server.services, &old))
+        } else {
+            allocation(server, kind, &mut new, Some(&old), now)?
+        };
+        let new = object::to_stored(kind, new);
+        if asked.options.dry_run {
+            return Ok(Written { stored: new.to_string().into(), created: false, warnings });
+        }
+        let expect = Expect::At(entry.revision);
+        let mut ops = vec![if gone {
+            Op::Delete { key: key.clone(), expect }
+        } else {
+            Op::Put { key: key.clone(), expect, value: object::encode(object::stored_kind(kind), &new) }
+        }];
+        let claim = allocation.map(|Allocation { claim, ops: more }| {
+            ops.extend(more);
+            claim
+        });
+        match commit(&server.store, ops).await {
+            Ok(mut entries) => {
+                if let Some(claim) = claim {
+                    claim.commit();
+                }
+                let stored = if gone {
+                    new.to_string().into()
+                } else {
+                    entries.swap_remove(0).map(|entry| entry.value).unwrap_or_default()
+                };
+                return Ok(Written { stored, created: false, warnings });
+            }
+            Err(Unwritten::Failed(status)) => return Err(status),
+            Err(Unwritten::Race(0)) if strict => break,
+            Err(Unwritten::Race(_)) => {}
+        }
+    }
+    Err(Status::stale(kind.group, kind.plural, name))
+}
+
+/// The object to store instead of `old`; `None` when nothing changes.
+fn settle_update(asked: &Asked<'_>, mut new: Value, old: &Value) -> Result<Option<Value>, Status> {
+    let kind = asked.kind();
+    check_place(asked, &new)?;
+    let conflict = |why: &str| Status::conflict(kind.group, kind.plural, asked.name(), why);
+    let (uid, old_uid) = (object::text(&new, "/metadata/uid"), object::text(old, "/metadata/uid"));
+    if !uid.is_empty() && uid != old_uid {
+        return Err(conflict(&format!(
+            "Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"
+        )));
+    }
+    let seen = object::text(&new, "/metadata/resourceVersion");
+    if !seen.is_empty() && seen != "0" && seen != object::text(old, "/metadata/resourceVersion") {
+        return Err(Status::stale(kind.group, kind.plural, asked.name()));
+    }
+    for (field, value) in [("apiVersion", kind.api_version()), ("kind", kind.kind.to_owned())] {
+        object::map_of(&mut new).insert(field.into(), value.into());
+    }
+    let old_metadata = &old["metadata"];
+    let metadata = object::metadata(&mut new);
+    metadata.remove("managedFields");
+    metadata.remove("selfLink");
+    for field in [
+        "name",
+        "namespace",
+        "uid",
+        "resourceVersion",
+        "creationTimestamp",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+    ] {
+        match &old_metadata[field] {
+            Value::Null => metadata.remove(field),
+            value => metadata.insert(field.into(), value.clone()),
+        };
+    }
+    let sub = if asked.target.sub == Sub::Status { Subresource::Status } else { Subresource::None };
+    kind.default(&mut new);
+    kind.prepare_update(&mut new, old, sub);
+    refuse_invalid(kind, &new, &kind.validate_update(&new, old, sub))?;
+    Ok((new != *old).then_some(new))
+}
+
+/// Whether the update took away the last thing that kept a deleted object.
+fn is_finished(kind: &Kind, new: &Value, old: &Value) -> bool {
+    if !object::is_deleting(old) || object::has_items(new, "/metadata/finalizers") {
+        return false;
+    }
+    if kind.plural == "namespaces" {
+        return !object::has_items(new, "/spec/finalizers");
+    }
+    old["metadata"]["deletionGracePeriodSeconds"] == 0
+}
+
+/// Gives a pod its node, which no update may change otherwise; so this goes past the rules for updates.
+pub(crate) async fn bind(
+    server: &Server,
+    asked: Asked<'_>,
+    bound: impl Fn(&Value) -> Result<Value, Status>,
+) -> Result<(), Status> {
+    let kind = asked.kind();
+    for _ in 0..TRIES {
+        let (key, entry) = crate::read::stored(&server.store, asked.target)?;
+        let pod = bound(&object::decode(&entry.value))?;
+        if asked.options.dry_run {
+            return Ok(());
+        }
+        let put = Op::Put { key, expect: Expect::At(entry.revision), value: object::encode(kind, &pod) };
+        match commit(&server.store, vec![put]).await {
+            Ok(_) => return Ok(()),
+            Err(Unwritten::Failed(status)) => return Err(status),
+            Err(Unwritten::Race(_)) => {}
+        }
+    }
+    Err(Status::stale(kind.group, kind.plural, asked.name()))
+}
+
+/// PATCH.
+pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Written, Status> {
+    let kind = asked.kind();
+    let apply = Patch::parse(media, body)?;
+    change(server, asked, false, |old| {
+        let patched = apply.to(kind, old)?;
+        kind.decode(patched, asked.options.field_validation)
+    })
+    .await
+}
+
+pub(crate) enum Patch {
+    Json(json_patch::Patch),
+    Merge(Value),
+    Strategic(Value),
+}
+
+impl Patch {
+    /// As kube-apiserver's own limit.
+    const MOST_OPERATIONS: usize = 10_000;
+
+    pub(crate) fn parse(media: &str, body: &[u8]) -> Result<Self, Status> {
+        let json = || crate::body::json(body);
+        match media {
+            "application/json-patch+json" => {
+                let patch: json_patch::Patch = serde_json::from_value(json()?)
+                    .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+                if patch.0.len() > Self::MOST_OPERATIONS {
+                    let most = Self::MOST_OPERATIONS;
+                    let why =
+                        format!("The allowed maximum operations in a JSON patch is {most}, got {}", patch.0.len());
+                    return Err(Status::bad_request(why));
+                }
+                Ok(Self::Json(patch))
+            }
+            "application/merge-patch+json" => Ok(Self::Merge(json()?)),
+            "application/strategic-merge-patch+json" => Ok(Self::Strategic(json()?)),
+            _ => Err(Status::unsupported_media_type(&[
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                "application/strategic-merge-patch+json",
+            ])),
+        }
+    }
+
+    pub(crate) fn to(&self, kind: &Kind, old: &Value) -> Result<Value, Status> {
+        match self {
+            Self::Json(patch) => {
+                let mut new = old.clone();
+                json_patch::patch(&mut new, &patch.0).map_err(|error| {
+                    let path = error.path.to_string();
+                    let why = FieldError::invalid(path, json!(error.kind.to_string()), "the patch cannot be applied");
+                    Status::invalid(kind.group, kind.kind, object::name(old), &[why])
+                })?;
+                Ok(new)
+            }
+            Self::Merge(patch) => Ok(portolan_kinds::patch::json_merge(old, patch)),
+            Self::Strategic(patch) => portolan_kinds::patch::strategic_merge(kind, old, patch),
+        }
+    }
+}
