@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::io;
 use std::net::Ipv4Addr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -18,14 +18,18 @@ use tokio::time::timeout;
 use crate::up::plan::OUTSIDE_NAMESPACE;
 use crate::workload::figures::Figures;
 
+/// The namespace's file.
+fn namespace() -> Result<File> {
+    let path = Path::new("/run/netns").join(OUTSIDE_NAMESPACE);
+    File::open(&path).with_context(|| format!("cannot open the namespace {}", path.display()))
+}
+
 /// Runs `act` in the namespace, on a thread of its own.
-fn inside<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
-    let path = PathBuf::from("/run/netns").join(OUTSIDE_NAMESPACE);
-    let namespace = File::open(&path).with_context(|| format!("cannot open the namespace {}", path.display()))?;
+fn inside<T: Send>(namespace: &File, act: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
     let runtime = tokio::runtime::Handle::current();
     let result = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
             let _runtime = runtime.enter();
             act()
         });
@@ -39,13 +43,16 @@ fn inside<T: Send>(act: impl FnOnce() -> io::Result<T> + Send) -> Result<T> {
 
 /// The machine's address on the nodes' network.
 pub(super) fn address() -> Result<Ipv4Addr> {
-    inside(|| {
-        let addresses = nix::ifaddrs::getifaddrs()?.filter_map(|interface| {
-            let address = *interface.address?.as_sockaddr_in()?;
-            Some(address.ip())
-        });
-        addresses.into_iter().find(|ip| !ip.is_loopback()).ok_or_else(|| io::Error::other("it has no IPv4 address"))
-    })
+    inside(&namespace()?, own_address)
+}
+
+fn own_address() -> io::Result<Ipv4Addr> {
+    let mut interfaces = nix::ifaddrs::getifaddrs()?;
+    let address = interfaces.find_map(|interface| {
+        let address = interface.address?.as_sockaddr_in()?.ip();
+        (!address.is_loopback()).then_some(address)
+    });
+    address.ok_or_else(|| io::Error::other("it has no IPv4 address"))
 }
 
 fn workload(program: &Path, arguments: &[String]) -> Command {
@@ -58,14 +65,14 @@ fn workload(program: &Path, arguments: &[String]) -> Command {
 pub(super) fn start(program: &Path, arguments: &[String]) -> Result<Child> {
     let mut command = workload(program, arguments);
     command.stdout(Stdio::null()).stderr(Stdio::null());
-    inside(move || command.spawn())
+    inside(&namespace()?, move || command.spawn())
 }
 
 /// Runs the load client there to its end.
 pub(super) async fn load(program: &Path, arguments: &[String], patience: Duration) -> Result<Figures> {
     let mut command = workload(program, arguments);
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    let child = inside(move || command.spawn())?;
+    let child = inside(&namespace()?, move || command.spawn())?;
     let output = timeout(patience, child.wait_with_output())
         .await
         .with_context(|| format!("the client outside was not done within {patience:?}"))?
@@ -78,4 +85,37 @@ pub(super) async fn load(program: &Path, arguments: &[String], patience: Duratio
 pub(super) fn summary(output: &str) -> Option<Figures> {
     let figures: Figures = serde_json::from_str(output.lines().last()?).ok()?;
     figures.summary.then_some(figures)
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_testkit::{Netns, require_root};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn children_live_in_the_namespace_and_this_process_stays_where_it_is() {
+        require_root!();
+        let here = std::fs::read_link("/proc/self/ns/net").unwrap();
+        let elsewhere = Netns::new();
+        elsewhere.address("lo", "192.0.2.2/32".parse().unwrap());
+        let spawn = || Command::new("readlink").arg("/proc/self/ns/net").stdout(Stdio::piped()).spawn();
+        let child = inside(elsewhere.file(), spawn).unwrap();
+        let output = child.wait_with_output().await.unwrap().stdout;
+        let there = elsewhere.run(|| std::fs::read_link("/proc/thread-self/ns/net").unwrap());
+        assert_eq!(String::from_utf8(output).unwrap().trim(), there.to_str().unwrap());
+        assert_ne!(there, here);
+        assert_eq!(std::fs::read_link("/proc/thread-self/ns/net").unwrap(), here);
+        assert_eq!(inside(elsewhere.file(), own_address).unwrap().to_string(), "192.0.2.2");
+        assert!(inside(Netns::new().file(), own_address).is_err());
+    }
+
+    #[test]
+    fn only_a_summary_is_one() {
+        let line = serde_json::to_string(&Figures { answered: 7, ..Figures::default() }).unwrap();
+        let last = serde_json::to_string(&Figures { answered: 9, summary: true, ..Figures::default() }).unwrap();
+        assert_eq!(summary(&format!("{line}\n{last}\n")).map(|figures| figures.answered), Some(9));
+        assert_eq!(summary(&line), None);
+        assert_eq!(summary("no answer within 5s"), None);
+    }
 }
