@@ -179,11 +179,6 @@ fn parse_shape(word: &str, names: &[&'static str]) -> Shape {
     })
 }
 
-/// What the table and the descriptions are read from.
-pub(crate) fn text() -> (&'static str, &'static [u8]) {
-    (TABLE, DESCRIPTIONS)
-}
-
 /// Descriptions by type, then by field (`""` is the type's own). Decompressed at every call.
 pub(crate) fn descriptions() -> BTreeMap<String, BTreeMap<String, String>> {
     let mut text = String::new();

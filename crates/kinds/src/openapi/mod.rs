@@ -1,12 +1,14 @@
 //! The OpenAPI documents that kubectl reads: one for each group and version, made from the table of fields.
 //!
-//! Invariant: everything a document refers to is in it. Built anew at every call, since clients keep them by the hash
-//! in the index; nothing stays in memory. Source: `/openapi/v3` of kube-apiserver.
+//! Invariants: everything a document refers to is in it; its hash in the index changes when it does. A document is built
+//! anew at every call, since clients keep it by that hash; only the hashes stay in memory.
+//! Source: `/openapi/v3` of kube-apiserver.
 
 mod paths;
 mod schemas;
 
 use std::collections::BTreeSet;
+use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
@@ -26,16 +28,25 @@ fn path_of(kind: &Kind) -> String {
 
 /// `/openapi/v3`: where each group's document is.
 pub fn v3_index() -> Value {
-    let hash = schemas::hash();
-    let paths: BTreeSet<String> = crate::all().iter().map(path_of).collect();
-    let paths: Map<String, Value> = paths
-        .into_iter()
-        .map(|path| {
+    static HASHES: OnceLock<Vec<(String, u64)>> = OnceLock::new();
+    let hashes = HASHES.get_or_init(|| {
+        let paths: BTreeSet<String> = crate::all().iter().map(path_of).collect();
+        let hash = |path: &str| v3(path).map_or(0, |document| hash(document.to_string().as_bytes()));
+        paths.into_iter().map(|path| (path.clone(), hash(&path))).collect()
+    });
+    let paths: Map<String, Value> = hashes
+        .iter()
+        .map(|(path, hash)| {
             let url = format!("/openapi/v3/{path}?hash={hash:016X}");
-            (path, json!({ "serverRelativeURL": url }))
+            (path.clone(), json!({ "serverRelativeURL": url }))
         })
         .collect();
     json!({ "paths": paths })
+}
+
+/// FNV-1a: it only has to differ when the document does.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The document at `/openapi/v3/<path>`, where path is such as `api/v1` or `apis/apps/v1`.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use crate::Kind;
-use crate::schema::{Field, Scalar, Shape, Type, descriptions, table, text};
+use crate::schema::{Field, Scalar, Shape, Type, descriptions, table};
 
 /// Types that requests and answers carry beside the kinds themselves.
 const BESIDE: [&str; 3] = ["meta.v1.DeleteOptions", "meta.v1.ListMeta", "meta.v1.Status"];
@@ -15,15 +15,6 @@ const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
 const TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.Time";
 const MICRO_TIME: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.MicroTime";
 const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
-
-/// Changes whenever the documents do (FNV-1a of what they are made from).
-pub(super) fn hash() -> u64 {
-    let (fields, descriptions) = text();
-    fields
-        .bytes()
-        .chain(descriptions.iter().copied())
-        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
-}
 
 /// `io.k8s.api.core.v1.Service` for `core.v1.Service`.
 pub(super) fn full_name(name: &str) -> String {

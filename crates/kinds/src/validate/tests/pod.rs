@@ -1,0 +1,234 @@
+//! Rows for pods.
+
+use serde_json::{Value, json};
+
+use super::{LABEL, creates, kind, prepared, texts, updates, with};
+use crate::Subresource;
+
+fn pod() -> Value {
+    json!({"metadata": {"name": "a", "namespace": "b"}, "spec": {"containers": [{"name": "c", "image": "i:1"}]}})
+}
+
+/// A pod whose one container has these fields too.
+fn container(fields: &Value) -> Value {
+    json!({"spec": {"containers": [with(&json!({"name": "c", "image": "i:1"}), fields)]}})
+}
+
+#[test]
+fn pod_rules() {
+    creates(
+        "pods",
+        &pod(),
+        &[
+            (json!({"spec": {"containers": []}}), &["spec.containers: Required value"]),
+            (
+                json!({"spec": {"containers": [{"name": "A", "image": ""}]}}),
+                &[
+                    &format!("spec.containers[0].name: Invalid value: \"A\": {LABEL}"),
+                    "spec.containers[0].image: Required value",
+                ],
+            ),
+            (
+                json!({"spec": {"containers": [{"name": "c", "image": "i"}, {"name": "c", "image": "i"}]}}),
+                &["spec.containers[1].name: Duplicate value: \"c\""],
+            ),
+            (
+                json!({"spec": {"initContainers": [{"name": "c", "image": "i"}]}}),
+                &["spec.initContainers[0].name: Duplicate value: \"c\""],
+            ),
+            (
+                json!({"spec": {"initContainers": [{"name": "d", "image": "i", "readinessProbe": {"exec": {"command": ["x"]}}}]}}),
+                &["spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without \
+                   restartPolicy=Always"],
+            ),
+            (
+                container(&json!({"image": " i "})),
+                &["spec.containers[0].image: Invalid value: \" i \": must not have leading or trailing whitespace"],
+            ),
+            (
+                container(&json!({"ports": [{"containerPort": 0}, {"containerPort": 70000, "name": "UP"},
+                                            {"containerPort": 1, "name": "a"}, {"containerPort": 1, "name": "a"}]})),
+                &[
+                    "spec.containers[0].ports[0].containerPort: Required value",
+                    "spec.containers[0].ports[1].name: Invalid value: \"UP\": must contain only alpha-numeric characters \
+                   (a-z, 0-9), and hyphens (-)",
+                    "spec.containers[0].ports[1].name: Invalid value: \"UP\": must contain at least one letter (a-z)",
+                    "spec.containers[0].ports[1].containerPort: Invalid value: 70000: must be between 1 and 65535, inclusive",
+                    "spec.containers[0].ports[3].name: Duplicate value: \"a\"",
+                ],
+            ),
+            (
+                container(&json!({"env": [{"name": ""}, {"name": "A=B"},
+                    {"name": "C", "valueFrom": {}}, {"name": "D", "value": "x", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                    {"name": "E", "valueFrom": {"fieldRef": {"fieldPath": "spec.hostname"}}}]})),
+                &[
+                    "spec.containers[0].env[0].name: Required value",
+                    "spec.containers[0].env[1].name: Invalid value: \"A=B\": a valid environment variable name must consist \
+                   only of printable ASCII characters other than '='",
+                    "spec.containers[0].env[2].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, \
+                   `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+                    "spec.containers[0].env[3].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
+                    "spec.containers[0].env[4].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.hostname\": supported \
+                   values: \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \
+                   \"spec.serviceAccountName\", \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+                ],
+            ),
+            (
+                container(&json!({"volumeMounts": [{"name": "v", "mountPath": "/a"}]})),
+                &["spec.containers[0].volumeMounts[0].name: Not found: \"v\""],
+            ),
+            (
+                json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}, "secret": {"secretName": "s"}}, {"name": "v"},
+                                            {"name": "w", "configMap": {}}, {"name": "x", "hostPath": {"path": "/a/../b"}}]}}),
+                &[
+                    "spec.volumes[0].secret: Forbidden: may not specify more than 1 volume type",
+                    "spec.volumes[1].name: Duplicate value: \"v\"",
+                    "spec.volumes[2].configMap.name: Required value",
+                    "spec.volumes[3].hostPath.path: Invalid value: \"/a/../b\": must not contain '..'",
+                ],
+            ),
+            (
+                container(&json!({"readinessProbe": {"httpGet": {"port": "x y"}, "exec": {"command": ["a"]},
+                                                     "terminationGracePeriodSeconds": 3},
+                                  "livenessProbe": {"tcpSocket": {"port": 0}, "successThreshold": 2, "periodSeconds": -1},
+                                  "startupProbe": {}})),
+                &[
+                    "spec.containers[0].livenessProbe.tcpSocket.port: Invalid value: 0: must be between 1 and 65535, inclusive",
+                    "spec.containers[0].livenessProbe.periodSeconds: Invalid value: -1: must be greater than or equal to 0",
+                    "spec.containers[0].livenessProbe.successThreshold: Invalid value: 2: must be 1",
+                    "spec.containers[0].readinessProbe.httpGet: Forbidden: may not specify more than 1 handler type",
+                    "spec.containers[0].readinessProbe.terminationGracePeriodSeconds: Invalid value: 3: must not be set for \
+                   readinessProbes",
+                    "spec.containers[0].startupProbe: Required value: must specify a handler type",
+                ],
+            ),
+            (
+                container(
+                    &json!({"resources": {"limits": {"cpu": "1", "memory": "-1", "gpu": "1"}, "requests": {"cpu": "2"}}}),
+                ),
+                &[
+                    "spec.containers[0].resources.limits[gpu]: Invalid value: \"gpu\": must be a standard resource for containers",
+                    "spec.containers[0].resources.limits[memory]: Invalid value: \"-1\": must be greater than or equal to 0",
+                    "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+                    "spec.containers[0].resources.requests[gpu]: Invalid value: \"gpu\": must be a standard resource for containers",
+                    "spec.containers[0].resources.requests[memory]: Invalid value: \"-1\": must be greater than or equal to 0",
+                ],
+            ),
+            (
+                container(&json!({"imagePullPolicy": "Sometimes"})),
+                &[
+                    "spec.containers[0].imagePullPolicy: Unsupported value: \"Sometimes\": supported values: \"Always\", \
+                \"IfNotPresent\", \"Never\"",
+                ],
+            ),
+            (
+                json!({"spec": {"restartPolicy": "Maybe", "dnsPolicy": "Other"}}),
+                &[
+                    "spec.restartPolicy: Unsupported value: \"Maybe\": supported values: \"Always\", \"OnFailure\", \"Never\"",
+                    "spec.dnsPolicy: Unsupported value: \"Other\": supported values: \"ClusterFirstWithHostNet\", \
+                \"ClusterFirst\", \"Default\", \"None\"",
+                ],
+            ),
+            (
+                json!({"spec": {"hostname": "a.b", "activeDeadlineSeconds": 0}}),
+                &[
+                    "spec.hostname: Invalid value: \"a.b\": must not contain dots",
+                    "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+                ],
+            ),
+            (
+                json!({"spec": {"tolerations": [{"operator": "Equal"}, {"key": "a", "operator": "Exists", "value": "b"},
+                                             {"key": "a", "tolerationSeconds": 1, "effect": "NoSchedule"}, {"key": "a", "effect": "No"}]}}),
+                &[
+                    "spec.tolerations[0].operator: Invalid value: \"Equal\": operator must be Exists when `key` is empty, which \
+                means \"match all values and all keys\"",
+                    "spec.tolerations[1].operator: Invalid value: \"b\": value must be empty when `operator` is 'Exists'",
+                    "spec.tolerations[2].effect: Invalid value: \"NoSchedule\": effect must be 'NoExecute' when \
+                `tolerationSeconds` is set",
+                    "spec.tolerations[3].effect: Unsupported value: \"No\": supported values: \"NoSchedule\", \
+                \"PreferNoSchedule\", \"NoExecute\"",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn pod_changes() {
+    let base = with(
+        &pod(),
+        &json!({"spec": {"activeDeadlineSeconds": 100, "tolerations": [{"key": "a", "operator": "Exists"}]}}),
+    );
+    updates(
+        "pods",
+        &base,
+        Subresource::None,
+        &[
+            (json!({}), &[]),
+            (json!({"metadata": {"labels": {"x": "y"}}}), &[]),
+            (json!({"spec": {"activeDeadlineSeconds": 50}}), &[]),
+            (
+                json!({"spec": {"activeDeadlineSeconds": 200}}),
+                &["spec.activeDeadlineSeconds: Invalid value: 200: must be less than or equal to previous value"],
+            ),
+            (
+                json!({"spec": {"tolerations": [{"key": "a", "operator": "Exists"}, {"key": "b", "operator": "Exists"}]}}),
+                &[],
+            ),
+            (
+                json!({"spec": {"tolerations": []}}),
+                &["spec.tolerations: Forbidden: existing toleration can not be modified except its tolerationSeconds"],
+            ),
+            (
+                json!({"spec": {"containers": []}}),
+                &[
+                    "spec.containers: Required value",
+                    "spec.containers: Forbidden: pod updates may not add or remove containers",
+                ],
+            ),
+            (
+                json!({"spec": {"hostname": "other"}}),
+                &["spec: Forbidden: pod updates may not change fields other than \
+                `spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` \
+                (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if \
+                it was previously negative)\nspec.hostname: null is now \"other\""],
+            ),
+        ],
+    );
+    // A new image alone is fine.
+    let kind = kind("pods");
+    let old = prepared(kind, pod());
+    let mut new = old.clone();
+    new["spec"]["containers"][0]["image"] = "i:2".into();
+    kind.prepare_update(&mut new, &old, Subresource::None);
+    assert_eq!(texts(&kind.validate_update(&new, &old, Subresource::None)), [""; 0]);
+    updates(
+        "pods",
+        &with(&pod(), &json!({"spec": {"restartPolicy": "Never"}})),
+        Subresource::Status,
+        &[
+            (json!({"status": {"phase": "Running", "podIP": "10.244.0.9"}}), &[]),
+            (
+                json!({"status": {"podIPs": [{"ip": "10.0.0.1"}, {"ip": "10.0.0.2"}], "podIP": "10.0.0.1"}}),
+                &[
+                    "status.podIPs: Invalid value: [{\"ip\":\"10.0.0.1\"},{\"ip\":\"10.0.0.2\"}]: may specify no more than one \
+                IP for each IP family",
+                ],
+            ),
+            (
+                json!({"status": {"qosClass": "Guaranteed"}}),
+                &["status.qosClass: Invalid value: \"Guaranteed\": field is immutable"],
+            ),
+        ],
+    );
+    let status = |state: Value| {
+        json!({"spec": {"restartPolicy": "Never"}, "metadata": {},
+        "status": {"containerStatuses": [{"name": "c", "state": state}]}})
+    };
+    let (ended, running) = (status(json!({"terminated": {"exitCode": 1}})), status(json!({"running": {}})));
+    assert_eq!(
+        texts(&kind.validate_update(&running, &ended, Subresource::Status)),
+        ["status.containerStatuses[0].state: Forbidden: may not be transitioned to non-terminated state"]
+    );
+    assert!(kind.validate_update(&ended, &running, Subresource::Status).is_empty());
+}
