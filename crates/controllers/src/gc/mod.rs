@@ -1,0 +1,291 @@
+//! Objects whose owners are gone -> gone; and deletions that wait for dependents, or spare them, carried through.
+//!
+//! Deliberately not here: kinds that this process does not watch. An owner of an unknown kind is never taken for gone.
+
+mod graph;
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ObjectReference;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::{Client, Resource};
+use portolan_client::{Change, Key};
+use serde_json::json;
+
+use crate::drive::{Controller, Effects, drive, inputs};
+use crate::events::Recorder;
+use crate::queue::Queue;
+use crate::{Shared, refusal};
+use graph::{Action, FOREGROUND, Graph, Item, Kind, ORPHAN, Standing};
+
+pub(crate) enum Input {
+    Seen {
+        item: Box<Item>,
+        /// The uid of the object of this name that the watch told last, if it was another.
+        replaced: Option<String>,
+    },
+    Gone(String),
+    Nothing,
+}
+
+fn input<K: Resource<DynamicType = ()>>(change: Change<K>) -> Input {
+    let kind = || Arc::new(Kind::of::<K>());
+    match change {
+        Change::Applied { new, old } => Input::Seen {
+            item: Box::new(Item::new(kind(), new.meta())),
+            replaced: old.and_then(|old| old.meta().uid.clone()).filter(|old| Some(old) != new.meta().uid.as_ref()),
+        },
+        Change::Deleted(old) => Input::Gone(old.meta().uid.clone().unwrap_or_default()),
+        Change::Synced => Input::Nothing,
+    }
+}
+
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let caches = &shared.caches;
+    let inputs = vec![
+        inputs(&caches.namespaces, input),
+        inputs(&caches.nodes, input),
+        inputs(&caches.deployments, input),
+        inputs(&caches.replica_sets, input),
+        inputs(&caches.pods, input),
+        inputs(&caches.services, input),
+        inputs(&caches.slices, input),
+        inputs(&caches.endpoints, input),
+        inputs(&caches.leases, input),
+        inputs(&caches.service_accounts, input),
+        inputs(&caches.config_maps, input),
+        inputs(&caches.secrets, input),
+        inputs(&caches.service_cidrs, input),
+        inputs(&caches.ip_addresses, input),
+    ];
+    let controller = GarbageCollector {
+        client: shared.client.clone(),
+        events: shared.events.component("garbage-collector-controller"),
+        graph: Graph::default(),
+        kinds: kinds(),
+    };
+    drive(controller, inputs, 16).await;
+}
+
+/// The kinds above: what can be looked up as an owner.
+fn kinds() -> Vec<(Kind, bool)> {
+    use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+    use k8s_openapi::api::coordination::v1::Lease;
+    use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount};
+    use k8s_openapi::api::discovery::v1::EndpointSlice;
+    use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+    let (namespaced, clusterwide) = (true, false);
+    vec![
+        (Kind::of::<Namespace>(), clusterwide),
+        (Kind::of::<Node>(), clusterwide),
+        (Kind::of::<Deployment>(), namespaced),
+        (Kind::of::<ReplicaSet>(), namespaced),
+        (Kind::of::<Pod>(), namespaced),
+        (Kind::of::<Service>(), namespaced),
+        (Kind::of::<EndpointSlice>(), namespaced),
+        (Kind::of::<Endpoints>(), namespaced),
+        (Kind::of::<Lease>(), namespaced),
+        (Kind::of::<ServiceAccount>(), namespaced),
+        (Kind::of::<ConfigMap>(), namespaced),
+        (Kind::of::<Secret>(), namespaced),
+        (Kind::of::<ServiceCIDR>(), clusterwide),
+        (Kind::of::<IPAddress>(), clusterwide),
+    ]
+}
+
+fn api(client: &Client, kind: &Kind, namespace: &str) -> Api<DynamicObject> {
+    let api_version =
+        if kind.group.is_empty() { kind.version.clone() } else { format!("{}/{}", kind.group, kind.version) };
+    let resource = ApiResource {
+        group: kind.group.clone(),
+        version: kind.version.clone(),
+        api_version,
+        kind: kind.kind.clone(),
+        plural: kind.plural.clone(),
+    };
+    if namespace.is_empty() {
+        Api::all_with(client.clone(), &resource)
+    } else {
+        Api::namespaced_with(client.clone(), namespace, &resource)
+    }
+}
+
+struct GarbageCollector {
+    client: Client,
+    events: Recorder,
+    graph: Graph,
+    kinds: Vec<(Kind, bool)>,
+}
+
+impl Controller for GarbageCollector {
+    const NAME: &'static str = "garbagecollector";
+    type Input = Input;
+    /// A uid.
+    type Key = String;
+
+    fn observe(&mut self, input: Input, queue: &mut Queue<String>) {
+        let concerned = match input {
+            Input::Seen { item, replaced } => {
+                let mut concerned = replaced.map(|uid| self.graph.remove(&uid)).unwrap_or_default();
+                concerned.extend(self.graph.put(*item));
+                concerned
+            }
+            Input::Gone(uid) => self.graph.remove(&uid),
+            Input::Nothing => return,
+        };
+        concerned.into_iter().for_each(|uid| queue.add(uid));
+    }
+
+    fn reconcile(&mut self, uid: &String, _queue: &mut Queue<String>) -> Option<Effects> {
+        let item = self.graph.get(uid)?.clone();
+        let dependents: Vec<Item> = self.graph.dependents(uid).cloned().collect();
+        let collector = Collector { client: self.client.clone(), item };
+        let item = &collector.item;
+        if item.deleting && item.orphan {
+            return Some(Box::pin(async move { collector.orphan(dependents).await.into() }));
+        }
+        if item.waits_for_dependents() {
+            let blocks = |dependent: &Item| {
+                dependent.owners.iter().any(|owner| owner.uid == item.uid && owner.block_owner_deletion == Some(true))
+            };
+            if dependents.iter().any(blocks) {
+                return None;
+            }
+            return Some(Box::pin(async move { collector.drop_finalizer(FOREGROUND).await.into() }));
+        }
+        if item.deleting || item.owners.is_empty() {
+            return None;
+        }
+        let standings: Vec<_> = item.owners.iter().map(|owner| self.graph.standing(item, owner)).collect();
+        if standings.iter().all(|standing| *standing == Some(Standing::Solid)) {
+            return None;
+        }
+        let mut owners = Vec::new();
+        for (owner, standing) in item.owners.iter().zip(standings) {
+            // An owner of a kind that is not known here may well exist.
+            let (kind, namespaced) = self.kinds.iter().find(|(kind, _)| kind.is_meant_by(owner))?;
+            if *namespaced && item.key.namespace.is_empty() {
+                // A cluster-wide object cannot be owned from within a namespace; it is left alone, as upstream.
+                return None;
+            }
+            if standing == Some(Standing::Elsewhere) {
+                self.tell_elsewhere(item, owner);
+            }
+            let namespace = if *namespaced { item.key.namespace.clone() } else { String::new() };
+            owners.push((owner.clone(), standing, api(&self.client, kind, &namespace)));
+        }
+        let has_dependents = !dependents.is_empty();
+        Some(Box::pin(async move { collector.collect(owners, has_dependents).await.into() }))
+    }
+}
+
+impl GarbageCollector {
+    fn tell_elsewhere(&self, item: &Item, owner: &OwnerReference) {
+        let (kind, namespace) = (&item.kind, &item.key.namespace);
+        let api_version =
+            if kind.group.is_empty() { kind.version.clone() } else { format!("{}/{}", kind.group, kind.version) };
+        let about = ObjectReference {
+            api_version: Some(api_version),
+            kind: Some(kind.kind.clone()),
+            namespace: Some(namespace.clone()),
+            name: Some(item.key.name.clone()),
+            uid: Some(item.uid.clone()),
+            ..ObjectReference::default()
+        };
+        let message = format!(
+            "ownerRef [{}/{}, namespace: {namespace}, name: {}, uid: {}] does not exist in namespace {namespace:?}",
+            owner.api_version, owner.kind, owner.name, owner.uid
+        );
+        self.events.record(about, true, "OwnerRefInvalidNamespace", message);
+    }
+}
+
+struct Collector {
+    client: Client,
+    item: Item,
+}
+
+impl Collector {
+    fn api(&self) -> Api<DynamicObject> {
+        api(&self.client, &self.item.kind, &self.item.key.namespace)
+    }
+
+    /// The object as the server has it now; `None` if it is another one or gone.
+    async fn fresh(api: &Api<DynamicObject>, key: &Key, uid: &str) -> Result<Option<ObjectMeta>, kube::Error> {
+        let found = api.get_metadata_opt(&key.name).await?.map(|found| found.metadata);
+        Ok(found.filter(|meta| meta.uid.as_deref() == Some(uid)))
+    }
+
+    async fn collect(
+        self,
+        owners: Vec<(OwnerReference, Option<Standing>, Api<DynamicObject>)>,
+        has_dependents: bool,
+    ) -> Result<(), kube::Error> {
+        let Some(meta) = Self::fresh(&self.api(), &self.item.key, &self.item.uid).await? else { return Ok(()) };
+        let item = Item::new(self.item.kind.clone(), &meta);
+        if item.owners != self.item.owners || item.deleting {
+            // The graph is behind; it will be asked again when it has caught up.
+            return Ok(());
+        }
+        let mut standings = Vec::new();
+        for (owner, standing, api) in owners {
+            standings.push(match standing {
+                Some(standing) => standing,
+                None => match api.get_metadata_opt(&owner.name).await?.map(|found| found.metadata) {
+                    Some(found) if found.uid.as_ref() == Some(&owner.uid) => {
+                        let waits = Item::new(self.item.kind.clone(), &found).waits_for_dependents();
+                        if waits { Standing::Waiting } else { Standing::Solid }
+                    }
+                    _ => Standing::Absent,
+                },
+            });
+        }
+        match graph::resolve(&item, &standings, has_dependents) {
+            Action::Keep => Ok(()),
+            Action::Unlink(gone) => set_owners(&self.api(), &meta, |owner| !gone.contains(&owner.uid)).await,
+            Action::Delete(policy) => self.delete(meta, policy).await,
+        }
+    }
+
+    async fn delete(&self, meta: ObjectMeta, policy: PropagationPolicy) -> Result<(), kube::Error> {
+        tracing::debug!(kind = self.item.kind.kind, object = %self.item.key, "deleting: its owners are gone");
+        // Exactly the object that was judged: new owners would have given it a new version.
+        let only = Preconditions { uid: meta.uid, resource_version: meta.resource_version };
+        let params = DeleteParams { propagation_policy: Some(policy), ..DeleteParams::default() }.preconditions(only);
+        refusal::ignore_not_found(self.api().delete(&self.item.key.name, &params).await).map(drop)
+    }
+
+    /// Cuts the dependents loose, then lets the object go.
+    async fn orphan(self, dependents: Vec<Item>) -> Result<(), kube::Error> {
+        for dependent in dependents {
+            let api = api(&self.client, &dependent.kind, &dependent.key.namespace);
+            if let Some(meta) = Self::fresh(&api, &dependent.key, &dependent.uid).await? {
+                set_owners(&api, &meta, |owner| owner.uid != self.item.uid).await?;
+            }
+        }
+        self.drop_finalizer(ORPHAN).await
+    }
+
+    async fn drop_finalizer(&self, finalizer: &str) -> Result<(), kube::Error> {
+        let api = self.api();
+        let Some(meta) = Self::fresh(&api, &self.item.key, &self.item.uid).await? else { return Ok(()) };
+        let mut finalizers = meta.finalizers.unwrap_or_default();
+        finalizers.retain(|other| other != finalizer);
+        let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "finalizers": finalizers}});
+        let patched = api.patch_metadata(&self.item.key.name, &PatchParams::default(), &Patch::Merge(patch)).await;
+        refusal::ignore_not_found(patched).map(drop)
+    }
+}
+
+async fn set_owners(
+    api: &Api<DynamicObject>,
+    meta: &ObjectMeta,
+    keep: impl Fn(&OwnerReference) -> bool,
+) -> Result<(), kube::Error> {
+    let mut owners = meta.owner_references.clone().unwrap_or_default();
+    owners.retain(keep);
+    let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": owners}});
+    let name = meta.name.as_deref().unwrap_or_default();
+    refusal::ignore_not_found(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await).map(drop)
+}

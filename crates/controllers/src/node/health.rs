@@ -1,0 +1,212 @@
+//! Lease renewals, as this process sees them -> which nodes are alive.
+//!
+//! Invariants: no clock of another machine is believed, only that a lease changed; so neither a restart of this process
+//! nor skewed clocks can condemn a node. A node is dead only if the others prove meanwhile that renewals do arrive: when
+//! none arrives the fault is on this side, and nobody is condemned. After such a silence each node gets time to renew.
+//! Deliberately not here: what is done about a dead node.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So many timeouts without any renewal make a node silent.
+const SILENT: u32 = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Health {
+    Alive,
+    /// Overdue, but nobody else is heard of either, so it may be this process that is deaf.
+    Doubtful,
+    /// Doubtful for so long that people should be told.
+    Silent,
+    Dead,
+}
+
+#[derive(Debug)]
+struct Seen {
+    /// The lease's renewTime, whatever it means.
+    mark: String,
+    at: Instant,
+    /// It was given extra time after a silence; a second time it is not.
+    spared: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Pulse {
+    timeout: Duration,
+    nodes: BTreeMap<String, Seen>,
+    /// Recent renewals by anybody, in order.
+    renewals: VecDeque<Instant>,
+}
+
+impl Pulse {
+    pub(crate) fn new(timeout: Duration) -> Self {
+        Self { timeout, nodes: BTreeMap::new(), renewals: VecDeque::new() }
+    }
+
+    /// A node exists. Its time begins now, even if its lease is old: this process has not watched it before.
+    pub(crate) fn appeared(&mut self, node: &str, now: Instant) {
+        if !self.nodes.contains_key(node) {
+            self.nodes.insert(node.to_owned(), Seen { mark: String::new(), at: now, spared: false });
+        }
+    }
+
+    pub(crate) fn vanished(&mut self, node: &str) {
+        self.nodes.remove(node);
+    }
+
+    /// A node's lease reads `mark`.
+    pub(crate) fn renewed(&mut self, node: &str, mark: &str, now: Instant) {
+        let Some(seen) = self.nodes.get_mut(node) else { return };
+        if seen.mark == mark {
+            return;
+        }
+        *seen = Seen { mark: mark.to_owned(), at: now, spared: false };
+        let silence = self.renewals.back().map(|last| now - *last);
+        if silence.is_some_and(|silence| silence >= self.timeout * 3 / 4) {
+            // The others' renewals are likely on their way behind this one.
+            let spare = now.checked_sub(self.timeout / 2).unwrap_or(now);
+            for seen in self.nodes.values_mut().filter(|seen| !seen.spared && seen.at < spare) {
+                seen.at = spare;
+                seen.spared = true;
+            }
+        }
+        self.renewals.push_back(now);
+        while self.renewals.front().is_some_and(|first| now - *first > self.timeout * 4) {
+            self.renewals.pop_front();
+        }
+    }
+
+    pub(crate) fn health(&self, node: &str, now: Instant) -> Health {
+        let Some(seen) = self.nodes.get(node) else { return Health::Alive };
+        if now < seen.at + self.timeout {
+            return Health::Alive;
+        }
+        // Renewals from the second half of the time allowed, and not only just now, when its own may be next in line.
+        let (from, until) = (seen.at + self.timeout / 2, now.checked_sub(self.settle()).unwrap_or(now));
+        let heard = self.renewals.partition_point(|at| *at < from);
+        if self.renewals.get(heard).is_some_and(|at| *at <= until) {
+            Health::Dead
+        } else if now < seen.at + self.timeout * SILENT {
+            Health::Doubtful
+        } else {
+            Health::Silent
+        }
+    }
+
+    /// When the node's health may change without any renewal.
+    pub(crate) fn deadline(&self, node: &str, now: Instant) -> Option<Instant> {
+        let seen = self.nodes.get(node)?;
+        let heard = self.renewals.partition_point(|at| *at < seen.at + self.timeout / 2);
+        let proven = self.renewals.get(heard).map(|at| *at + self.settle());
+        let silent = seen.at + self.timeout * SILENT;
+        match self.health(node, now) {
+            Health::Alive => Some(seen.at + self.timeout),
+            Health::Doubtful => Some(proven.map_or(silent, |proven| proven.min(silent))),
+            Health::Silent => proven,
+            Health::Dead => None,
+        }
+    }
+
+    /// The nodes that have not renewed in time.
+    pub(crate) fn overdue(&self, now: Instant) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter(move |(_, seen)| now >= seen.at + self.timeout).map(|(node, _)| node.as_str())
+    }
+
+    pub(crate) fn is_anybody_alive(&self, now: Instant) -> bool {
+        self.nodes.values().any(|seen| now < seen.at + self.timeout)
+    }
+
+    fn settle(&self) -> Duration {
+        self.timeout / 20
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(2);
+
+    /// Nodes renew at the given milliseconds; then who is what at the time asked.
+    fn check(renewals: &[(u64, &str)], at: u64, expected: &[(&str, Health)]) {
+        let start = Instant::now();
+        let time = |millis| start + Duration::from_millis(millis);
+        let mut pulse = Pulse::new(TIMEOUT);
+        for node in ["a", "b", "c"] {
+            pulse.appeared(node, start);
+        }
+        for (millis, node) in renewals {
+            pulse.renewed(node, &millis.to_string(), time(*millis));
+        }
+        for (node, health) in expected {
+            assert_eq!(pulse.health(node, time(at)), *health, "{node} at {at} after {renewals:?}");
+        }
+    }
+
+    #[test]
+    fn a_silent_node_among_others_is_dead_after_the_timeout() {
+        let renewals = [(100, "a"), (400, "b"), (700, "c"), (1400, "b"), (1700, "c")];
+        check(&renewals, 2000, &[("a", Health::Alive), ("b", Health::Alive)]);
+        check(&renewals, 2100, &[("a", Health::Dead), ("b", Health::Alive), ("c", Health::Alive)]);
+    }
+
+    #[test]
+    fn renewals_in_step_prove_just_as_well() {
+        check(&[(0, "a"), (1, "b"), (2, "c"), (1010, "b"), (1011, "c")], 2001, &[("a", Health::Dead)]);
+    }
+
+    #[test]
+    fn when_nobody_is_heard_of_nobody_is_dead() {
+        let renewals = [(100, "a"), (400, "b"), (700, "c")];
+        for at in [2200, 3000, 10_000] {
+            check(&renewals, at, &[("a", Health::Doubtful)]);
+        }
+        check(&renewals, 60_000, &[("a", Health::Silent), ("b", Health::Silent), ("c", Health::Silent)]);
+    }
+
+    #[test]
+    fn after_a_silence_the_first_to_be_heard_condemns_nobody() {
+        let renewals = [(100, "a"), (400, "b"), (700, "c"), (9000, "b")];
+        check(&renewals, 9050, &[("a", Health::Alive), ("c", Health::Alive)]);
+        check(&renewals, 9900, &[("a", Health::Alive), ("c", Health::Alive)]);
+        // But once the extra time is over, those that stayed silent are dead.
+        let renewals = [(100, "a"), (400, "b"), (700, "c"), (9000, "b"), (9010, "c"), (10_000, "b"), (10_010, "c")];
+        check(&renewals, 10_100, &[("a", Health::Dead), ("b", Health::Alive), ("c", Health::Alive)]);
+    }
+
+    #[test]
+    fn a_short_stall_condemns_nobody() {
+        let before = [(100, "a"), (500, "b"), (900, "c")];
+        let mut renewals = before.to_vec();
+        // All was stopped from 1000 to 2350, then all renewals arrive in a row.
+        check(&renewals, 2340, &[("a", Health::Doubtful), ("b", Health::Alive)]);
+        renewals.push((2350, "b"));
+        check(&renewals, 2355, &[("a", Health::Doubtful)]);
+        renewals.push((2360, "a"));
+        check(&renewals, 2460, &[("a", Health::Alive)]);
+    }
+
+    #[test]
+    fn a_lone_survivor_proves_the_others_dead_without_endless_grace() {
+        let renewals = [(100, "a"), (100, "b"), (100, "c"), (1700, "a"), (3300, "a"), (4900, "a")];
+        check(&renewals, 5000, &[("b", Health::Dead), ("c", Health::Dead), ("a", Health::Alive)]);
+    }
+
+    #[test]
+    fn a_restart_gives_everybody_the_whole_time() {
+        check(&[], 1999, &[("a", Health::Alive)]);
+        check(&[], 2000, &[("a", Health::Doubtful)]);
+    }
+
+    #[test]
+    fn the_same_mark_again_is_no_renewal() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(TIMEOUT);
+        pulse.appeared("a", start);
+        pulse.renewed("a", "x", start);
+        pulse.renewed("a", "x", start + TIMEOUT);
+        assert_eq!(pulse.health("a", start + TIMEOUT), Health::Doubtful);
+    }
+}

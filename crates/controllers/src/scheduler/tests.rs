@@ -1,0 +1,243 @@
+//! Nodes and pods as rows, through the same choice and ledger that the scheduler uses.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use serde_json::{Value, json};
+
+use super::fit::{Cluster, choose};
+use super::ledger::{Ledger, Peers, Requests};
+
+fn node(name: &str, extra: Value) -> Arc<Node> {
+    let mut node = json!({
+        "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name, "zone": &name[..1]}},
+        "spec": {},
+        "status": {"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "10"},
+                   "conditions": [{"type": "Ready", "status": "True"}]}});
+    merge(&mut node, extra);
+    Arc::new(serde_json::from_value(node).unwrap())
+}
+
+fn pod(name: &str, spec: Value) -> Arc<Pod> {
+    let mut pod = json!({
+        "metadata": {"name": name, "namespace": "default", "uid": name, "labels": {"app": "web"}},
+        "spec": {"containers": [{"name": "c"}]}});
+    merge(&mut pod["spec"], spec);
+    Arc::new(serde_json::from_value(pod).unwrap())
+}
+
+fn merge(into: &mut Value, from: Value) {
+    match (into, from) {
+        (Value::Object(into), Value::Object(from)) => {
+            for (key, value) in from {
+                merge(into.entry(key).or_insert(Value::Null), value);
+            }
+        }
+        (into, from) => *into = from,
+    }
+}
+
+fn asking(cpu: &str, memory: &str) -> Value {
+    json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]})
+}
+
+fn three() -> Vec<Arc<Node>> {
+    ["a1", "a2", "b1"].map(|name| node(name, json!({}))).to_vec()
+}
+
+fn choose_one(nodes: &[Arc<Node>], ledger: &Ledger, pod: &Pod, peers: &Peers) -> Result<String, String> {
+    choose(pod, peers, &Cluster { nodes, ledger }, 0)
+}
+
+fn check(nodes: &[Arc<Node>], there: &[(&str, Value)], spec: Value, expected: Result<&str, &str>) {
+    let mut ledger = Ledger::default();
+    for (index, (node, spec)) in there.iter().enumerate() {
+        ledger.assume(pod(&format!("there-{index}"), spec.clone()), node);
+    }
+    let chosen = choose_one(nodes, &ledger, &pod("new", spec.clone()), &Peers::Nobody);
+    assert_eq!(chosen.as_deref().map_err(String::as_str), expected, "{spec}");
+}
+
+#[test]
+fn filters_say_why_in_words_people_know() {
+    let tainted = || node("b1", json!({"spec": {"taints": [{"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}}));
+    let cordoned = || node("a1", json!({"spec": {"unschedulable": true}}));
+    let unready = || node("a2", json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}}));
+    check(&[], &[], json!({}), Err("no nodes available to schedule pods"));
+    check(&[cordoned()], &[], json!({}), Err("0/1 nodes are available: 1 node(s) were unschedulable."));
+    check(&[unready()], &[], json!({}), Err("0/1 nodes are available: 1 node(s) were not ready."));
+    check(
+        &[tainted(), cordoned(), node("c1", json!({}))],
+        &[],
+        asking("3", "5Gi"),
+        Err("0/3 nodes are available: 1 Insufficient cpu, 1 Insufficient memory, \
+             1 node(s) had untolerated taint {gpu: yes}, 1 node(s) were unschedulable."),
+    );
+    check(&[tainted()], &[], json!({"tolerations": [{"key": "gpu", "operator": "Exists"}]}), Ok("b1"));
+    check(&three(), &[], json!({"nodeSelector": {"zone": "b"}}), Ok("b1"));
+    check(
+        &three(),
+        &[],
+        json!({"nodeSelector": {"zone": "c"}}),
+        Err("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector."),
+    );
+    let affinity = |operator: &str, values: Value| {
+        json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchExpressions": [{"key": "zone", "operator": operator, "values": values}]}]}}}})
+    };
+    check(&three(), &[], affinity("NotIn", json!(["a"])), Ok("b1"));
+    check(
+        &three()[..2],
+        &[],
+        affinity("In", json!(["b"])),
+        Err("0/2 nodes are available: 2 node(s) didn't match Pod's node affinity/selector."),
+    );
+    let by_name = json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+        {"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["a2"]}]}]}}}});
+    check(&three(), &[], by_name, Ok("a2"));
+}
+
+#[test]
+fn resources_and_ports_are_not_given_twice() {
+    let one = [node("a1", json!({}))];
+    check(&one, &[("a1", asking("1500m", "0"))], asking("500m", "0"), Ok("a1"));
+    check(
+        &one,
+        &[("a1", asking("1500m", "0"))],
+        asking("501m", "0"),
+        Err("0/1 nodes are available: 1 Insufficient cpu."),
+    );
+    let full: Vec<_> = (0..10).map(|_| ("a1", json!({}))).collect();
+    check(&one, &full, json!({}), Err("0/1 nodes are available: 1 Too many pods."));
+    let port = |ip: Value| json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80, "hostIP": ip}]}]});
+    check(
+        &one,
+        &[("a1", port(json!(null)))],
+        port(json!("127.0.0.1")),
+        Err("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports."),
+    );
+    check(&one, &[("a1", port(json!("127.0.0.1")))], port(json!("127.0.0.2")), Ok("a1"));
+}
+
+#[test]
+fn a_burst_of_one_owner_is_spread_and_never_overcommits() {
+    let nodes = three();
+    let mut ledger = Ledger::default();
+    let mut count: BTreeMap<String, usize> = BTreeMap::new();
+    for number in 0..9 {
+        let mut pod = (*pod(&format!("p{number}"), asking("600m", "1Mi"))).clone();
+        pod.metadata.owner_references = serde_json::from_value(json!([
+            {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "rs", "uid": "rs", "controller": true}]))
+        .unwrap();
+        let chosen = choose_one(&nodes, &ledger, &pod, &Peers::Owner("rs".into())).unwrap();
+        *count.entry(chosen.clone()).or_default() += 1;
+        ledger.assume(Arc::new(pod), &chosen);
+    }
+    assert_eq!(count.values().copied().collect::<Vec<_>>(), [3, 3, 3]);
+    let refused = choose_one(&nodes, &ledger, &pod("last", asking("600m", "1Mi")), &Peers::Nobody);
+    assert_eq!(refused.unwrap_err(), "0/3 nodes are available: 3 Insufficient cpu.");
+}
+
+#[test]
+fn services_spread_pods_without_an_owner() {
+    let peers = Peers::Selected(vec![[("app".to_owned(), "web".to_owned())].into()]);
+    let mut ledger = Ledger::default();
+    // The emptier node has the peer already.
+    ledger.assume(pod("peer", json!({})), "a1");
+    let mut stranger = (*pod("stranger", asking("1", "2Gi"))).clone();
+    stranger.metadata.labels = None;
+    ledger.assume(Arc::new(stranger), "a2");
+    assert_eq!(choose_one(&three()[..2], &ledger, &pod("new", json!({})), &peers), Ok("a2".into()));
+    assert_eq!(choose_one(&three()[..2], &ledger, &pod("new", json!({})), &Peers::Nobody), Ok("a1".into()));
+}
+
+#[test]
+fn equal_nodes_take_turns() {
+    let nodes = three();
+    let ledger = Ledger::default();
+    let chosen: std::collections::BTreeSet<_> = (0..3)
+        .map(|turn| {
+            choose(&pod("p", json!({})), &Peers::Nobody, &Cluster { nodes: &nodes, ledger: &ledger }, turn).unwrap()
+        })
+        .collect();
+    assert_eq!(chosen.len(), 3);
+}
+
+#[test]
+fn the_ledger_keeps_an_assumption_until_better_is_known() {
+    let mut ledger = Ledger::default();
+    let unbound = pod("p", asking("1", "0"));
+    ledger.assume(unbound.clone(), "a1");
+    ledger.observe(&unbound);
+    assert_eq!(ledger.load("a1").unwrap().requested.cpu, 1000, "the watch is only behind");
+    let bound = pod("p", json!({"nodeName": "a1"}));
+    ledger.observe(&bound);
+    ledger.forget("p");
+    assert!(ledger.is_placed("p"), "a binding that the watch has shown did not fail");
+    let mut finished = (*bound).clone();
+    finished.status = serde_json::from_value(json!({"phase": "Succeeded"})).unwrap();
+    assert!(ledger.observe(&Arc::new(finished)));
+    assert!(ledger.load("a1").is_none());
+    ledger.assume(unbound, "a1");
+    ledger.forget("p");
+    assert!(!ledger.is_placed("p"));
+}
+
+#[test]
+fn what_a_pod_needs() {
+    let needs = Requests::of(&pod(
+        "p",
+        json!({
+        "containers": [
+            {"name": "a", "resources": {"requests": {"cpu": "100m"}, "limits": {"cpu": "1", "memory": "10"}}},
+            {"name": "b", "resources": {"requests": {"cpu": "200m", "example.com/gpu": "1"}}}],
+        "initContainers": [
+            {"name": "side", "restartPolicy": "Always", "resources": {"requests": {"cpu": "50m"}}},
+            {"name": "big", "resources": {"requests": {"cpu": "900m"}}}],
+        "overhead": {"memory": "5"}}),
+    ));
+    assert_eq!((needs.cpu, needs.memory, needs.pods), (950, 15, 1));
+    assert_eq!(needs.other["example.com/gpu"], 1);
+}
+
+#[test]
+fn preferences_come_before_fullness() {
+    let prefer = json!({"affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [
+        {"weight": 1, "preference": {"matchExpressions": [{"key": "zone", "operator": "In", "values": ["b"]}]}}]}}});
+    check(&three(), &[("b1", asking("1", "2Gi"))], prefer, Ok("b1"));
+    let disliked = node("a1", json!({"spec": {"taints": [{"key": "k", "effect": "PreferNoSchedule"}]}}));
+    check(&[disliked, node("b1", json!({}))], &[("b1", asking("1", "2Gi"))], json!({}), Ok("b1"));
+}
+
+#[test]
+fn affinity_between_pods() {
+    let term = |key: &str| json!([{"topologyKey": key, "labelSelector": {"matchLabels": {"app": "web"}}}]);
+    let required = |kind: &str, key: &str| json!({"affinity": {kind: {"requiredDuringSchedulingIgnoredDuringExecution": term(key)}}});
+    let host = "kubernetes.io/hostname";
+    check(&three(), &[("a1", json!({})), ("b1", json!({}))], required("podAntiAffinity", host), Ok("a2"));
+    check(&three(), &[("a1", json!({}))], required("podAntiAffinity", "zone"), Ok("b1"));
+    check(
+        &three()[..1],
+        &[("a1", json!({}))],
+        required("podAntiAffinity", host),
+        Err("0/1 nodes are available: 1 node(s) didn't match pod anti-affinity rules."),
+    );
+    check(
+        &three()[..1],
+        &[("a1", required("podAntiAffinity", host))],
+        json!({}),
+        Err("0/1 nodes are available: 1 node(s) didn't satisfy existing pods anti-affinity rules."),
+    );
+    check(&three(), &[("b1", asking("1", "2Gi"))], required("podAffinity", "zone"), Ok("b1"));
+    // The first of a group that wants to be together has nobody to be near.
+    assert!(choose_one(&three(), &Ledger::default(), &pod("p", required("podAffinity", host)), &Peers::Nobody).is_ok());
+    let spread = |binding: &str| {
+        json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone",
+        "whenUnsatisfiable": binding, "labelSelector": {"matchLabels": {"app": "web"}}}]})
+    };
+    let crowd = [("a1", json!({})), ("b1", asking("1", "2Gi"))];
+    check(&three(), &[crowd[0].clone()], spread("DoNotSchedule"), Ok("b1"));
+    check(&three(), &[crowd[0].clone(), crowd[1].clone()], spread("ScheduleAnyway"), Ok("a2"));
+    check(&three()[..2], &[crowd[0].clone()], spread("DoNotSchedule"), Ok("a2"));
+}
