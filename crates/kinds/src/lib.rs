@@ -19,6 +19,7 @@ pub mod names;
 pub mod openapi;
 pub mod patch;
 mod prepare;
+pub mod protobuf;
 mod qos;
 mod quantity;
 mod schema;

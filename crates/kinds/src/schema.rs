@@ -38,6 +38,8 @@ pub(crate) struct Field {
     /// `set` or `atomic`, for OpenAPI.
     pub(crate) list_type: Option<&'static str>,
     pub(crate) list_map_keys: Vec<&'static str>,
+    /// Its number in protobuf; `2.4` is field 4 of a message that only protobuf has, in field 2.
+    pub(crate) tag: Option<&'static str>,
     /// `atomic` or `granular`, for OpenAPI.
     pub(crate) map_type: Option<&'static str>,
 }
@@ -127,6 +129,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
         retain_keys: false,
         list_type: None,
         list_map_keys: Vec::new(),
+        tag: None,
         map_type: None,
     };
     for word in words {
@@ -147,7 +150,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
             Some(("keys", keys)) => field.list_map_keys = keys.split(',').collect(),
             Some(("list", kind)) => field.list_type = Some(kind),
             Some(("map", kind)) => field.map_type = Some(kind),
-            // Protobuf tags (`pb=`) are for a decoder that is not here yet.
+            Some(("pb", tag)) => field.tag = Some(tag),
             _ => {}
         }
     }
