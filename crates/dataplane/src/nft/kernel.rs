@@ -36,7 +36,7 @@ pub(super) trait Ruleset: Send {
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
     /// Forgets which clients were sent to these backends.
     fn forget(&mut self, sessions: &[Session]) -> impl Future<Output = Result<(), Error>> + Send;
-    /// Puts the fixed part of the table back if someone changed it; says whether it had to.
+    /// Puts maps and rules back as they should be; says whether someone had changed the rules.
     fn repair(&mut self) -> impl Future<Output = Result<bool, Error>> + Send;
 }
 
@@ -44,20 +44,18 @@ pub(super) trait Ruleset: Send {
 pub(super) struct KernelRuleset {
     connection: Connection<Nftables>,
     config: ProxyConfig,
-    /// The rules of the fixed chains as the kernel has them, to recognise that someone changed them.
-    fingerprint: Vec<(String, Vec<u8>)>,
 }
 
 impl KernelRuleset {
-    /// Makes the fixed part of the table, or brings it up to date with this build and configuration, in one transaction
+    /// Makes the maps and the rules, or brings the rules up to date with this build and configuration, in one transaction
     /// and without touching the elements.
     pub(super) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
-        let mut ruleset = Self { connection: connect()?, config: config.clone(), fingerprint: Vec::new() };
+        let ruleset = Self { connection: connect()?, config: config.clone() };
         ruleset.lay_out().await?;
         Ok(ruleset)
     }
 
-    async fn lay_out(&mut self) -> Result<(), Error> {
+    async fn lay_out(&self) -> Result<(), Error> {
         for family in Family::BOTH {
             if !self.lay_out_family(family).await? {
                 // Another build's maps, of another shape: nothing in them can be kept. Connections go on, as conntrack
@@ -67,7 +65,6 @@ impl KernelRuleset {
                 self.lay_out_family(family).await?;
             }
         }
-        self.fingerprint = self.read_rules().await?;
         Ok(())
     }
 
@@ -92,15 +89,24 @@ impl KernelRuleset {
                 }
             }
         }
-        let plans = fixed_chains(family, &self.config);
+        let found = if exists { self.dynamic_chains(family).await? } else { Vec::new() };
+        let mut plans = fixed_chains(family, &self.config);
+        plans.extend(found.into_iter().map(|kind| dynamic_chain(family, kind)));
         for plan in &plans {
             transaction = transaction.update_chain(nf_chain(plan, family)?).flush_chain(TABLE, &plan.name, nf);
         }
         for rule in plans.into_iter().flat_map(|plan| plan.rules) {
             transaction = transaction.add_rule(rule);
         }
-        self.send(transaction, || format!("the fixed part of table {nf:?} {TABLE}")).await?;
+        self.send(transaction, || format!("the maps and rules of table {nf:?} {TABLE}")).await?;
         Ok(true)
+    }
+
+    async fn dynamic_chains(&self, family: Family) -> Result<Vec<ChainKind>, Error> {
+        let chains = self.connection.list_chains_in(TABLE, nf_family(family)).await;
+        let chains =
+            chains.map_err(|source| Error::Read { what: "the chains".to_owned(), source: Box::new(source) })?;
+        Ok(chains.iter().filter_map(|chain| ChainKind::parse(chain.name.as_str())).collect())
     }
 
     async fn read_rules(&self) -> Result<Vec<(String, Vec<u8>)>, Error> {
@@ -108,12 +114,7 @@ impl KernelRuleset {
         for family in Family::BOTH {
             let reading = |source| Error::Read { what: "the rules".to_owned(), source: Box::new(source) };
             let rules = self.connection.list_rules(TABLE, nf_family(family)).await.map_err(reading)?;
-            all.extend(
-                rules
-                    .into_iter()
-                    .filter(|rule| ChainKind::parse(&rule.chain).is_none())
-                    .map(|rule| (format!("{family:?} {}", rule.chain), rule.expression_bytes)),
-            );
+            all.extend(rules.into_iter().map(|rule| (format!("{family:?} {}", rule.chain), rule.expression_bytes)));
         }
         Ok(all)
     }
@@ -148,11 +149,8 @@ impl Ruleset for KernelRuleset {
                     self.send(transaction, || format!("removing strays from {}", map.name())).await?;
                 }
             }
-            let found = self.connection.list_chains_in(TABLE, nf_family(family)).await;
-            let found =
-                found.map_err(|source| Error::Read { what: "the chains".to_owned(), source: Box::new(source) })?;
-            let kinds = found.iter().filter_map(|chain| ChainKind::parse(chain.name.as_str()));
-            chains.extend(kinds.map(|kind| Chain { family, kind }));
+            let kinds = self.dynamic_chains(family).await?;
+            chains.extend(kinds.into_iter().map(|kind| Chain { family, kind }));
         }
         Ok(State::found(entries, chains))
     }
@@ -215,15 +213,10 @@ impl Ruleset for KernelRuleset {
     }
 
     async fn repair(&mut self) -> Result<bool, Error> {
-        let intact = match self.read_rules().await {
-            Ok(rules) => rules == self.fingerprint,
-            Err(_) => false,
-        };
-        if intact {
-            return Ok(false);
-        }
+        // No table at all is one way to be changed.
+        let before = self.read_rules().await.unwrap_or_default();
         self.lay_out().await?;
-        Ok(true)
+        Ok(before != self.read_rules().await?)
     }
 }
 

@@ -15,12 +15,14 @@ use crate::{Diagnostic, Protocol, Service, ServiceId, ServicePort, Snapshot, Tra
 /// a slot index, and a bound on what one Service may cost a node.
 pub const MAX_BACKENDS: usize = 1 << 17;
 
-/// A Service that is unknown, headless, of type ExternalName or another proxy's forwards nothing.
+/// A Service that is unknown, another proxy's or without a ClusterIP (headless, of type ExternalName, not allocated yet)
+/// forwards nothing, whatever other addresses it lists.
 #[must_use]
 pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (ServiceForwarding, Vec<Diagnostic>) {
     let mut forwarding = ServiceForwarding::default();
     let mut diagnostics = Vec::new();
-    let Some(service) = snapshot.service(id).filter(|service| !service.foreign_proxy && !service.headless) else {
+    let ours = |service: &&Service| !service.foreign_proxy && !service.cluster_ips.is_empty();
+    let Some(service) = snapshot.service(id).filter(ours) else {
         return (forwarding, diagnostics);
     };
     let addresses = addresses(service, &mut diagnostics);

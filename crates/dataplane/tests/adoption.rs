@@ -1,0 +1,158 @@
+//! Restarts, second proxies, drift and clean-up: what happens to a table whose owner is not there or not alone.
+#![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
+
+mod lab;
+
+use std::net::SocketAddr;
+
+use lab::Lab;
+use portolan_dataplane::{Error, NftProjection, cleanup};
+use portolan_model::{Event, ServiceId, Snapshot};
+use portolan_testkit::{Dial, Netns, Outcome, require_root, say, skip};
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+#[test]
+fn a_restart_adopts_what_it_finds_and_drops_no_connection() {
+    require_root!();
+    let lab = Lab::new();
+    let node = lab.at("node-1");
+    let mut snapshot = Snapshot::default();
+    let delta = lab::apply(&mut snapshot, lab::OBJECTS);
+    let before = node.block_on(|| async {
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        projection.elements()
+    });
+    let connection = lab.at("pod-x").run(|| Dial::tcp(address("10.96.0.1:80")).open().unwrap());
+    assert!(Outcome::greeting(&connection).by().is_some());
+
+    node.block_on(|| async {
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        assert_eq!(projection.elements(), before, "all of it is found");
+        // Before anything is known again, traffic goes on.
+        assert!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.0.1:80")).once()).by().is_some());
+        let report = projection.synced(&snapshot).await;
+        assert_eq!(report.operations, 0, "nothing is written again");
+        assert_eq!(projection.elements(), before);
+    });
+    assert!(say(&connection, "are you still there?"));
+}
+
+#[test]
+fn what_went_while_nobody_looked_is_pruned_only_when_all_is_known() {
+    require_root!();
+    let netns = Netns::new();
+    let mut snapshot = Snapshot::default();
+    let delta = lab::apply(&mut snapshot, lab::OBJECTS);
+    netns.block_on(|| async {
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+    });
+    let mut left = Snapshot::default();
+    lab::apply(&mut left, lab::OBJECTS);
+    left.apply(Event::ServiceGone(ServiceId::new("shop", "web")));
+    netns.block_on(|| async {
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let before = projection.elements();
+        let known_first = left.services().next().unwrap().id.clone();
+        let partial = portolan_model::Delta { services: [known_first].into(), ..Default::default() };
+        projection.apply(&left, &partial).await;
+        assert_eq!(projection.elements(), before, "half of the objects are known: nothing may go");
+        projection.synced(&left).await;
+        assert!(projection.elements() < before);
+        assert_eq!(projection.audit(&left).await.unwrap().repaired, 0);
+    });
+}
+
+#[test]
+fn a_second_proxy_is_told_who_is_there() {
+    require_root!();
+    let netns = Netns::new();
+    netns.block_on(|| async {
+        let first = NftProjection::open(lab::config()).await.unwrap();
+        let second = NftProjection::open(lab::config()).await;
+        let Err(error @ Error::Taken { pid }) = second else { panic!("a second proxy was let in") };
+        assert_eq!(pid.map(|pid| u32::try_from(pid).unwrap()), Some(std::process::id()));
+        assert!(error.to_string().contains("another proxy (process"), "{error}");
+        assert!(matches!(cleanup().await, Err(Error::Taken { .. })));
+        drop(first);
+        NftProjection::open(lab::config()).await.unwrap();
+    });
+    // In another namespace it is welcome.
+    Netns::new().block_on(|| async { drop(NftProjection::open(lab::config()).await.unwrap()) });
+}
+
+#[test]
+fn drift_is_found_and_repaired() {
+    require_root!();
+    let netns = Netns::new();
+    let nft = |arguments: &[&str]| netns.command("nft", arguments).map(|output| output.status.success());
+    netns.block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let delta = lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        let before = projection.elements();
+        for drift in [
+            &["delete", "element", "ip", "portolan", "services", "{ 10.96.0.1 . tcp . 80 }"][..],
+            &["add", "element", "ip", "portolan", "cluster-ips", "{ 10.96.9.9 }"],
+            &["add", "element", "ip", "portolan", "refused", "{ 10.96.9.9 . tcp . 1 : drop }"],
+            &["flush", "map", "ip", "portolan", "slots"],
+            &["flush", "chain", "ip", "portolan", "dispatch"],
+            &["flush", "chain", "ip", "portolan", "pick-3"],
+            &["add", "rule", "ip6", "portolan", "after-nat", "drop"],
+            &["flush", "ruleset"],
+            &["delete", "table", "ip6", "portolan"],
+        ] {
+            match nft(drift) {
+                None => return skip("needs nft"),
+                Some(done) => assert!(done, "nft {drift:?}"),
+            }
+            let report = projection.audit(&snapshot).await.unwrap();
+            assert!(report.repaired > 0, "{drift:?} was not noticed");
+            assert!(report.refused.is_empty(), "{drift:?}: {:?}", report.refused);
+            assert_eq!(projection.elements(), before, "{drift:?}");
+            assert_eq!(projection.audit(&snapshot).await.unwrap().repaired, 0, "{drift:?} was not repaired");
+        }
+    });
+}
+
+#[test]
+fn a_change_finds_its_way_over_drift() {
+    require_root!();
+    let netns = Netns::new();
+    netns.block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let delta = lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        let flush = ["flush", "map", "ip", "portolan", "slots"];
+        if netns.command("nft", &flush).is_none() {
+            return skip("needs nft");
+        }
+        // It wants to delete a slot that is not there.
+        let delta = snapshot.apply(Event::ServiceGone(ServiceId::new("shop", "web")));
+        let report = projection.apply(&snapshot, &delta).await;
+        assert!(report.refused.is_empty(), "{:?}", report.refused);
+    });
+}
+
+#[test]
+fn cleanup_leaves_nothing() {
+    require_root!();
+    let netns = Netns::new();
+    netns.block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let delta = lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        drop(projection);
+        cleanup().await.unwrap();
+        cleanup().await.unwrap();
+    });
+    let Some(listing) = netns.command("nft", &["list", "ruleset"]) else { return skip("needs nft") };
+    assert_eq!(String::from_utf8_lossy(&listing.stdout), "");
+}

@@ -1,0 +1,215 @@
+//! What a row cannot say: shares, sessions, and flows that must end.
+#![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
+
+mod lab;
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
+
+use lab::Lab;
+use portolan_dataplane::NftProjection;
+use portolan_model::Snapshot;
+use portolan_testkit::{Dial, Netns, Outcome, require_root};
+
+fn address(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// Who answers each of so many connections.
+fn share(from: &Netns, dial: &Dial, connections: usize) -> BTreeMap<String, usize> {
+    from.run(|| {
+        let mut share = BTreeMap::new();
+        for _ in 0..connections {
+            let outcome = dial.once();
+            *share.entry(outcome.by().unwrap_or_else(|| panic!("{outcome:?}")).to_owned()).or_default() += 1;
+        }
+        share
+    })
+}
+
+const CART: &str = "
+kind: Service
+metadata: {namespace: shop, name: cart}
+spec:
+  type: NodePort
+  clusterIPs: [10.96.1.1]
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 600}}
+  ports: [{name: web, port: 80, nodePort: 30100}, {name: query, port: 53, protocol: UDP, nodePort: 30101}]
+";
+
+fn cart_slice(pods: &[&str]) -> String {
+    let endpoints: Vec<String> = pods
+        .iter()
+        .map(|pod| {
+            let node = if *pod == "pod-c" { "node-2" } else { "node-1" };
+            format!("{{addresses: [{}], nodeName: {node}}}", lab::address(pod, false))
+        })
+        .collect();
+    format!(
+        "kind: EndpointSlice
+metadata: {{namespace: shop, name: cart-1, labels: {{kubernetes.io/service-name: cart}}}}
+addressType: IPv4
+ports: [{{name: web, port: 8080}}, {{name: query, port: 9090, protocol: UDP}}]
+endpoints: [{}]
+",
+        endpoints.join(", ")
+    )
+}
+
+#[test]
+fn connections_spread_evenly() {
+    require_root!();
+    let lab = Lab::new();
+    lab.at("node-1").block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let delta = lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+    });
+    let share = share(lab.at("pod-x"), &Dial::tcp(address("10.96.0.1:80")), 1_500);
+    assert_eq!(share.len(), 3, "{share:?}");
+    // 500 each; seven standard deviations (of 18.3) are out of reach of chance.
+    assert!(share.values().all(|count| count.abs_diff(500) < 128), "{share:?}");
+}
+
+#[test]
+fn a_session_stays_until_its_backend_goes() {
+    require_root!();
+    let lab = Lab::new();
+    let (node, client) = (lab.at("node-1"), lab.at("pod-x"));
+    node.block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
+        delta.merge(lab::apply(&mut snapshot, CART));
+        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b"])));
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+
+        for (from, dial) in [
+            (client, Dial::tcp(address("10.96.1.1:80"))),
+            (client, Dial::udp(address("10.96.1.1:53"))),
+            (client, Dial::tcp(address("10.203.0.11:30100"))),
+            (lab.at("outside"), Dial::tcp(address("10.203.0.11:30100"))),
+            (node, Dial::tcp(address("10.96.1.1:80"))),
+        ] {
+            let delta = lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b"]));
+            projection.apply(&snapshot, &delta).await;
+            let first = share(from, &dial, 20);
+            assert_eq!(first.len(), 1, "{dial:?}: {first:?}");
+            // Another backend comes: nobody moves.
+            let delta = lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b", "pod-c"]));
+            projection.apply(&snapshot, &delta).await;
+            assert_eq!(share(from, &dial, 20), first, "{dial:?}");
+            // Its own goes: it moves on, and stays where it went.
+            let own = first.keys().next().unwrap().clone();
+            let left: Vec<&str> = ["pod-a", "pod-b", "pod-c"].into_iter().filter(|pod| *pod != own).collect();
+            let delta = lab::apply(&mut snapshot, &cart_slice(&left));
+            projection.apply(&snapshot, &delta).await;
+            let next = share(from, &dial, 20);
+            assert!(next.len() == 1 && !next.contains_key(&own), "{dial:?}: {first:?} then {next:?}");
+        }
+    });
+}
+
+#[test]
+fn sessions_run_out() {
+    require_root!();
+    let lab = Lab::new();
+    let client = lab.at("pod-x");
+    lab.at("node-1").block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let mut delta = lab::apply(&mut snapshot, &CART.replace("timeoutSeconds: 600", "timeoutSeconds: 1"));
+        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b", "pod-c"])));
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        let dial = Dial::tcp(address("10.96.1.1:80"));
+        let first = share(client, &dial, 10);
+        assert_eq!(first.len(), 1, "{first:?}");
+        // It is forgotten a second after its latest connection; each pause is a chance of two in three to see it.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        loop {
+            tokio::time::sleep(Duration::from_millis(1_200)).await;
+            if share(client, &dial, 1) != first {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the client was still remembered");
+        }
+    });
+}
+
+/// Sends from one and the same socket until `wanted` answers. On a thread of its own, as the proxy has work to do.
+async fn until(socket: &UdpSocket, what: &'static str, wanted: Option<&'static str>) {
+    let socket = socket.try_clone().unwrap();
+    tokio::task::spawn_blocking(move || wait_for(&socket, what, wanted)).await.unwrap();
+}
+
+fn wait_for(socket: &UdpSocket, what: &str, wanted: Option<&str>) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    loop {
+        let mut answer = [0; 256];
+        let heard = socket.send(b"who?").and_then(|_| socket.recv(&mut answer));
+        let text = heard.map(|length| String::from_utf8_lossy(&answer[..length]).into_owned()).ok();
+        if text.as_deref().and_then(|text| text.split(' ').next()) == wanted {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {text:?}");
+    }
+}
+
+#[test]
+fn udp_flows_follow_their_service() {
+    require_root!();
+    let lab = Lab::new();
+    lab.at("node-1").block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        for (from, to) in [("pod-x", "10.96.1.1:53"), ("node-1", "10.96.1.1:53"), ("outside", "10.203.0.11:30101")] {
+            let socket = lab.at(from).run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
+            socket.connect(address(to)).unwrap();
+            // The flow begins before the Service is known.
+            until(&socket, "nobody yet", None).await;
+            delta = lab::apply(&mut snapshot, &CART.replace("  sessionAffinity: ClientIP\n", ""));
+            delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a"])));
+            projection.apply(&snapshot, &delta).await;
+            until(&socket, "the Service came", Some("pod-a")).await;
+            // Its backend is replaced, goes, and comes back.
+            delta = lab::apply(&mut snapshot, &cart_slice(&["pod-b"]));
+            projection.apply(&snapshot, &delta).await;
+            until(&socket, "the backend was replaced", Some("pod-b")).await;
+            delta = lab::apply(&mut snapshot, &cart_slice(&[]));
+            projection.apply(&snapshot, &delta).await;
+            until(&socket, "scaled to nothing", None).await;
+            delta = lab::apply(&mut snapshot, &cart_slice(&["pod-c"]));
+            projection.apply(&snapshot, &delta).await;
+            until(&socket, "scaled up again", Some("pod-c")).await;
+            delta = snapshot.apply(portolan_model::Event::ServiceGone(portolan_model::ServiceId::new("shop", "cart")));
+            projection.apply(&snapshot, &delta).await;
+            until(&socket, "the Service went", None).await;
+        }
+    });
+}
+
+#[test]
+fn an_open_connection_outlives_the_change_of_its_service() {
+    require_root!();
+    let lab = Lab::new();
+    lab.at("node-1").block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let mut delta = lab::apply(&mut snapshot, CART);
+        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a"])));
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        let connection = lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).open().unwrap());
+        assert_eq!(Outcome::greeting(&connection).by(), Some("pod-a"));
+        // Draining: the backend leaves the Service, which is then refused to newcomers.
+        let delta = lab::apply(&mut snapshot, &cart_slice(&[]));
+        projection.apply(&snapshot, &delta).await;
+        assert_eq!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).once()), Outcome::Refused);
+        assert!(portolan_testkit::say(&connection, "let me finish"));
+    });
+}
