@@ -1,0 +1,197 @@
+//! What a node's pods share: its configuration, network, addresses and images; and what an earlier agent left.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ipnet::Ipv4Net;
+use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+
+use super::events::Events;
+use super::logs::Logs;
+use super::{AgentConfig, node};
+use crate::cgroup;
+use crate::image::Store;
+use crate::net::{Ipam, Network, link_name};
+use crate::shim::{Instance, SOCKET, Shim, ShimEvent, kill};
+
+/// Sandboxes and containers being made at once: enough to keep two cores busy, not so many that all are slow.
+const MAX_STARTS: usize = 8;
+const RECORD: &str = "pod.json";
+
+pub(super) struct Host {
+    pub(super) client: Client,
+    pub(super) config: AgentConfig,
+    pub(super) events: Events,
+    pub(super) network: Network,
+    pub(super) store: Store,
+    pub(super) logs: Logs,
+    pub(super) starts: Semaphore,
+    /// Thousandths of a CPU, and bytes of memory.
+    pub(super) allocatable: (u64, u64),
+    ipam: Mutex<Option<Ipam>>,
+    pod_network: watch::Sender<Option<Ipv4Net>>,
+}
+
+/// What a pod's directory says about it, for the next agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Record {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) address: Option<Ipv4Addr>,
+    pub(super) grace: Option<i64>,
+}
+
+impl Record {
+    /// A stand-in for an object that is gone.
+    pub(super) fn as_pod(&self, uid: &str) -> Pod {
+        let mut pod = Pod::default();
+        pod.metadata.namespace = Some(self.namespace.clone());
+        pod.metadata.name = Some(self.name.clone());
+        pod.metadata.uid = Some(uid.to_owned());
+        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
+            termination_grace_period_seconds: self.grace,
+            ..Default::default()
+        });
+        pod
+    }
+}
+
+/// A pod whose shim outlived the agent that started it.
+pub(super) struct Adopted {
+    pub(super) record: Record,
+    pub(super) shim: Shim,
+    pub(super) events: tokio::sync::mpsc::UnboundedReceiver<ShimEvent>,
+    pub(super) driver: futures::future::BoxFuture<'static, ()>,
+    pub(super) instances: Vec<Instance>,
+}
+
+impl Host {
+    pub(super) fn new(client: Client, config: AgentConfig, events: Events) -> Result<Self, nlink::Error> {
+        let node_ip = match config.node_ip {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        };
+        Ok(Self {
+            network: Network::open(node_ip)?,
+            store: super::store(&config),
+            logs: Logs::default(),
+            starts: Semaphore::new(MAX_STARTS),
+            allocatable: node::allocatable(&config),
+            ipam: Mutex::default(),
+            pod_network: watch::Sender::new(None),
+            client,
+            config,
+            events,
+        })
+    }
+
+    pub(super) fn pod_dir(&self, uid: &str) -> PathBuf {
+        self.config.state_dir.join("pods").join(uid)
+    }
+
+    pub(super) fn cgroup(&self, uid: &str) -> String {
+        format!("{}/pod{uid}", self.config.cgroup_parent.trim_end_matches('/'))
+    }
+
+    fn ipam(&self) -> MutexGuard<'_, Option<Ipam>> {
+        self.ipam.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says which network this node's pods are in. Told again, it changes nothing: running pods have their addresses.
+    pub(super) async fn set_pod_network(&self, net: Ipv4Net) {
+        let known = self.pod_network.borrow().is_some();
+        if known {
+            return;
+        }
+        if let Err(error) = self.network.fence(net).await {
+            tracing::warn!(%net, %error, "cannot fence the pod network");
+        }
+        *self.ipam() = Some(Ipam::new(net));
+        self.pod_network.send_replace(Some(net));
+    }
+
+    pub(super) fn has_pod_network(&self) -> bool {
+        self.pod_network.borrow().is_some()
+    }
+
+    /// Returns once the pod network is known.
+    pub(super) async fn pod_network(&self) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = self.pod_network.subscribe().wait_for(Option::is_some).await;
+    }
+
+    /// An address for a new pod.
+    pub(super) fn give_address(&self) -> Result<Ipv4Addr, String> {
+        let mut ipam = self.ipam();
+        let ipam = ipam.as_mut().ok_or("this node has no pod network yet")?;
+        ipam.give().ok_or_else(|| format!("no free address is left in {}", ipam.net()))
+    }
+
+    pub(super) fn release_address(&self, address: Ipv4Addr) {
+        if let Some(ipam) = self.ipam().as_mut() {
+            ipam.release(address);
+        }
+    }
+
+    pub(super) fn write_record(&self, uid: &str, record: &Record) -> io::Result<()> {
+        fs::write(self.pod_dir(uid).join(RECORD), serde_json::to_vec(record)?)
+    }
+
+    /// Takes what a pod had: its link, its cgroups. Its directory stays, for its logs.
+    pub(super) async fn clean_up(&self, uid: &str) {
+        if let Err(error) = self.network.detach(&link_name(uid)).await {
+            tracing::warn!(%uid, %error, "cannot remove a pod's link");
+        }
+        cgroup::remove(&self.cgroup(uid));
+        let dir = self.pod_dir(uid);
+        for name in [SOCKET, RECORD] {
+            let _ = fs::remove_file(dir.join(name));
+        }
+        let _ = fs::remove_dir_all(dir.join("run"));
+        let _ = fs::remove_dir_all(dir.join("c"));
+    }
+
+    /// Connects to the pods that run already. What is left of others, but their logs, is taken away.
+    pub(super) async fn adopt(&self) -> BTreeMap<String, Adopted> {
+        let mut adopted = BTreeMap::new();
+        for entry in fs::read_dir(self.config.state_dir.join("pods")).into_iter().flatten().flatten() {
+            let Ok(uid) = entry.file_name().into_string() else { continue };
+            match adopt_one(&entry.path()).await {
+                Ok(pod) => {
+                    if let (Some(address), Some(ipam)) = (pod.record.address, self.ipam().as_mut()) {
+                        ipam.take(address);
+                    }
+                    adopted.insert(uid, pod);
+                }
+                Err(error) => {
+                    tracing::debug!(%uid, %error, "nothing runs of this pod");
+                    kill(&entry.path());
+                    self.clean_up(&uid).await;
+                }
+            }
+        }
+        if !adopted.is_empty() {
+            tracing::info!(pods = adopted.len(), "took over running pods");
+        }
+        adopted
+    }
+}
+
+async fn adopt_one(dir: &Path) -> io::Result<Adopted> {
+    // Written last when a sandbox is made: without it, it is not whole.
+    let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD))?)?;
+    let (shim, events, driver) = Shim::connect(dir).await?;
+    let mut driver: futures::future::BoxFuture<'static, ()> = Box::pin(driver);
+    let instances = tokio::select! {
+        instances = shim.state() => instances?,
+        () = &mut driver => return Err(io::ErrorKind::ConnectionReset.into()),
+    };
+    Ok(Adopted { record, shim, events, driver, instances })
+}

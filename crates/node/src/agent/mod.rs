@@ -1,0 +1,273 @@
+//! The node agent: the Kubernetes API's pods for this node -> running pods, and what became of them back.
+//!
+//! One worker per pod (`worker`), which asks `pod::plan` what to do and is told by the pod's shim and probes what
+//! happened. Around them: the Node object and its Lease (`node`), Events (`events`), container logs (`logs`), and the
+//! routes to other nodes' pods.
+//!
+//! Invariant: losing the API changes nothing that runs; ending the agent changes nothing either, and the next one
+//! takes over what it finds in the state directory.
+
+mod events;
+mod hooks;
+mod host;
+mod logs;
+mod node;
+mod objects;
+mod probing;
+mod start;
+mod users;
+mod volumes;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::{Node, Pod};
+use kube::runtime::watcher;
+use kube::{Api, Client};
+use nix::fcntl::{Flock, FlockArg};
+use portolan_client::{Cache, Change};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::image;
+use crate::net::routes;
+use crate::shim::{Request, Shim};
+use host::Host;
+use worker::Seen;
+
+/// What a node agent is told at its start.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    pub node_name: String,
+    /// The pods' directories; outlives the agent, and is one agent's own.
+    pub state_dir: PathBuf,
+    /// The image store; only read.
+    pub image_dir: PathBuf,
+    pub node_ip: IpAddr,
+    /// The link to the other nodes, as `eth0`.
+    pub uplink: String,
+    pub cluster_dns: Vec<IpAddr>,
+    pub cluster_domain: String,
+    /// Where the pods' cgroups go, as `/portolan/node-1/pods`. With cgroup v2 no process may be in it or, but for the
+    /// root, above it: put the agent beside it.
+    pub cgroup_parent: String,
+    /// Where logs are served, usually port 10250 on all addresses.
+    pub kubelet_listen: SocketAddr,
+    pub tls: TlsIdentity,
+    pub labels: BTreeMap<String, String>,
+    pub capacity: Capacity,
+}
+
+/// For the log endpoint; all three are PEM.
+#[derive(Clone)]
+pub struct TlsIdentity {
+    pub certificate: String,
+    pub key: String,
+    /// Who signs the certificates of clients that may read logs.
+    pub client_ca: String,
+}
+
+impl std::fmt::Debug for TlsIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("TlsIdentity")
+    }
+}
+
+/// What the node offers to pods; what is not said is asked of the machine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Capacity {
+    /// Thousandths of a CPU.
+    pub cpu: Option<u64>,
+    /// Bytes.
+    pub memory: Option<u64>,
+    pub pods: Option<u32>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot use the state directory {path}")]
+    StateDir {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("another agent uses the state directory {path}; stop it first")]
+    StateDirInUse { path: PathBuf },
+    #[error("cannot open a netlink socket")]
+    Netlink(#[source] nlink::Error),
+    #[error("cannot serve container logs on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+    #[error("the certificate, key or client CA of the log endpoint cannot be used: {reason}")]
+    Tls { reason: String },
+}
+
+/// Runs the agent until `shutdown`, which leaves the pods running. See [`drain`] for ending them too.
+///
+/// # Errors
+/// When it cannot start: what happens later is retried, and said in the log, in Events and in statuses.
+pub async fn run(client: Client, config: AgentConfig, shutdown: CancellationToken) -> Result<(), Error> {
+    let _lock = lock(&config)?;
+    let logs = logs::Server::bind(&config)?;
+    let (events, write_events) = events::Events::new(client.clone(), &config.node_name);
+    let host = Arc::new(Host::new(client.clone(), config, events).map_err(Error::Netlink)?);
+    let (nodes, watch_nodes) = Cache::<Node>::new(Api::all(client.clone()), watcher::Config::default());
+    let own = format!("spec.nodeName={}", host.config.node_name);
+    let (pods, watch_pods) = Cache::<Pod>::new(Api::all(client.clone()), watcher::Config::default().fields(&own));
+    let work = async {
+        // Losing any of these would leave a node that looks well and is not.
+        tokio::join!(
+            write_events,
+            watch_nodes,
+            watch_pods,
+            node::keep_registered(&host, &nodes),
+            node::renew_lease(&host),
+            keep_routes(&host, &nodes),
+            logs.serve(host.clone()),
+            run_pods(&host, &pods),
+        );
+    };
+    tokio::select! {
+        () = work => {}
+        () = shutdown.cancelled() => {}
+    }
+    Ok(())
+}
+
+fn lock(config: &AgentConfig) -> Result<Flock<fs::File>, Error> {
+    let path = config.state_dir.clone();
+    let failed = |source| Error::StateDir { path: path.clone(), source };
+    fs::create_dir_all(path.join("pods")).map_err(failed)?;
+    let file = fs::File::create(path.join("lock")).map_err(failed)?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| Error::StateDirInUse { path })
+}
+
+/// Keeps the routes to the other nodes' pods as the Nodes say.
+async fn keep_routes(host: &Host, nodes: &Cache<Node>) {
+    let mut changes = nodes.subscribe();
+    nodes.synced().await;
+    let mut realized = BTreeMap::new();
+    loop {
+        let desired = routes(nodes.list().iter().map(AsRef::as_ref), &host.config.node_name);
+        for net in realized.keys().filter(|net| !desired.contains_key(net)) {
+            if let Err(error) = host.network.remove_node_route(*net).await {
+                tracing::warn!(%net, %error, "cannot remove the route to a node's pods");
+            }
+        }
+        for (net, gateway) in desired.iter().filter(|(net, gateway)| realized.get(*net) != Some(*gateway)) {
+            if let Err(error) = host.network.add_node_route(*net, *gateway, &host.config.uplink).await {
+                tracing::warn!(%net, %gateway, %error, "cannot add the route to a node's pods");
+            }
+        }
+        realized = desired;
+        if changes.recv().await.is_none() {
+            return;
+        }
+        while changes.try_recv().is_ok() {}
+    }
+}
+
+/// Gives every pod of this node its worker.
+async fn run_pods(host: &Arc<Host>, pods: &Cache<Pod>) {
+    host.pod_network().await;
+    let mut adopted = host.adopt().await;
+    let mut changes = pods.subscribe();
+    let mut workers: HashMap<String, watch::Sender<Seen>> = HashMap::new();
+    let mut running = JoinSet::new();
+    let mut synced = false;
+    loop {
+        let change = tokio::select! {
+            change = changes.recv() => change,
+            Some(ended) = running.join_next() => {
+                match ended {
+                    Ok(uid) => drop(workers.remove(&uid)),
+                    Err(error) => tracing::error!(%error, "a pod's worker failed; the agent's restart will look again"),
+                }
+                continue;
+            }
+        };
+        let Some(change) = change else { return };
+        let uid = |pod: &Pod| pod.metadata.uid.clone().unwrap_or_default();
+        let gone = |pod: &Arc<Pod>| {
+            if let Some(worker) = workers.get(&uid(pod)) {
+                let _ = worker.send(Seen { pod: pod.clone(), gone: true });
+            }
+        };
+        match change {
+            Change::Applied { new, old } => {
+                // Deleted and made anew under the same name while we were not told.
+                if let Some(old) = old.filter(|old| uid(old) != uid(&new)) {
+                    gone(&old);
+                }
+                let seen = Seen { pod: new.clone(), gone: false };
+                match workers.get(&uid(&new)) {
+                    Some(worker) => drop(worker.send(seen)),
+                    None => {
+                        let (sender, receiver) = watch::channel(seen);
+                        let adopted = adopted.remove(&uid(&new));
+                        running.spawn(worker::run(host.clone(), receiver, adopted));
+                        workers.insert(uid(&new), sender);
+                    }
+                }
+            }
+            Change::Deleted(old) => gone(&old),
+            Change::Synced if !synced => {
+                synced = true;
+                // Their objects went while no agent was here.
+                for (uid, orphan) in std::mem::take(&mut adopted) {
+                    tracing::info!(pod = %orphan.record.name, "ending a pod that is no more in the API");
+                    let seen = Seen { pod: Arc::new(orphan.record.as_pod(&uid)), gone: true };
+                    let (sender, receiver) = watch::channel(seen);
+                    running.spawn(worker::run(host.clone(), receiver, Some(orphan)));
+                    workers.insert(uid, sender);
+                }
+            }
+            Change::Synced => {}
+        }
+    }
+}
+
+/// Ends all pods of a node whose agent has stopped: SIGTERM, and SIGKILL for what is left after `grace`. The API is
+/// not told, as when a machine is shut down: the pods run again when the agent does.
+///
+/// # Errors
+/// When the state directory cannot be read, or an agent still runs.
+pub async fn drain(config: &AgentConfig, grace: Duration) -> Result<(), Error> {
+    let _lock = lock(config)?;
+    let directory = config.state_dir.join("pods");
+    let failed = |source| Error::StateDir { path: directory.clone(), source };
+    let mut ending = JoinSet::new();
+    for entry in fs::read_dir(&directory).map_err(failed)?.flatten() {
+        ending.spawn(async move {
+            let Ok((shim, mut events, driver)) = Shim::connect(&entry.path()).await else { return };
+            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
+            let stop = async {
+                if shim.call(Request::Stop { grace_ms }).await.is_ok() {
+                    // The last event is the shim's own end.
+                    while events.recv().await.is_some() {}
+                }
+            };
+            tokio::join!(driver, stop);
+        });
+    }
+    let all = async { while ending.join_next().await.is_some() {} };
+    if tokio::time::timeout(grace + Duration::from_secs(10), all).await.is_err() {
+        tracing::warn!("some pods did not end in time; they are killed with what is swept away");
+    }
+    crate::sweep(&config.state_dir, &config.cgroup_parent).map_err(failed)
+}
+
+/// The image store of this node.
+fn store(config: &AgentConfig) -> image::Store {
+    image::Store::at(&config.image_dir)
+}

@@ -1,0 +1,28 @@
+//! A pod and what is realized of it -> what to do next, and what to say about it. All of it pure.
+//!
+//! Invariant: nothing here does I/O or reads a clock; `now` is an argument. Source: the kubelet (`pkg/kubelet`,
+//! `kuberuntime`, `status`, `prober`), whose reasons, messages and timing users know.
+//!
+//! Deliberately not here: how any of it is made; see `agent` and `shim`.
+
+mod backoff;
+mod env;
+mod files;
+mod plan;
+mod probe;
+mod quantity;
+mod realized;
+mod recover;
+mod spec;
+mod status;
+
+pub use backoff::Backoff;
+pub(crate) use env::{Lookup, ServiceEnv, environment, expand, field};
+pub(crate) use files::{hostname, hosts, resolv_conf};
+pub use plan::{Action, Plan, next_actions};
+pub(crate) use probe::{Check, Kind as ProbeKind, Probe, Verdict, probes};
+pub(crate) use quantity::bytes;
+pub use realized::{Container, Ended, Exit, Phase, Realized, Sandbox};
+pub(crate) use recover::{Remembered, adopted, lost, sandbox_lost};
+pub(crate) use spec::{Bind, ContainerSpec, User, container_spec};
+pub use status::{effective_phase, status};

@@ -1,0 +1,187 @@
+//! A pod and what is realized of it -> the actions to take now, and when to look again if nothing happens.
+//!
+//! Invariant: asking twice without carrying anything out gives the same answer; an action is not given again once the
+//! realized state says that it is under way.
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{Container as ContainerSpec, Pod, PodSpec};
+
+use super::realized::{Container, Phase, Realized, Sandbox};
+use super::status::effective_phase;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    CreateSandbox,
+    /// Ends the shim and takes the pod's network, mounts and cgroups away.
+    RemoveSandbox,
+    StartContainer {
+        name: String,
+        attempt: u32,
+    },
+    /// Runs the preStop hook, sends the signal, and kills after the grace period.
+    StopContainer {
+        name: String,
+        grace: SignedDuration,
+    },
+    /// Gives the pod up: stops what runs, for this reason, with the pod's phase Failed.
+    Fail {
+        reason: String,
+        message: String,
+    },
+    /// Nothing of a deleted pod is left here: its object may go.
+    DeleteObject,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    pub actions: Vec<Action>,
+    pub wake: Option<Timestamp>,
+}
+
+impl Plan {
+    fn act(&mut self, action: Action) {
+        self.actions.push(action);
+    }
+
+    fn wake_at(&mut self, at: Timestamp) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+}
+
+/// A sidecar: an init container that goes on running beside the others.
+pub(super) fn is_sidecar(container: &ContainerSpec) -> bool {
+    container.restart_policy.as_deref() == Some("Always")
+}
+
+fn restarts(spec: &PodSpec, exit_code: i32) -> bool {
+    match spec.restart_policy.as_deref() {
+        Some("Never") => false,
+        Some("OnFailure") => exit_code != 0,
+        _ => true,
+    }
+}
+
+/// All has ended that will not be started again: the pod is done, well or not.
+pub(super) fn is_done(spec: &PodSpec, realized: &Realized) -> bool {
+    let container = |name: &str| realized.containers.get(name);
+    let ended = |name: &str| container(name).and_then(Container::ended).map(|ended| ended.exit.code);
+    let init_failed = spec.init_containers.iter().flatten().filter(|init| !is_sidecar(init)).any(|init| {
+        // An init container that failed is only final when nothing is ever restarted.
+        spec.restart_policy.as_deref() == Some("Never") && ended(&init.name).is_some_and(|code| code != 0)
+    });
+    let over = |name: &str| ended(name).is_some_and(|code| !restarts(spec, code));
+    init_failed || (!spec.containers.is_empty() && spec.containers.iter().all(|container| over(&container.name)))
+}
+
+/// What to do about `pod` at `now`.
+#[must_use]
+pub fn next_actions(pod: &Pod, realized: &Realized, now: Timestamp) -> Plan {
+    let mut plan = Plan::default();
+    let Some(spec) = &pod.spec else { return plan };
+    let phase = effective_phase(pod, realized);
+    let terminal = matches!(phase, "Succeeded" | "Failed");
+    let deleting = pod.metadata.deletion_timestamp.is_some() || realized.deleted;
+    if !deleting && !terminal && !expired(pod, spec, now, &mut plan) {
+        advance(spec, realized, now, &mut plan);
+        return plan;
+    }
+    if !deleting && !terminal && realized.failed.is_none() {
+        let message = "Pod was active on the node longer than the specified deadline".to_owned();
+        plan.act(Action::Fail { reason: "DeadlineExceeded".to_owned(), message });
+        return plan;
+    }
+    wind_down(pod, spec, realized, deleting, &mut plan);
+    plan
+}
+
+fn expired(pod: &Pod, spec: &PodSpec, now: Timestamp, plan: &mut Plan) -> bool {
+    let start = pod.status.as_ref().and_then(|status| status.start_time.as_ref());
+    let (Some(seconds), Some(start)) = (spec.active_deadline_seconds, start) else { return false };
+    let Ok(deadline) = start.0.checked_add(SignedDuration::from_secs(seconds)) else { return false };
+    if now < deadline {
+        plan.wake_at(deadline);
+    }
+    now >= deadline
+}
+
+fn advance(spec: &PodSpec, realized: &Realized, now: Timestamp, plan: &mut Plan) {
+    match realized.sandbox {
+        Sandbox::Absent => match &realized.sandbox_error {
+            Some((_, retry_at)) if *retry_at > now => plan.wake_at(*retry_at),
+            _ => plan.act(Action::CreateSandbox),
+        },
+        Sandbox::Creating | Sandbox::Removing => {}
+        Sandbox::Ready => start_containers(spec, realized, now, plan),
+    }
+}
+
+fn start_containers(spec: &PodSpec, realized: &Realized, now: Timestamp, plan: &mut Plan) {
+    let none = Container::default();
+    let get = |name: &str| realized.containers.get(name).unwrap_or(&none);
+    // Once a regular container has started in this sandbox, init containers that ended are history.
+    let initialized =
+        spec.containers.iter().any(|container| !matches!(get(&container.name).phase, Phase::Waiting { .. }));
+    for init in spec.init_containers.iter().flatten() {
+        let container = get(&init.name);
+        if is_sidecar(init) {
+            start(&init.name, container, true, now, plan);
+            let settled = container.is_running() && container.started;
+            if !initialized && !settled {
+                return;
+            }
+        } else if !initialized {
+            if container.ended().is_some_and(|ended| ended.exit.code == 0) {
+                continue;
+            }
+            start(&init.name, container, spec.restart_policy.as_deref() != Some("Never"), now, plan);
+            return;
+        }
+    }
+    for regular in &spec.containers {
+        let container = get(&regular.name);
+        let again = container.ended().is_some_and(|ended| restarts(spec, ended.exit.code));
+        start(&regular.name, container, again, now, plan);
+    }
+}
+
+/// Starts a container that never ran, or that ended and is to run `again`, when it may.
+fn start(name: &str, container: &Container, again: bool, now: Timestamp, plan: &mut Plan) {
+    let (at, attempt) = match &container.phase {
+        Phase::Waiting { retry_at, .. } => (retry_at.unwrap_or(now), container.attempt),
+        Phase::Exited(ended) if again => (container.backoff.until(ended.exit.at), container.attempt + 1),
+        _ => return,
+    };
+    if at > now {
+        plan.wake_at(at);
+    } else {
+        plan.act(Action::StartContainer { name: name.to_owned(), attempt });
+    }
+}
+
+/// Stops the regular containers, then the sidecars from the last to the first, then takes the sandbox away.
+fn wind_down(pod: &Pod, spec: &PodSpec, realized: &Realized, deleting: bool, plan: &mut Plan) {
+    let grace = pod.metadata.deletion_grace_period_seconds.or(spec.termination_grace_period_seconds).unwrap_or(30);
+    let grace = SignedDuration::from_secs(grace.max(1));
+    let mut stop = |name: &str| {
+        let Some(container) = realized.containers.get(name) else { return false };
+        if container.is_running() && !container.stopping {
+            plan.act(Action::StopContainer { name: name.to_owned(), grace });
+        }
+        container.is_active()
+    };
+    let inits = || spec.init_containers.iter().flatten();
+    let regular = spec.containers.iter().chain(inits().filter(|init| !is_sidecar(init)));
+    // Every one is stopped, so no short circuit.
+    if regular.fold(false, |busy, container| stop(&container.name) | busy) {
+        return;
+    }
+    let sidecars: Vec<_> = inits().filter(|init| is_sidecar(init)).collect();
+    if sidecars.iter().rev().any(|sidecar| stop(&sidecar.name)) {
+        return;
+    }
+    match realized.sandbox {
+        Sandbox::Ready => plan.act(Action::RemoveSandbox),
+        Sandbox::Absent if deleting && !realized.deleted => plan.act(Action::DeleteObject),
+        Sandbox::Absent | Sandbox::Creating | Sandbox::Removing => {}
+    }
+}

@@ -1,0 +1,304 @@
+//! A pod and what is realized of it -> the status its object should have.
+//!
+//! Invariant: conditions that are not this node's to say are kept as they are; a condition's transition time changes
+//! only with its status; times are whole seconds, as the API stores them. Source: `kubelet_pods.go`,
+//! `status/generate.go`.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{
+    Container as ContainerSpec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
+    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::plan::{is_done, is_sidecar};
+use super::realized::{Container, Ended, Phase, Realized, Sandbox};
+
+/// The phase that follows from what is realized; a phase that is final in the API stays.
+#[must_use]
+pub fn effective_phase(pod: &Pod, realized: &Realized) -> &'static str {
+    match pod.status.as_ref().and_then(|status| status.phase.as_deref()) {
+        Some("Succeeded") => return "Succeeded",
+        Some("Failed") => return "Failed",
+        _ => {}
+    }
+    let Some(spec) = &pod.spec else { return "Pending" };
+    let stopped = pod.metadata.deletion_timestamp.is_some() && realized.sandbox == Sandbox::Absent;
+    let has_run = realized.containers.values().any(|container| container.ended().is_some());
+    if realized.failed.is_some() {
+        return "Failed";
+    }
+    if is_done(spec, realized) || (stopped && has_run) {
+        let failed = |ended: &Ended| ended.exit.code != 0;
+        let inits = spec.init_containers.iter().flatten().filter(|init| !is_sidecar(init));
+        let mut judged = spec.containers.iter().chain(inits).filter_map(|c| realized.containers.get(&c.name));
+        return if judged.any(|c| c.ended().is_none_or(failed)) { "Failed" } else { "Succeeded" };
+    }
+    let seen = |container: &ContainerSpec| realized.containers.get(&container.name).is_some_and(has_started);
+    if !spec.containers.is_empty() && spec.containers.iter().all(seen) { "Running" } else { "Pending" }
+}
+
+fn has_started(container: &Container) -> bool {
+    container.attempt > 0 || matches!(container.phase, Phase::Running { .. } | Phase::Exited(_))
+}
+
+fn time(at: Timestamp) -> Time {
+    Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
+}
+
+/// What the pod's status should be at `now`, on a node with these addresses.
+#[must_use]
+pub fn status(pod: &Pod, realized: &Realized, host_ips: &[IpAddr], now: Timestamp) -> PodStatus {
+    let old = pod.status.clone().unwrap_or_default();
+    let Some(spec) = &pod.spec else { return old };
+    let phase = effective_phase(pod, realized);
+    let host_network = spec.host_network == Some(true);
+    let terminal = matches!(phase, "Succeeded" | "Failed");
+    // A pod that was over before this agent started has no containers to tell of.
+    let forgotten = terminal && realized.containers.is_empty() && realized.failed.is_none();
+    let initialized = initialized(spec, realized);
+    let statuses = |containers: &[ContainerSpec], init: bool| -> Vec<ContainerStatus> {
+        let waiting = if init || initialized { "ContainerCreating" } else { "PodInitializing" };
+        containers.iter().map(|c| container_status(pod, c, realized, waiting, init, now)).collect()
+    };
+    let mut ips: Vec<IpAddr> = if host_network { host_ips.to_vec() } else { realized.ips.clone() };
+    if ips.is_empty() {
+        // The address of a pod that has ended is history worth keeping.
+        ips = old.pod_ips.iter().flatten().filter_map(|ip| ip.ip.parse().ok()).collect();
+    }
+    let (reason, message) = realized.failed.clone().unzip();
+    let mut status = PodStatus {
+        phase: Some(phase.to_owned()),
+        reason: reason.or_else(|| old.reason.clone()),
+        message: message.or_else(|| old.message.clone()),
+        host_ip: host_ips.first().map(ToString::to_string),
+        host_ips: Some(host_ips.iter().map(|ip| HostIP { ip: ip.to_string() }).collect()),
+        pod_ip: ips.first().map(ToString::to_string),
+        pod_ips: (!ips.is_empty()).then(|| ips.iter().map(|ip| PodIP { ip: ip.to_string() }).collect()),
+        start_time: old.start_time.clone().or_else(|| Some(time(now))),
+        ..old.clone()
+    };
+    if !forgotten {
+        status.container_statuses = Some(statuses(&spec.containers, false));
+        status.init_container_statuses = spec.init_containers.as_deref().map(|init| statuses(init, true));
+        status.conditions = Some(conditions(spec, &old, &status, realized, initialized, now));
+    }
+    status
+}
+
+/// Every init container has done its part.
+fn initialized(spec: &PodSpec, realized: &Realized) -> bool {
+    spec.init_containers.iter().flatten().all(|init| init_is_complete(init, realized))
+        || spec.containers.iter().any(|c| realized.containers.get(&c.name).is_some_and(has_started))
+}
+
+fn init_is_complete(init: &ContainerSpec, realized: &Realized) -> bool {
+    let Some(container) = realized.containers.get(&init.name) else { return false };
+    if is_sidecar(init) { container.started } else { container.ended().is_some_and(|ended| ended.exit.code == 0) }
+}
+
+fn container_status(
+    pod: &Pod,
+    spec: &ContainerSpec,
+    realized: &Realized,
+    waiting: &str,
+    init: bool,
+    now: Timestamp,
+) -> ContainerStatus {
+    let none = Container::default();
+    let container = realized.containers.get(&spec.name).unwrap_or(&none);
+    let id = |attempt: u32| Some(container_id(pod, &spec.name, attempt));
+    let ended = |ended: &Ended| terminated(ended, id(ended.attempt));
+    let wait = |reason: &str, message: Option<String>| ContainerState {
+        waiting: Some(ContainerStateWaiting { reason: Some(reason.to_owned()), message }),
+        ..Default::default()
+    };
+    let mut last = container.last.as_ref().map(&ended);
+    let mut running = false;
+    let state = match &container.phase {
+        Phase::Waiting { reason, .. } if reason == "ContainerCreating" => wait(waiting, None),
+        Phase::Waiting { reason, message, .. } => wait(reason, message.clone()),
+        Phase::Starting => match last.take() {
+            Some(before) => before,
+            None => wait(waiting, None),
+        },
+        Phase::Running { since } => {
+            running = true;
+            ContainerState {
+                running: Some(ContainerStateRunning { started_at: Some(time(*since)) }),
+                ..Default::default()
+            }
+        }
+        Phase::Exited(exit) => match back_off(pod, spec, container, exit, now) {
+            Some(message) => {
+                last = Some(ended(exit));
+                wait("CrashLoopBackOff", Some(message))
+            }
+            None => ended(exit),
+        },
+    };
+    let complete = init && !is_sidecar(spec) && container.ended().is_some_and(|ended| ended.exit.code == 0);
+    let ever = has_started(container);
+    ContainerStatus {
+        name: spec.name.clone(),
+        image: spec.image.clone().unwrap_or_default(),
+        image_id: container.image_id.clone(),
+        container_id: ever
+            .then(|| id(container.attempt.saturating_sub(u32::from(matches!(container.phase, Phase::Waiting { .. })))))
+            .flatten(),
+        ready: complete || (running && container.ready),
+        started: Some(running && container.started),
+        restart_count: i32::try_from(container.attempt).unwrap_or(i32::MAX),
+        state: Some(state),
+        last_state: Some(last.unwrap_or_default()),
+        ..Default::default()
+    }
+}
+
+/// What the API calls this start of this container. The pod's uid makes it unique.
+pub(crate) fn container_id(pod: &Pod, name: &str, attempt: u32) -> String {
+    use std::fmt::Write;
+    let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{uid}/{name}/{attempt}").as_bytes());
+    digest.as_ref().iter().fold("portolan://".to_owned(), |mut id, byte| {
+        // Writing to a String cannot fail.
+        let _ = write!(id, "{byte:02x}");
+        id
+    })
+}
+
+/// The kubelet's words for a container that waits before its next start, while it waits.
+fn back_off(pod: &Pod, spec: &ContainerSpec, container: &Container, ended: &Ended, now: Timestamp) -> Option<String> {
+    let winding_down = pod.metadata.deletion_timestamp.is_some();
+    if winding_down || !runs_again(pod, spec, ended) || container.backoff.until(ended.exit.at) <= now {
+        return None;
+    }
+    let metadata = &pod.metadata;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    Some(format!(
+        "back-off {} restarting failed container={} pod={}_{}({})",
+        go_duration(container.backoff.delay(ended.exit.at).as_secs()),
+        spec.name,
+        text(&metadata.name),
+        text(&metadata.namespace),
+        text(&metadata.uid)
+    ))
+}
+
+fn runs_again(pod: &Pod, spec: &ContainerSpec, ended: &Ended) -> bool {
+    let policy = pod.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+    is_sidecar(spec) || matches!((policy, ended.exit.code), (None | Some("Always"), _) | (Some("OnFailure"), 1..))
+}
+
+/// Seconds as Go prints a duration: `10s`, `1m20s`, `5m0s`.
+fn go_duration(seconds: i64) -> String {
+    if seconds < 60 { format!("{seconds}s") } else { format!("{}m{}s", seconds / 60, seconds % 60) }
+}
+
+fn terminated(ended: &Ended, container_id: Option<String>) -> ContainerState {
+    let reason = match (&ended.reason, ended.exit.oom_killed, ended.exit.code) {
+        (Some(reason), ..) => reason,
+        (None, true, _) => "OOMKilled",
+        (None, false, 0) => "Completed",
+        (None, false, _) => "Error",
+    };
+    ContainerState {
+        terminated: Some(ContainerStateTerminated {
+            container_id,
+            exit_code: ended.exit.code,
+            finished_at: Some(time(ended.exit.at)),
+            message: ended.message.clone(),
+            reason: Some(reason.to_owned()),
+            signal: None,
+            started_at: ended.started_at.map(time),
+        }),
+        ..Default::default()
+    }
+}
+
+fn conditions(
+    spec: &PodSpec,
+    old: &PodStatus,
+    new: &PodStatus,
+    realized: &Realized,
+    initialized: bool,
+    now: Timestamp,
+) -> Vec<PodCondition> {
+    let before = old.conditions.as_deref().unwrap_or_default();
+    let is_true = |kind: &str| before.iter().any(|condition| condition.type_ == kind && condition.status == "True");
+    let phase = new.phase.as_deref().unwrap_or_default();
+    let names = |names: Vec<&str>| format!("[{}]", names.join(" "));
+    let all = new.container_statuses.iter().flatten();
+    let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
+    let init_statuses = new.init_container_statuses.iter().flatten();
+    let unready: Vec<&str> = init_statuses
+        .filter(|status| sidecars.clone().any(|init| init.name == status.name))
+        .chain(all)
+        .filter(|status| !status.ready)
+        .map(|status| status.name.as_str())
+        .collect();
+    let verdict = |good: bool, reason: &str, message: String| match good {
+        true => ("True", None, None),
+        false => ("False", Some(reason.to_owned()), Some(message).filter(|message| !message.is_empty())),
+    };
+    let terminal = match phase {
+        "Succeeded" => Some(("False", Some("PodCompleted".to_owned()), None)),
+        "Failed" => Some(("False", Some("PodFailed".to_owned()), None)),
+        _ => None,
+    };
+    let containers_ready = terminal.clone().unwrap_or_else(|| {
+        let message = format!("containers with unready status: {}", names(unready.clone()));
+        verdict(unready.is_empty(), "ContainersNotReady", message)
+    });
+    let closed: Vec<&str> = spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str()).collect();
+    let closed: Vec<&str> = closed.into_iter().filter(|gate| !is_true(gate)).collect();
+    let ready = if containers_ready.0 == "True" && !closed.is_empty() {
+        let message = format!("the status of pod readiness gates {} is not \"True\"", names(closed));
+        verdict(false, "ReadinessGatesNotReady", message)
+    } else {
+        containers_ready.clone()
+    };
+    let incomplete: Vec<&str> = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .filter(|init| !init_is_complete(init, realized))
+        .map(|init| init.name.as_str())
+        .collect();
+    let message = format!("containers with incomplete status: {}", names(incomplete));
+    let done = phase == "Succeeded";
+    let ours = [
+        ("PodReadyToStartContainers", verdict(realized.sandbox == Sandbox::Ready, "", String::new())),
+        (
+            "Initialized",
+            if done {
+                ("True", Some("PodCompleted".to_owned()), None)
+            } else {
+                verdict(initialized, "ContainersNotInitialized", message)
+            },
+        ),
+        ("Ready", ready),
+        ("ContainersReady", containers_ready),
+        ("PodScheduled", ("True", None, None)),
+    ];
+    let mut conditions: Vec<PodCondition> = ours
+        .into_iter()
+        .map(|(type_, (status, reason, message))| {
+            let before = before.iter().find(|condition| condition.type_ == type_);
+            let since = before.filter(|before| before.status == status).and_then(|b| b.last_transition_time.clone());
+            PodCondition {
+                type_: type_.to_owned(),
+                status: status.to_owned(),
+                reason: reason.filter(|reason| !reason.is_empty()),
+                message,
+                last_transition_time: since.or_else(|| Some(time(now))),
+                ..Default::default()
+            }
+        })
+        .collect();
+    let ours: Vec<String> = conditions.iter().map(|condition| condition.type_.clone()).collect();
+    conditions.extend(before.iter().filter(|condition| !ours.contains(&condition.type_)).cloned());
+    conditions
+}

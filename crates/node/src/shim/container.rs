@@ -1,0 +1,135 @@
+//! A bundle -> a running container, and a command -> a process in one, by libcontainer.
+//!
+//! Both run in a process forked off the shim for just that, which exits when done: the shim's event loop never waits
+//! for them and never pays for the memory they touch. The container's first process becomes the shim's own child
+//! (`as_sibling`), so that the shim learns how it ends and takes it along when it dies itself.
+
+use std::error::Error;
+use std::ffi::c_int;
+use std::fs::{self, File};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use libcontainer::container::builder::ContainerBuilder;
+use libcontainer::syscall::syscall::SyscallType;
+use libcontainer::workload::default::DefaultExecutor;
+use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
+use nix::mount::{MsFlags, mount};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
+use oci_spec::runtime::Spec;
+
+use super::Start;
+
+/// Where the container's files are, below the pod's directory.
+pub(super) fn bundle(id: &str) -> String {
+    format!("c/{id}")
+}
+
+/// Runs the command in `config.json` and puts back first what the shim changed for itself.
+#[derive(Clone)]
+struct Exec(DefaultExecutor);
+
+impl Executor for Exec {
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let undone = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+        // Rust's runtime ignores SIGPIPE, and ignoring is inherited.
+        // SAFETY: SIG_DFL runs no code of ours.
+        #[allow(unsafe_code, reason = "resetting a signal's disposition is unsafe because handlers may be unsound")]
+        let default = unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) };
+        // The pod does not outlive its shim.
+        let tied = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+        undone.and(default.map(drop)).and(tied).map_err(|error| ExecutorError::Execution(Box::new(error)))?;
+        self.0.exec(spec)
+    }
+
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        self.0.validate(spec)
+    }
+}
+
+fn builder(dir: &Path, id: &str, stdout: OwnedFd, stderr: OwnedFd) -> Result<ContainerBuilder, Box<dyn Error>> {
+    let root = dir.join("run");
+    fs::create_dir_all(&root)?;
+    Ok(ContainerBuilder::new(id.to_owned(), SyscallType::default())
+        .with_root_path(root)?
+        .with_executor(Exec(DefaultExecutor {}))
+        .with_stdin(File::open("/dev/null")?)
+        .with_stdout(stdout)
+        .with_stderr(stderr))
+}
+
+/// Starts a container and gives its first process's id.
+pub(super) fn start(dir: &Path, start: &Start, stdout: OwnedFd, stderr: OwnedFd) -> Result<c_int, Box<dyn Error>> {
+    let bundle = dir.join(bundle(&start.id));
+    mount_root(&bundle, &start.lower).map_err(|error| format!("cannot mount the container's root: {error}"))?;
+    let mut container = builder(dir, &start.id, stdout, stderr)?
+        .validate_id()?
+        .as_init(&bundle)
+        .with_systemd(false)
+        .as_sibling(true)
+        .with_detach(true)
+        .build()?;
+    container.start()?;
+    Ok(container.pid().ok_or("the container has no process")?.as_raw())
+}
+
+/// Runs a command in a running container, as its user and with its environment, and gives the process's id.
+pub(super) fn exec(
+    dir: &Path,
+    id: &str,
+    args: &[String],
+    nonce: u64,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+) -> Result<c_int, Box<dyn Error>> {
+    let bundle = dir.join(bundle(id));
+    let spec = Spec::load(bundle.join("config.json"))?;
+    let mut process = spec.process().clone().ok_or("the container has no process")?;
+    process.set_args(Some(args.to_vec()));
+    let path = bundle.join(format!("exec-{nonce}.json"));
+    serde_json::to_writer(File::create(&path)?, &process)?;
+    let pid = builder(dir, id, stdout, stderr)?
+        .validate_id()?
+        .as_tenant()
+        .with_process(Some(&path))
+        .as_sibling(true)
+        .with_detach(true)
+        .build();
+    let _ = fs::remove_file(&path);
+    Ok(pid?.as_raw())
+}
+
+/// An overlay of the bundle's `upper` over the image's files, at the bundle's `root`.
+fn mount_root(bundle: &Path, lower: &Path) -> Result<(), Box<dyn Error>> {
+    for part in ["upper", "work", "root"] {
+        fs::create_dir_all(bundle.join(part))?;
+    }
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        escaped(lower)?,
+        escaped(&bundle.join("upper"))?,
+        escaped(&bundle.join("work"))?
+    );
+    mount(Some("overlay"), &bundle.join("root"), Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
+    Ok(())
+}
+
+/// The characters that separate mount options and layers, made part of a name.
+fn escaped(path: &Path) -> Result<String, Box<dyn Error>> {
+    let path = path.to_str().ok_or("a path that is not UTF-8")?;
+    Ok(path.replace('\\', "\\\\").replace(',', "\\,").replace(':', "\\:"))
+}
+
+/// An error and its causes in one line, each said once.
+pub(super) fn say(error: &dyn Error) -> String {
+    let mut said = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !said.contains(&more) {
+            said = format!("{said}: {more}");
+        }
+        cause = error.source();
+    }
+    said
+}

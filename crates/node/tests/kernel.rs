@@ -1,0 +1,3 @@
+fn main() {
+    portolan_node::try_reexec();
+}
