@@ -137,6 +137,5 @@ pub(super) fn ip_address(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     let parts = [resource.as_str(), parent.text("namespace"), parent.text("name")];
     let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    let text = parts.join("/");
-    vec![name(object), text.into(), age(object, now)]
+    vec![name(object), or_none(parts.join("/")), age(object, now)]
 }
