@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Errors, address, container};
+use super::{Errors, address, resources, scheduling};
 use crate::look::{Look, Path};
 use crate::names;
 
@@ -21,12 +21,12 @@ pub(super) fn namespace(errors: &mut Errors, new: &Value) {
 pub(super) fn node(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     let (spec, status) = (&new["spec"], &new["status"]);
     let metadata = Path::Root.field("metadata");
-    container::taints(errors, spec.list("taints"), &metadata.field("taints"));
+    scheduling::taints(errors, spec.list("taints"), &metadata.field("taints"));
     let status_path = Path::Root.field("status");
     for list in ["capacity", "allocatable"] {
         for (name, value) in status.entries(list) {
             let path = status_path.field(list);
-            container::quantity(errors, name, value.as_str().unwrap_or_default(), &path.field(name));
+            resources::quantity(errors, name, value.as_str().unwrap_or_default(), &path.field(name));
         }
     }
     let path = SPEC.field("podCIDRs");

@@ -1,11 +1,12 @@
-//! Containers: names, images, ports, environment, probes, hooks, resources.
+//! Containers: names, images, ports, probes, hooks, security.
 
 use serde_json::Value;
 
-use super::{Errors, metadata, port_or_name, volume};
+use super::environment::environment;
+use super::resources::resources;
+use super::{Errors, port_or_name, volume};
 use crate::look::{Look, Path};
 use crate::names;
-use crate::quantity::Quantity;
 
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 
@@ -132,106 +133,6 @@ fn host_ports(errors: &mut Errors, containers: &[Value], list: &Path<'_>) {
     }
 }
 
-fn environment(errors: &mut Errors, container: &Value, path: &Path<'_>) {
-    let list = path.field("env");
-    for (index, variable) in container.list("env").iter().enumerate() {
-        let path = list.index(index);
-        let name = variable.text("name");
-        if name.is_empty() {
-            errors.required(&path.field("name"), "");
-        } else {
-            errors.each(&path.field("name"), name, names::env_var_name(name));
-        }
-        if let Some(from) = variable.get("valueFrom") {
-            value_from(errors, from, !variable.text("value").is_empty(), &path.field("valueFrom"));
-        }
-    }
-    let list = path.field("envFrom");
-    for (index, source) in container.list("envFrom").iter().enumerate() {
-        let path = list.index(index);
-        let prefix = source.text("prefix");
-        if !prefix.is_empty() {
-            errors.each(&path.field("prefix"), prefix, names::env_var_name(prefix));
-        }
-        let both = ["configMapRef", "secretRef"].map(|field| (field, source.has(field)));
-        for (field, _) in both.iter().filter(|(_, set)| *set) {
-            if source[*field].text("name").is_empty() {
-                errors.required(&path.field(field).field("name"), "");
-            }
-        }
-        match both.iter().filter(|(_, set)| *set).count() {
-            0 => errors.invalid(&path, "", "must specify one of: `configMapRef` or `secretRef`"),
-            1 => {}
-            _ => errors.invalid(&path, "", "may not have more than one field specified at a time"),
-        }
-    }
-}
-
-/// Fields of a pod that a variable may take its value from.
-const ENV_FIELDS: [&str; 8] = [
-    "metadata.name",
-    "metadata.namespace",
-    "metadata.uid",
-    "spec.nodeName",
-    "spec.serviceAccountName",
-    "status.hostIP",
-    "status.hostIPs",
-    "status.podIP",
-];
-
-fn value_from(errors: &mut Errors, from: &Value, has_value: bool, path: &Path<'_>) {
-    let mut sources = 0;
-    if let Some(reference) = from.get("fieldRef") {
-        sources += 1;
-        let here = path.field("fieldRef");
-        let field = reference.text("fieldPath");
-        let known = ENV_FIELDS.contains(&field)
-            || field == "status.podIPs"
-            || ["metadata.labels['", "metadata.annotations['"]
-                .iter()
-                .any(|prefix| field.starts_with(prefix) && field.ends_with("']"));
-        if field.is_empty() {
-            errors.required(&here.field("fieldPath"), "");
-        } else if !known {
-            let mut supported: Vec<&str> = ENV_FIELDS.to_vec();
-            supported.push("status.podIPs");
-            errors.not_supported(&here.field("fieldPath"), field, &supported);
-        }
-    }
-    if let Some(reference) = from.get("resourceFieldRef") {
-        sources += 1;
-        if reference.text("resource").is_empty() {
-            errors.required(&path.field("resourceFieldRef").field("resource"), "");
-        }
-    }
-    for field in ["configMapKeyRef", "secretKeyRef"] {
-        if let Some(reference) = from.get(field) {
-            sources += 1;
-            let here = path.field(field);
-            if reference.text("name").is_empty() {
-                errors.required(&here.field("name"), "");
-            }
-            let key = reference.text("key");
-            if key.is_empty() {
-                errors.required(&here.field("key"), "");
-            } else {
-                errors.each(&here.field("key"), key, names::config_map_key(key));
-            }
-        }
-    }
-    if sources == 0 {
-        errors.invalid(
-            path,
-            "",
-            "must specify one of: `fieldRef`, `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
-        );
-    } else if has_value {
-        errors.invalid(path, "", "may not be specified when `value` is not empty");
-    } else if sources > 1 {
-        errors.invalid(path, "", "may not have more than one field specified at a time");
-    }
-}
-
 /// Hooks and probes, which containers have that live as long as the pod.
 fn long_lived(errors: &mut Errors, container: &Value, path: &Path<'_>) {
     if let Some(lifecycle) = container.get("lifecycle") {
@@ -308,64 +209,6 @@ fn handler(errors: &mut Errors, handler: &Value, path: &Path<'_>) {
     }
 }
 
-/// Resources that only whole numbers make sense of.
-fn counted(resource: &str) -> bool {
-    !matches!(resource, "cpu" | "memory" | "ephemeral-storage" | "storage") && !resource.starts_with("hugepages-")
-}
-
-/// Whether more may be used than was asked for.
-fn overcommits(resource: &str) -> bool {
-    let native = !resource.contains('/') || resource.contains("kubernetes.io/");
-    native && !resource.starts_with("hugepages-")
-}
-
-/// One quantity in a list of resources.
-pub(super) fn quantity(errors: &mut Errors, resource: &str, text: &str, path: &Path<'_>) -> Option<Quantity> {
-    let quantity = Quantity::parse(text)?;
-    if quantity.is_negative() {
-        errors.invalid(path, text, "must be greater than or equal to 0");
-    }
-    if counted(resource) && !quantity.is_whole() {
-        errors.invalid(path, text, "must be an integer");
-    }
-    Some(quantity)
-}
-
-fn resources(errors: &mut Errors, resources: &Value, path: &Path<'_>) {
-    for list in ["limits", "requests"] {
-        for (name, value) in resources.entries(list) {
-            let here = path.field(list);
-            let here = here.key(name);
-            errors.each(&here, name, names::qualified_name(name));
-            let standard = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");
-            if !name.contains('/') && !standard {
-                errors.invalid(&here, name, "must be a standard resource for containers");
-            }
-            let Some(amount) = quantity(errors, name, value.as_str().unwrap_or_default(), &here) else { continue };
-            if list == "limits" {
-                continue;
-            }
-            let limit_text = resources["limits"].text(name);
-            match Quantity::parse(limit_text) {
-                Some(limit) if amount != limit && !overcommits(name) => errors.invalid(
-                    &path.field("requests"),
-                    amount.to_string(),
-                    format!("must be equal to {name} limit of {limit}"),
-                ),
-                Some(limit) if amount > limit => errors.invalid(
-                    &path.field("requests"),
-                    amount.to_string(),
-                    format!("must be less than or equal to {name} limit of {limit}"),
-                ),
-                None if !overcommits(name) => {
-                    errors.required(&path.field("limits"), "Limit must be set for non overcommitable resources")
-                }
-                _ => {}
-            }
-        }
-    }
-}
-
 /// What a user or group may be.
 fn identity(errors: &mut Errors, value: Option<i64>, path: &Path<'_>) {
     if let Some(id) = value.filter(|id| !(0..=i64::from(i32::MAX)).contains(id)) {
@@ -404,69 +247,4 @@ pub(super) fn pod_security(errors: &mut Errors, context: &Value, path: &Path<'_>
     for (index, group) in context.list("supplementalGroups").iter().enumerate() {
         identity(errors, group.as_i64(), &list.index(index));
     }
-}
-
-/// Tolerations of taints.
-pub(super) fn tolerations(errors: &mut Errors, tolerations: &[Value], list: &Path<'_>) {
-    for (index, toleration) in tolerations.iter().enumerate() {
-        let path = list.index(index);
-        let (key, operator) = (toleration.text("key"), toleration.text("operator"));
-        let (value, effect) = (toleration.text("value"), toleration.text("effect"));
-        if !key.is_empty() {
-            errors.each(&path.field("key"), key, names::qualified_name(key));
-        } else if operator != "Exists" {
-            errors.invalid(
-                &path.field("operator"),
-                operator,
-                "operator must be Exists when `key` is empty, which means \"match all values and all keys\"",
-            );
-        }
-        if toleration.has("tolerationSeconds") && effect != "NoExecute" {
-            errors.invalid(&path.field("effect"), effect, "effect must be 'NoExecute' when `tolerationSeconds` is set");
-        }
-        match operator {
-            "" | "Equal" => {
-                let wrong = names::label_value(value);
-                if !wrong.is_empty() {
-                    errors.invalid(&path.field("operator"), value, wrong.join(";"));
-                }
-            }
-            "Exists" if !value.is_empty() => {
-                errors.invalid(&path.field("operator"), value, "value must be empty when `operator` is 'Exists'")
-            }
-            "Exists" => {}
-            other => errors.not_supported(&path.field("operator"), other, &["Equal", "Exists"]),
-        }
-        if !effect.is_empty() {
-            taint_effect(errors, effect, &path.field("effect"));
-        }
-    }
-}
-
-fn taint_effect(errors: &mut Errors, effect: &str, path: &Path<'_>) {
-    errors.one_of(path, effect, &["NoSchedule", "PreferNoSchedule", "NoExecute"]);
-}
-
-/// Taints of a node.
-pub(super) fn taints(errors: &mut Errors, taints: &[Value], list: &Path<'_>) {
-    for (index, taint) in taints.iter().enumerate() {
-        let path = list.index(index);
-        errors.each(&path.field("key"), taint.text("key"), names::qualified_name(taint.text("key")));
-        let wrong = names::label_value(taint.text("value"));
-        if !wrong.is_empty() {
-            errors.invalid(&path.field("value"), taint.text("value"), wrong.join(";"));
-        }
-        taint_effect(errors, taint.text("effect"), &path.field("effect"));
-        let twice = |other: &Value| other["key"] == taint["key"] && other["effect"] == taint["effect"];
-        if taints[..index].iter().any(twice) {
-            let mut error = crate::FieldError::duplicate(path, taint.clone());
-            "taints must be unique by key and effect pair".clone_into(&mut error.detail);
-            errors.push(error);
-        }
-    }
-}
-
-/// Labels that nodes are selected by.
-pub(super) fn node_selector(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
-    metadata::labels(errors, &spec["nodeSelector"], &path.field("nodeSelector"));
 }

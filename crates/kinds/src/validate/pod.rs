@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{Errors, address, container, metadata, volume};
+use super::{Errors, address, container, metadata, scheduling, volume};
 use crate::look::{Look, Path, items_mut, map_of, remove};
 use crate::names;
 
@@ -62,8 +62,9 @@ fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         spec.text("dnsPolicy"),
         &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
     );
-    container::node_selector(errors, spec, path);
+    metadata::labels(errors, &spec["nodeSelector"], &path.field("nodeSelector"));
     container::pod_security(errors, &spec["securityContext"], &path.field("securityContext"));
+    scheduling::affinity(errors, &spec["affinity"], &path.field("affinity"));
     dns(errors, spec, path);
     for (field, form) in [
         ("serviceAccountName", names::dns1123_subdomain as fn(&str) -> Vec<String>),
@@ -83,7 +84,7 @@ fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     {
         errors.invalid(&path.field("activeDeadlineSeconds"), seconds, "must be between 1 and 2147483647, inclusive");
     }
-    container::tolerations(errors, spec.list("tolerations"), &path.field("tolerations"));
+    scheduling::tolerations(errors, spec.list("tolerations"), &path.field("tolerations"));
     let list = path.field("hostAliases");
     for (index, alias) in spec.list("hostAliases").iter().enumerate() {
         let path = list.index(index);
@@ -94,8 +95,8 @@ fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
             errors.each(&list.index(index), name, names::dns1123_subdomain(name));
         }
     }
-    gates(errors, spec, path);
-    spread(errors, spec, path);
+    scheduling::gates(errors, spec, path);
+    scheduling::spread(errors, spec, path);
 }
 
 fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
@@ -131,52 +132,6 @@ fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     for (index, option) in config.list("options").iter().enumerate() {
         if option.text("name").is_empty() {
             errors.required(&list.index(index), "must not be empty");
-        }
-    }
-}
-
-fn gates(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
-    let list = path.field("readinessGates");
-    for (index, gate) in spec.list("readinessGates").iter().enumerate() {
-        let kind = gate.text("conditionType");
-        errors.each(&list.index(index).field("conditionType"), kind, names::qualified_name(kind));
-    }
-    let list = path.field("schedulingGates");
-    let gates = spec.list("schedulingGates");
-    for (index, gate) in gates.iter().enumerate() {
-        let name = gate.text("name");
-        errors.each(&list.index(index).field("name"), name, names::qualified_name(name));
-        if gates[..index].iter().any(|other| other.text("name") == name) {
-            errors.duplicate(&list.index(index).field("name"), name);
-        }
-    }
-}
-
-fn spread(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
-    let list = path.field("topologySpreadConstraints");
-    let all = spec.list("topologySpreadConstraints");
-    for (index, constraint) in all.iter().enumerate() {
-        let path = list.index(index);
-        let skew = constraint.int("maxSkew").unwrap_or(0);
-        if skew <= 0 {
-            errors.invalid(&path.field("maxSkew"), skew, "must be greater than zero");
-        }
-        let key = constraint.text("topologyKey");
-        if key.is_empty() {
-            errors.required(&path.field("topologyKey"), "can not be empty");
-        } else {
-            errors.each(&path.field("topologyKey"), key, names::qualified_name(key));
-        }
-        let action = constraint.text("whenUnsatisfiable");
-        let supported = ["DoNotSchedule", "ScheduleAnyway"];
-        if !supported.contains(&action) {
-            errors.not_supported(&path.field("whenUnsatisfiable"), action, &supported);
-        }
-        metadata::selector(errors, &constraint["labelSelector"], &path.field("labelSelector"));
-        let twice = |other: &Value| other.text("topologyKey") == key && other.text("whenUnsatisfiable") == action;
-        if all[..index].iter().any(twice) {
-            let pair = format!("{{{key}, {action}}}");
-            errors.duplicate(&path.field("{topologyKey, whenUnsatisfiable}"), pair);
         }
     }
 }

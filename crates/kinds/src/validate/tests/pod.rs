@@ -154,6 +154,61 @@ fn pod_rules() {
 }
 
 #[test]
+fn affinity_rules() {
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    let preferred = "preferredDuringSchedulingIgnoredDuringExecution";
+    let path = "spec.affinity.nodeAffinity";
+    creates(
+        "pods",
+        &pod(),
+        &[
+            (
+                json!({"spec": {"affinity": {"nodeAffinity": {required: {"nodeSelectorTerms": []}}}}}),
+                &[&format!(
+                    "{path}.{required}.nodeSelectorTerms: Required value: must have at least one node selector term"
+                )],
+            ),
+            (
+                json!({"spec": {"affinity": {"nodeAffinity": {required: {"nodeSelectorTerms": [{"matchExpressions": [
+                    {"key": "a", "operator": "In"}, {"key": "a", "operator": "Exists", "values": ["x"]},
+                    {"key": "a", "operator": "Gt", "values": ["1", "2"]}, {"key": "a", "operator": "Like"}]}]}}}}}),
+                &[
+                    &format!(
+                        "{path}.{required}.nodeSelectorTerms[0].matchExpressions[0].values: Required value: must be \
+                              specified when `operator` is 'In' or 'NotIn'"
+                    ),
+                    &format!(
+                        "{path}.{required}.nodeSelectorTerms[0].matchExpressions[1].values: Forbidden: may not be \
+                              specified when `operator` is 'Exists' or 'DoesNotExist'"
+                    ),
+                    &format!(
+                        "{path}.{required}.nodeSelectorTerms[0].matchExpressions[2].values: Required value: must be \
+                              specified single value when `operator` is 'Lt' or 'Gt'"
+                    ),
+                    &format!(
+                        "{path}.{required}.nodeSelectorTerms[0].matchExpressions[3].operator: Invalid value: \"Like\": \
+                              not a valid selector operator"
+                    ),
+                ],
+            ),
+            (
+                json!({"spec": {"affinity": {"podAntiAffinity": {
+                    preferred: [{"weight": 101, "podAffinityTerm": {"labelSelector": {}, "topologyKey": "zone"}}],
+                    required: [{"labelSelector": {}}]}}}}),
+                &[
+                    &format!(
+                        "spec.affinity.podAntiAffinity.{required}[0].topologyKey: Required value: can not be empty"
+                    ),
+                    &format!(
+                        "spec.affinity.podAntiAffinity.{preferred}[0].weight: Invalid value: 101: must be in the range 1-100"
+                    ),
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
 fn pod_changes() {
     let base = with(
         &pod(),
