@@ -122,6 +122,14 @@ pub(super) fn short_load(url: &str, requests: u32, await_first: &str) -> Vec<Str
     .to_vec()
 }
 
+/// Another name for something.
+pub(super) fn external_name(name: &str, target: &str) -> Value {
+    json!({
+        "metadata": {"name": name},
+        "spec": {"type": "ExternalName", "externalName": target},
+    })
+}
+
 /// A Service without a selector, and the slice written by hand that says where it leads.
 pub(super) fn hand_written(name: &str, address: &str, port: u16) -> (Value, Value) {
     let service = json!({
@@ -141,4 +149,41 @@ pub(super) fn hand_written(name: &str, address: &str, port: u16) -> (Value, Valu
         "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
     });
     (service, slice)
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_kinds::FieldValidation;
+
+    use super::*;
+
+    #[test]
+    fn the_api_server_takes_every_manifest() {
+        let (bare, slice) = hand_written("image-outside", "10.203.0.2", 9000);
+        let service = |extra| ("", "v1", "services", backend_service("image", &extra));
+        let manifests = [
+            ("apps", "v1", "replicasets", replica_set(BACKEND, 3)),
+            ("apps", "v1", "deployments", deployment(BACKEND, 3, "2")),
+            service(json!({})),
+            service(json!({"type": "NodePort"})),
+            service(json!({"type": "LoadBalancer"})),
+            service(json!({"clusterIP": "None"})),
+            ("", "v1", "services", external_name("images", &dns_name(BACKEND))),
+            ("", "v1", "services", bare),
+            ("discovery.k8s.io", "v1", "endpointslices", slice),
+            ("", "v1", "pods", front_end("node3")),
+            ("", "v1", "pods", client("client", &short_load("http://image/", 10, "5s"))),
+        ];
+        for (group, version, plural, mut manifest) in manifests {
+            let kind = portolan_kinds::find(group, version, plural).unwrap();
+            manifest["apiVersion"] = kind.api_version().into();
+            manifest["kind"] = kind.kind.into();
+            manifest["metadata"]["namespace"] = NAMESPACE.into();
+            let (mut object, warnings) = kind.decode(manifest, FieldValidation::Strict).unwrap();
+            kind.default(&mut object);
+            kind.prepare_create(&mut object);
+            let errors = kind.validate_create(&object);
+            assert!(errors.is_empty() && warnings.is_empty(), "{plural}: {errors:?} {warnings:?} {object:#}");
+        }
+    }
 }

@@ -23,11 +23,7 @@ pub(super) async fn external_name(stage: &mut Stage<'_>) -> Result<SceneReport> 
     let mut scene = scene(7);
     let target = dns_name(BACKEND);
     let began = now_ms();
-    let manifest = json!({
-        "metadata": {"name": EXTERNAL},
-        "spec": {"type": "ExternalName", "externalName": target},
-    });
-    let created = stage.world.create::<Service>(&manifest).await?;
+    let created = stage.world.create::<Service>(&objects::external_name(EXTERNAL, &target)).await?;
     if let Some(address) = created.spec.and_then(|spec| spec.cluster_ip).filter(|address| !address.is_empty()) {
         scene.problem(format!("an ExternalName was given the address {address}"));
     }
