@@ -10,6 +10,9 @@ use serde_json::{Value, json};
 use crate::accept::Discovery;
 use crate::route::Sub;
 
+/// An OpenAPI 2.0 document without definitions, in protobuf: field 1 (swagger) is "2.0".
+pub(crate) const OPENAPI_V2_PROTOBUF: &[u8] = b"\x0a\x032.0";
+
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 fn sub_verbs(sub: Sub) -> &'static [&'static str] {
@@ -159,8 +162,17 @@ pub(crate) fn version() -> Value {
     json!({
         "major": "1", "minor": "34", "gitVersion": concat!("v1.34.0+portolan-", env!("CARGO_PKG_VERSION")),
         "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
-        "goVersion": "none", "compiler": "rustc", "platform": concat!("linux/", "amd64")
+        "goVersion": "none", "compiler": "rustc", "platform": format!("linux/{}", architecture())
     })
+}
+
+/// As Go names it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
 }
 
 /// `/`: where there is something to see.

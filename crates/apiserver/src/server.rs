@@ -119,6 +119,11 @@ impl Server {
             Route::Index => respond::value(200, &discovery::index()),
             Route::Group(name) => respond::value(200, &discovery::group(&name).ok_or_else(Status::unknown_resource)?),
             Route::Resources { group, version } => respond::value(200, &discovery::resources(&group, &version)),
+            // kubectl looks here, in protobuf only, for kinds that it found nowhere else.
+            Route::OpenApiV2 if accept.contains("proto-openapi") => respond::typed(
+                "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+                discovery::OPENAPI_V2_PROTOBUF,
+            ),
             Route::OpenApiV2 => respond::value(200, &portolan_kinds::openapi::v2()),
             Route::OpenApiV3Index => respond::value(200, &portolan_kinds::openapi::v3_index()),
             Route::OpenApiV3(path) => {

@@ -257,16 +257,16 @@ pub(crate) async fn change(
         authz::node_may_touch(asked.user, kind.group, kind.plural, &old)?;
         let (new, warnings) = change(&old)?;
         let now = Timestamp::now();
-        let Some(new) = settle_update(&asked, new, &old)? else {
-            return Ok(Written { stored: entry.value, created: false, warnings });
-        };
+        let mut new = settle_update(&asked, new, &old)?;
         let gone = is_finished(kind, &new, &old);
-        let mut new = new;
         let allocation = if gone && services::is_service(kind) {
             Some(services::release(&server.services, &old))
         } else {
             allocation(server, kind, &mut new, Some(&old), now)?
         };
+        if new == old && !gone {
+            return Ok(Written { stored: entry.value, created: false, warnings });
+        }
         let new = object::to_stored(kind, new);
         if asked.options.dry_run {
             return Ok(Written { stored: new.to_string().into(), created: false, warnings });
@@ -301,8 +301,8 @@ pub(crate) async fn change(
     Err(Status::stale(kind.group, kind.plural, name))
 }
 
-/// The object to store instead of `old`; `None` when nothing changes.
-fn settle_update(asked: &Asked<'_>, mut new: Value, old: &Value) -> Result<Option<Value>, Status> {
+/// The object to store instead of `old`: `new`, with what only the server may say taken from `old`.
+fn settle_update(asked: &Asked<'_>, mut new: Value, old: &Value) -> Result<Value, Status> {
     let kind = asked.kind();
     check_place(asked, &new)?;
     let conflict = |why: &str| Status::conflict(kind.group, kind.plural, asked.name(), why);
@@ -337,11 +337,18 @@ fn settle_update(asked: &Asked<'_>, mut new: Value, old: &Value) -> Result<Optio
             value => metadata.insert(field.into(), value.clone()),
         };
     }
+    if asked.target.sub == Sub::Finalize {
+        // Of a namespace, and nothing but the finalizers that no other update may touch.
+        let finalizers = new["spec"]["finalizers"].take();
+        new = old.clone();
+        object::spec(&mut new).insert("finalizers".into(), finalizers);
+        return Ok(new);
+    }
     let sub = if asked.target.sub == Sub::Status { Subresource::Status } else { Subresource::None };
     kind.default(&mut new);
     kind.prepare_update(&mut new, old, sub);
     refuse_invalid(kind, &new, &kind.validate_update(&new, old, sub))?;
-    Ok((new != *old).then_some(new))
+    Ok(new)
 }
 
 /// Whether the update took away the last thing that kept a deleted object.

@@ -1,0 +1,79 @@
+//! Who gets in, and what everybody may see.
+
+use http::Method;
+use portolan_apiserver::User;
+use serde_json::json;
+
+use crate::harness::{CONFIG_MAPS, Cluster, config_map, forged};
+
+#[tokio::test]
+async fn strangers_see_health_and_version_only() {
+    let cluster = Cluster::start().await;
+    let stranger = cluster.stranger();
+    for path in ["/healthz", "/livez", "/readyz", "/readyz/ping"] {
+        let answer = stranger.get(path).await;
+        assert_eq!((answer.code, answer.bytes.as_ref()), (200, &b"ok"[..]));
+    }
+    let version = stranger.get("/version").await.ok();
+    assert_eq!((&version["major"], &version["minor"]), (&json!("1"), &json!("34")));
+    let refused = stranger.get("/api/v1/namespaces/default/pods").await.failure();
+    let words = "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \
+                 \"default\"";
+    assert_eq!(refused, (403, words.to_owned()));
+    for path in ["/apis", "/api/v1", "/openapi/v3", "/", "/nonsense"] {
+        assert_eq!(stranger.get(path).await.code, 403, "{path}");
+    }
+    let token = stranger.send(Method::GET, "/api/v1/pods", &[("authorization", "Bearer x")], "").await;
+    assert_eq!(token.code, 401);
+    assert_eq!(stranger.post(CONFIG_MAPS, &config_map("a")).await.code, 403);
+    assert_eq!(cluster.admin().get(&format!("{CONFIG_MAPS}/a")).await.code, 404);
+}
+
+#[tokio::test]
+async fn a_certificate_of_another_authority_is_no_certificate() {
+    let cluster = Cluster::start().await;
+    let other = Cluster::start().await;
+    let answer = forged(&cluster, &other).exchange("GET /api/v1/pods HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
+    assert_eq!(answer, "", "the handshake fails");
+}
+
+#[tokio::test]
+async fn a_node_does_its_work_and_no_more() {
+    let cluster = Cluster::start().await;
+    let node = cluster.client(&User::node("n1"));
+    let nodes = "/api/v1/nodes";
+    assert_eq!(node.post(nodes, &json!({"metadata": {"name": "n1"}})).await.code, 201);
+    assert_eq!(node.post(nodes, &json!({"metadata": {"name": "n2"}})).await.code, 403);
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    assert_eq!(node.merge(&format!("{nodes}/n1/status"), &ready).await.code, 200);
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
+    let lease = |name: &str| json!({"metadata": {"name": name}, "spec": {"holderIdentity": name}});
+    assert_eq!(node.post(leases, &lease("n1")).await.code, 201);
+    assert_eq!(node.post(leases, &lease("n2")).await.code, 403);
+    assert_eq!(node.get("/api/v1/services").await.code, 200);
+    assert_eq!(node.post(CONFIG_MAPS, &config_map("a")).await.code, 403);
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/kube-system/endpointslices";
+    let slice = |name: &str| json!({"metadata": {"name": name}, "addressType": "IPv4", "endpoints": [], "ports": []});
+    assert_eq!(node.post(slices, &slice("kube-dns-n1")).await.code, 201);
+    assert_eq!(node.post(slices, &slice("kube-dns-n2")).await.code, 403);
+}
+
+#[tokio::test]
+async fn discovery_and_openapi() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let aggregated = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let groups = client.send(Method::GET, "/apis", &[("accept", aggregated)], "").await;
+    assert_eq!(groups.headers["content-type"], "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList");
+    let core = client.send(Method::GET, "/api", &[("accept", aggregated)], "").await.ok();
+    let resources = core["items"][0]["versions"][0]["resources"].as_array().unwrap();
+    assert!(resources.iter().any(|resource| resource["resource"] == "services"));
+    assert_eq!(client.get("/api").await.ok()["kind"], "APIVersions");
+    assert_eq!(client.get("/apis").await.ok()["kind"], "APIGroupList");
+    assert_eq!(client.get("/apis/apps").await.ok()["preferredVersion"]["groupVersion"], "apps/v1");
+    assert_eq!(client.get("/apis/apps/v1").await.ok()["kind"], "APIResourceList");
+    assert_eq!(client.get("/openapi/v3").await.code, 200);
+    assert_eq!(client.get("/openapi/v2").await.code, 200);
+    let unknown = client.get("/apis/nonsense/v1/things").await.failure();
+    assert_eq!(unknown, (404, "the server could not find the requested resource".to_owned()));
+}

@@ -1,0 +1,13 @@
+//! The API as clients see it: over TLS, in this process, each test with a server of its own.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
+
+mod access;
+mod harness;
+mod hostile;
+mod kubectl;
+mod lists;
+mod logs;
+mod objects;
+mod services;
+mod watches;
