@@ -4,8 +4,10 @@
 //! again at any moment without a pod, a connection or a rule noticing. SIGTERM stops it and leaves pods running; SIGPWR
 //! says that the machine is going down, and ends them first.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
@@ -16,6 +18,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::service_plane;
+
+/// How long pods get to end when the machine goes down, whatever their own grace period says.
+const POD_GRACE: Duration = Duration::from_secs(3);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -72,7 +77,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let mut power = signal(SignalKind::from_raw(nix::libc::SIGPWR))?;
     let client = portolan_client::connect(&config.kubeconfig).await?;
     let shutdown = CancellationToken::new();
-    let (alive_sender, alive) = watch::channel(false);
+    let (_alive_sender, alive) = watch::channel(true);
     let mut parts = JoinSet::new();
     let pods = portolan_node::AgentConfig {
         node_name: config.node_name.clone(),
@@ -84,9 +89,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         cluster_domain: config.cluster_domain.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
         kubelet_listen: (Ipv4Addr::UNSPECIFIED, config.kubelet_port).into(),
-        serving_certificate_pem: config.serving_certificate_pem.clone(),
-        serving_key_pem: config.serving_key_pem.clone(),
-        ca_pem: config.ca_pem.clone(),
+        tls: portolan_node::TlsIdentity {
+            certificate: config.serving_certificate_pem.clone(),
+            key: config.serving_key_pem.clone(),
+            client_ca: config.ca_pem.clone(),
+        },
+        labels: BTreeMap::new(),
+        capacity: portolan_node::Capacity::default(),
     };
     let plane = service_plane::Config {
         node_name: config.node_name.clone(),
@@ -98,9 +107,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     };
     {
         let (client, pods, shutdown) = (client.clone(), pods.clone(), shutdown.clone());
-        parts.spawn(async move {
-            portolan_node::run(client, pods, alive_sender, shutdown).await.context("cannot go on running pods")
-        });
+        parts.spawn(
+            async move { portolan_node::run(client, pods, shutdown).await.context("cannot go on running pods") },
+        );
     }
     parts.spawn(service_plane::run(client, plane, alive, shutdown.clone()));
     let end = tokio::select! {
@@ -111,12 +120,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             anyhow::bail!("a part of the agent ended by itself");
         }
     };
-    if end == End::Node {
-        portolan_node::shut_down(&pods).await.context("cannot end this node's pods")?;
-    }
     shutdown.cancel();
     while let Some(ended) = parts.join_next().await {
         ended??;
+    }
+    if end == End::Node {
+        portolan_node::drain(&pods, POD_GRACE).await.context("cannot end this node's pods")?;
     }
     Ok(())
 }

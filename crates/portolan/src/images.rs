@@ -39,12 +39,12 @@ pub(crate) fn run(command: Command) -> Result<()> {
         Command::Import { cluster, archive } => {
             let imported = cluster.store()?.import(&archive);
             for image in imported.with_context(|| format!("cannot import {}", archive.display()))? {
-                println!("imported {image}");
+                println!("imported {} ({})", image.name, image.id);
             }
         }
         Command::List(cluster) => {
             for image in cluster.store()?.list()? {
-                println!("{image}");
+                println!("{:<50} {:>8.1} MB  {}", image.name, image.size as f64 / 1e6, image.id);
             }
         }
     }

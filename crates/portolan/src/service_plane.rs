@@ -91,13 +91,9 @@ struct Plane {
 
 impl Plane {
     async fn open(config: &Config) -> Result<Self> {
-        let kernel = NftProjection::open(ProxyConfig {
-            node_name: config.node_name.clone(),
-            pod_cidrs: config.pod_cidrs.clone(),
-            ..ProxyConfig::default()
-        })
-        .await
-        .context("cannot take over this node's Service forwarding")?;
+        let kernel = NftProjection::open(ProxyConfig::new(&config.node_name, config.pod_cidrs.clone()))
+            .await
+            .context("cannot take over this node's Service forwarding")?;
         let dns = DnsServer::bind(ServerConfig {
             listen: vec![SocketAddr::new(config.node_address, 53)],
             domain: config.cluster_domain.clone(),
@@ -154,12 +150,22 @@ impl Plane {
     }
 
     async fn audit(&mut self) {
-        let report = self.kernel.audit(&self.snapshot).await;
-        self.note(report);
+        match self.kernel.audit(&self.snapshot).await {
+            Ok(report) => {
+                if report.repaired > 0 {
+                    tracing::warn!("repaired {} nftables elements and chains that somebody changed", report.repaired);
+                }
+                self.note(report);
+            }
+            Err(error) => tracing::warn!("cannot read the kernel back: {error}"),
+        }
     }
 
     fn note(&mut self, report: Report) {
-        for (service, error) in report.failed {
+        for (service, diagnostic) in report.diagnostics {
+            tracing::warn!("Service {service}: {}: {}", diagnostic.field, diagnostic.message);
+        }
+        for (service, error) in report.refused {
             tracing::warn!("{service} is not forwarded as it should be: {error}; trying again in {RETRY_AFTER:?}");
             self.failed.services.insert(service);
         }

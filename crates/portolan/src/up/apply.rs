@@ -62,7 +62,9 @@ fn parse(origin: &str, text: &str) -> Result<Vec<Manifest>> {
         let origin = format!("{origin}, document {}", index + 1);
         match document {
             Value::Null => {}
-            Value::Object(mut fields) if fields.get("kind").and_then(Value::as_str).is_some_and(|k| k.ends_with("List")) => {
+            Value::Object(mut fields)
+                if fields.get("kind").and_then(Value::as_str).is_some_and(|k| k.ends_with("List")) =>
+            {
                 let items = fields.remove("items").and_then(|items| items.as_array().cloned()).unwrap_or_default();
                 for (item, object) in items.into_iter().enumerate() {
                     manifests.push(manifest(format!("{origin}, item {}", item + 1), object)?);
@@ -76,7 +78,10 @@ fn parse(origin: &str, text: &str) -> Result<Vec<Manifest>> {
 
 fn manifest(origin: String, document: Value) -> Result<Manifest> {
     for field in ["apiVersion", "kind"] {
-        ensure!(document.get(field).is_some_and(Value::is_string), "{origin}: no {field}, so this is no Kubernetes object");
+        ensure!(
+            document.get(field).is_some_and(Value::is_string),
+            "{origin}: no {field}, so this is no Kubernetes object"
+        );
     }
     let object: DynamicObject =
         serde_json::from_value(document).with_context(|| format!("{origin} is no Kubernetes object"))?;

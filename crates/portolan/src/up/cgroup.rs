@@ -28,9 +28,9 @@ fn mounted(mountinfo: &str) -> BTreeSet<PathBuf> {
         let mut filesystem = filesystem.split(' ');
         let counts = match filesystem.next() {
             Some("cgroup2") => true,
-            Some("cgroup") => filesystem
-                .nth(1)
-                .is_some_and(|options| options.split(',').any(|option| CONTROLLERS.contains(&option))),
+            Some("cgroup") => {
+                filesystem.nth(1).is_some_and(|options| options.split(',').any(|option| CONTROLLERS.contains(&option)))
+            }
             _ => false,
         };
         if counts {

@@ -5,7 +5,9 @@
 //!
 //! Deliberately not here: what happens inside a node's namespace, which is the agent's to set up.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use ipnet::{IpNet, Ipv4Net};
@@ -14,6 +16,8 @@ use nlink::netlink::link::{BridgeLink, VethLink};
 use nlink::netlink::namespace::{self, Netns};
 use nlink::netlink::route::Ipv4Route;
 use nlink::netlink::{Connection, Route};
+use portolan_apiserver::NodeDialer;
+use tokio::net::TcpSocket;
 
 use super::plan::{BRIDGE, FABRIC_NAMESPACE, HOST_LINK, NAMESPACE_PREFIX, NodePlan, OUTSIDE_NAMESPACE, Plan, UPLINK};
 
@@ -73,6 +77,19 @@ impl Fabric {
     /// Runs `f` on a thread inside the fabric's namespace: sockets made there stay there.
     pub(crate) fn run<T: Send>(&self, f: impl FnOnce() -> T + Send) -> Result<T> {
         Ok(self.namespace.run(f)?)
+    }
+
+    /// Connects from within the fabric, for the API server to reach nodes with.
+    pub(crate) fn dialer(&self) -> Result<NodeDialer> {
+        let namespace = Arc::new(self.namespace.try_clone()?);
+        Ok(Arc::new(move |address| {
+            let namespace = namespace.clone();
+            Box::pin(async move {
+                let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+                let socket = namespace.socket(libc::AF_INET, kind, 0).map_err(io::Error::other)?;
+                TcpSocket::from_std_stream(socket.into()).connect(address).await
+            })
+        }))
     }
 
     /// Gives the host its one link, with an address in the node network and a route to the Services through `via`.

@@ -27,7 +27,9 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
 use kube::api::PostParams;
 use kube::runtime::watcher;
+use portolan_apiserver::{ApiServer, User};
 use portolan_client::Cache;
+use portolan_controllers::AddressRange;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -41,6 +43,10 @@ use crate::clean;
 /// How long a start may take before it is given up, with what was missing.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 const API_PORT: u16 = 6443;
+/// A node renews its Lease every second; missing two renewals is being dead.
+const NODE_LEASE_TIMEOUT: Duration = Duration::from_secs(2);
+/// A dead node's pods are replaced this much later, so that a node that only stumbled keeps them.
+const EVICTION_DELAY: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -78,8 +84,8 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "10.203.0.0/24")]
     node_network: Ipv4Net,
     /// The addresses for Services of type LoadBalancer [default: hosts 200 to 250 of the node network]
-    #[arg(long, value_parser = plan::parse_pool, value_name = "FIRST-LAST")]
-    lb_pool: Option<(Ipv4Addr, Ipv4Addr)>,
+    #[arg(long, value_name = "FIRST-LAST")]
+    lb_pool: Option<AddressRange>,
     /// The ports for Services of type NodePort
     #[arg(long, default_value = "30000-32767", value_parser = parse_ports, value_name = "FIRST-LAST")]
     node_ports: (u16, u16),
@@ -123,12 +129,7 @@ pub(crate) async fn run(mut arguments: Arguments) -> Result<()> {
     outcome
 }
 
-async fn cluster(
-    arguments: &Arguments,
-    plan: &Plan,
-    manifests: Vec<apply::Manifest>,
-    started: Instant,
-) -> Result<()> {
+async fn cluster(arguments: &Arguments, plan: &Plan, manifests: Vec<apply::Manifest>, started: Instant) -> Result<()> {
     let mut stop = Stop::new()?;
     let fabric = Fabric::create(plan).await?;
     let mut parts = Parts::default();
@@ -223,7 +224,7 @@ async fn start(
         .with_context(|| format!("cannot listen on {host_api}; choose another port with --api-port"))?;
     let control_api = SocketAddr::from((plan.control(), API_PORT));
     let node_listener = fabric.run(|| TcpListener::bind(control_api))?.context("cannot listen on the fabric")?;
-    let server = open_api_server(arguments, plan, control_api).await?;
+    let server = open_api_server(arguments, plan, control_api, &fabric).await?;
 
     let private = |name: &str, content: &str| -> Result<PathBuf> {
         let path = data_dir.join(name);
@@ -231,16 +232,15 @@ async fn start(
         Ok(path)
     };
     let host_url = format!("https://{host_api}");
-    let admin = server.kubeconfig(&host_url, portolan_apiserver::User::Admin)?;
+    let admin = server.kubeconfig(&host_url, &User::admin())?;
     data_dir::write_private(&arguments.kubeconfig(), admin.as_bytes())?;
-    let controllers =
-        private("controllers.kubeconfig", &server.kubeconfig(&host_url, portolan_apiserver::User::Controllers)?)?;
+    let controllers = private("controllers.kubeconfig", &server.kubeconfig(&host_url, &User::controllers())?)?;
     let node_url = format!("https://{control_api}");
     let mut settings = Vec::new();
     for node in &plan.nodes {
         settings.push(NodeSettings::write(arguments, plan, node, &server, &node_url)?);
     }
-    let root_ca_pem = server.ca_pem().to_owned();
+    let root_ca_pem = server.ca().to_owned();
     let api = parts.api.clone();
     parts.tasks.spawn(async move {
         server.serve(vec![host_listener, node_listener], api).await.context("the API server failed")
@@ -281,16 +281,17 @@ async fn open_api_server(
     arguments: &Arguments,
     plan: &Plan,
     control_api: SocketAddr,
-) -> Result<portolan_apiserver::ApiServer> {
+    fabric: &Fabric,
+) -> Result<ApiServer> {
     let config = portolan_apiserver::Config {
-        data_dir: arguments.data_dir.clone(),
         service_cidrs: vec![plan.service_cidr.into()],
-        node_port_range: arguments.node_ports.0..=arguments.node_ports.1,
+        node_ports: arguments.node_ports.0..=arguments.node_ports.1,
         cluster_domain: arguments.cluster_domain.clone(),
-        endpoints: vec![control_api],
-        sans: vec!["localhost".to_owned(), Ipv4Addr::LOCALHOST.to_string(), plan.control().to_string()],
+        advertise: Some(control_api),
+        node_dialer: Some(fabric.dialer()?),
+        ..portolan_apiserver::Config::new(&arguments.data_dir)
     };
-    portolan_apiserver::ApiServer::open(config).await.context("cannot open the cluster's state")
+    ApiServer::open(config).await.context("cannot open the cluster's state")
 }
 
 async fn run_controllers(
@@ -303,9 +304,11 @@ async fn run_controllers(
     create_dns_service(&client, plan.cluster_dns).await?;
     let config = portolan_controllers::Config {
         pod_cidr: plan.pod_cidr.into(),
-        lb_pools: vec![portolan_controllers::AddressRange { first: plan.pool.0.into(), last: plan.pool.1.into() }],
+        lb_pools: vec![plan.pool],
         root_ca_pem,
-        ..portolan_controllers::Config::default()
+        node_mask: 24,
+        node_lease_timeout: NODE_LEASE_TIMEOUT,
+        eviction_delay: EVICTION_DELAY,
     };
     portolan_controllers::run(client, config, shutdown).await.context("the controllers failed")
 }

@@ -4,8 +4,9 @@
 
 use std::net::Ipv4Addr;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use ipnet::Ipv4Net;
+use portolan_controllers::AddressRange;
 
 /// Every namespace that a cluster makes starts with this; `ip netns` lists them.
 pub(crate) const NAMESPACE_PREFIX: &str = "portolan-";
@@ -32,7 +33,7 @@ pub(crate) struct Plan {
     pub(crate) pod_cidr: Ipv4Net,
     pub(crate) service_cidr: Ipv4Net,
     pub(crate) cluster_dns: Ipv4Addr,
-    pub(crate) pool: (Ipv4Addr, Ipv4Addr),
+    pub(crate) pool: AddressRange,
     pub(crate) nodes: Vec<NodePlan>,
 }
 
@@ -57,7 +58,7 @@ impl Plan {
         pod_cidr: Ipv4Net,
         service_cidr: Ipv4Net,
         cluster_dns: Ipv4Addr,
-        pool: Option<(Ipv4Addr, Ipv4Addr)>,
+        pool: Option<AddressRange>,
     ) -> Result<Self> {
         ensure!((1..=MAX_NODES).contains(&nodes), "--nodes is {nodes}; it must be 1 to {MAX_NODES}");
         ensure!(
@@ -86,8 +87,10 @@ impl Plan {
             "--cluster-dns {cluster_dns} is not within --service-cidr {service_cidr}"
         );
         let host = |number: u32| Ipv4Addr::from(u32::from(node_network.network()) + number);
-        let pool = pool.unwrap_or((host(200), host(250)));
-        ensure!(pool.0 <= pool.1, "--lb-pool starts at {} and ends before it, at {}", pool.0, pool.1);
+        let pool = match pool {
+            Some(pool) => pool,
+            None => format!("{}-{}", host(200), host(250)).parse()?,
+        };
         let nodes = (1..=nodes)
             .map(|number| NodePlan { name: format!("node{number}"), address: host(10 + u32::from(number)) })
             .collect();
@@ -119,12 +122,6 @@ impl Plan {
     }
 }
 
-/// `FIRST-LAST`, as `--lb-pool` takes it.
-pub(crate) fn parse_pool(text: &str) -> Result<(Ipv4Addr, Ipv4Addr)> {
-    let (first, last) = text.split_once('-').context("write it as FIRST-LAST, as in 10.203.0.200-10.203.0.250")?;
-    Ok((first.trim().parse()?, last.trim().parse()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,7 +144,7 @@ mod tests {
         assert_eq!(plan.outside().to_string(), "10.203.0.2");
         assert_eq!(plan.nodes[2].address.to_string(), "10.203.0.13");
         assert_eq!(plan.nodes[2].namespace(), "portolan-node3");
-        assert_eq!(plan.pool.1.to_string(), "10.203.0.250");
+        assert_eq!(plan.pool.to_string(), "10.203.0.200-10.203.0.250");
     }
 
     #[test]

@@ -15,11 +15,8 @@ pub(crate) fn check() -> Result<()> {
         ("/proc/self/ns/pid", "PID namespaces (CONFIG_PID_NS)"),
         ("/sys/fs/cgroup", "cgroups, mounted at /sys/fs/cgroup"),
     ];
-    let mut missing: Vec<String> = kernel_files
-        .iter()
-        .filter(|(file, _)| !Path::new(file).exists())
-        .map(|(_, need)| (*need).to_owned())
-        .collect();
+    let mut missing: Vec<String> =
+        kernel_files.iter().filter(|(file, _)| !Path::new(file).exists()).map(|(_, need)| (*need).to_owned()).collect();
     let filesystems = std::fs::read_to_string("/proc/filesystems")?;
     // A module that is not loaded yet is not listed; mounting it once would load it.
     if !filesystems.lines().any(|line| line.trim_start_matches("nodev").trim() == "overlay")

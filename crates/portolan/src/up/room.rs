@@ -12,6 +12,7 @@ use anyhow::{Context, Result};
 use futures::stream::{FuturesUnordered, StreamExt};
 use nix::sys::signal::Signal;
 use nlink::netlink::namespace::Netns;
+use portolan_apiserver::{ApiServer, User};
 
 use super::control::{NodeLine, Request, Response};
 use super::fabric::{Fabric, HostLink};
@@ -37,15 +38,15 @@ impl NodeSettings {
         arguments: &Arguments,
         plan: &Plan,
         node: &NodePlan,
-        server: &portolan_apiserver::ApiServer,
+        server: &ApiServer,
         server_url: &str,
     ) -> Result<Self> {
         let directory = data_dir::node(&arguments.data_dir, &node.name);
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory)?;
         let kubeconfig = directory.join("kubeconfig");
-        let user = portolan_apiserver::User::Node(node.name.clone());
-        data_dir::write_private(&kubeconfig, server.kubeconfig(server_url, user)?.as_bytes())?;
-        let identity = server.node_serving_certificate(&node.name, &[node.address.into()])?;
+        let user = User::node(&node.name);
+        data_dir::write_private(&kubeconfig, server.kubeconfig(server_url, &user)?.as_bytes())?;
+        let identity = server.certificate(&user)?;
         let config = agent::Config {
             node_name: node.name.clone(),
             node_address: node.address.into(),
@@ -53,15 +54,15 @@ impl NodeSettings {
             kubeconfig,
             state_dir: directory.join("state"),
             image_dir: data_dir::images(&arguments.data_dir),
-            cgroup_parent: format!("/{CGROUP}/{}", node.name),
+            cgroup_parent: format!("/{CGROUP}/{}/pods", node.name),
             cluster_dns: vec![plan.cluster_dns.into()],
             cluster_domain: arguments.cluster_domain.clone(),
             pod_cidrs: vec![plan.pod_cidr.into()],
             dns_upstreams: vec![(plan.control(), 53).into()],
             kubelet_port: KUBELET_PORT,
-            serving_certificate_pem: identity.certificate_pem,
-            serving_key_pem: identity.key_pem,
-            ca_pem: server.ca_pem().to_owned(),
+            serving_certificate_pem: identity.certificate,
+            serving_key_pem: identity.key,
+            ca_pem: server.ca().to_owned(),
         };
         let path = directory.join("agent.json");
         data_dir::write_private(&path, &serde_json::to_vec_pretty(&config)?)?;

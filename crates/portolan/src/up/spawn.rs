@@ -63,11 +63,20 @@ impl NodeProcess {
             let files = [null.as_raw_fd(), log.as_raw_fd(), log.as_raw_fd()];
             // SAFETY: this is the child, and the vectors behind `argv` and `envp` live in its copy of the memory.
             unsafe {
-                become_node(network.as_fd().as_raw_fd(), gate.as_raw_fd(), opener.as_raw_fd(), files, argv.as_ptr(), envp.as_ptr())
+                become_node(
+                    network.as_fd().as_raw_fd(),
+                    gate.as_raw_fd(),
+                    opener.as_raw_fd(),
+                    files,
+                    argv.as_ptr(),
+                    envp.as_ptr(),
+                )
             }
         }
         // SAFETY: the kernel stored a descriptor of ours there, which nothing else owns.
-        let pidfd = AsyncFd::new(unsafe { OwnedFd::from_raw_fd(pidfd) })?;
+        let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+        // SAFETY: the descriptor is owned, so it stays open for as long as it is registered.
+        let pidfd = unsafe { AsyncFd::register(pidfd) }?;
         let pid = libc::pid_t::try_from(pid).map_err(io::Error::other)?;
         drop(gate);
         let process = Self { pid, pidfd };

@@ -42,7 +42,8 @@ fn after_kill_9_clean_removes_the_remains() {
         cluster.client().deploy("web", 2);
         cluster.kill();
         eventually("every process of the cluster is gone", SOON, || {
-            let processes: Vec<_> = machine.remains().into_iter().filter(|thing| thing.starts_with("process")).collect();
+            let processes: Vec<_> =
+                machine.remains().into_iter().filter(|thing| thing.starts_with("process")).collect();
             if processes.is_empty() { Ok(()) } else { Err(format!("{processes:?}")) }
         });
         assert!(machine.remains().contains("namespace portolan-node1"), "a killed cluster cannot tidy up");

@@ -46,7 +46,9 @@ fn killing_the_agent_leaves_its_pods_running() {
                 .collect()
         };
         let before = containers(&api);
-        let renewals = |api: &Api| api.get("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node1")["spec"]["renewTime"].clone();
+        let renewals = |api: &Api| {
+            api.get("/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/node1")["spec"]["renewTime"].clone()
+        };
         let agent = agent_of("node1", &cluster);
         nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGKILL).unwrap();
         eventually("another agent runs", SOON, || {
@@ -93,7 +95,10 @@ fn a_pod_that_cannot_run_says_why() {
         let pod = |name: &str, container: Value| {
             let mut container = container;
             container["name"] = json!("main");
-            api.post("/api/v1/namespaces/default/pods", &json!({ "metadata": { "name": name }, "spec": { "containers": [container] } }));
+            api.post(
+                "/api/v1/namespaces/default/pods",
+                &json!({ "metadata": { "name": name }, "spec": { "containers": [container] } }),
+            );
         };
         pod("no-image", json!({ "image": "registry.example/none:1" }));
         pod("fails", json!({ "image": "portolan/workload", "args": ["fail"] }));
@@ -114,7 +119,8 @@ fn a_pod_that_cannot_run_says_why() {
                 if status.contains(in_status) { Ok(()) } else { Err(status) }
             });
             eventually(&format!("{name} has an Event {in_event}"), SOON, || {
-                let events = api.get(&format!("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name={name}"));
+                let events =
+                    api.get(&format!("/api/v1/namespaces/default/events?fieldSelector=involvedObject.name={name}"));
                 let found = events["items"].as_array().unwrap().iter().any(|event| event["reason"] == in_event);
                 if found { Ok(()) } else { Err(events["items"].to_string()) }
             });
@@ -130,7 +136,8 @@ fn logs_are_served_through_the_api() {
         let api = cluster.client();
         api.deploy("web", 1);
         let name = names(&pods(&api)).pop_first().unwrap();
-        let (status, _) = api.send("GET", &format!("/api/v1/namespaces/default/pods/{name}/log"), "application/json", Vec::new());
+        let (status, _) =
+            api.send("GET", &format!("/api/v1/namespaces/default/pods/{name}/log"), "application/json", Vec::new());
         assert_eq!(status, 200);
         assert!(cluster.stop().success());
     });

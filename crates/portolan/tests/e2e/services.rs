@@ -122,7 +122,9 @@ fn a_service_without_selector_leads_where_its_slice_says() {
         let mut server = Command::new(env!("CARGO_BIN_EXE_portolan"));
         server.args(["workload", "serve", "--port", "9000"]);
         let mut server = outside.command(server).unwrap().pdeathsig(nix::libc::SIGKILL).spawn().unwrap();
-        let service = api.service(json!({ "metadata": { "name": "legacy" }, "spec": { "ports": [{ "port": 80, "targetPort": 9000 }] } }));
+        let service = api.service(
+            json!({ "metadata": { "name": "legacy" }, "spec": { "ports": [{ "port": 80, "targetPort": 9000 }] } }),
+        );
         api.post(
             "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices",
             &json!({
