@@ -112,3 +112,86 @@ fn lifetime(message: &[u8]) -> Option<Duration> {
     let seconds = seconds.filter(|seconds| *seconds > 0 && *seconds >> 31 == 0)?;
     Some(Duration::from_secs(seconds.min(LONGEST).into()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::push_fixed;
+    use crate::wire::{IN, encode};
+
+    fn ask(name: &str) -> Arc<Ask> {
+        let name = encode(name).unwrap().into();
+        Arc::new(Ask { name, kind: kind::A, dnssec_ok: false, checking_disabled: false })
+    }
+
+    /// A reply with answers, and perhaps an SOA record, of these times to live; the SOA's minimum is 20.
+    fn message(ask: &Ask, code: u16, answers: &[u32], soa: Option<u32>) -> Vec<u8> {
+        let mut message = Vec::new();
+        let answer_count = u16::try_from(answers.len()).unwrap();
+        for value in [7, flag::RESPONSE | code, 1, answer_count, u16::from(soa.is_some()), 0] {
+            message.extend_from_slice(&value.to_be_bytes());
+        }
+        message.extend_from_slice(&ask.name);
+        message.extend_from_slice(&[kind::A.to_be_bytes(), IN.to_be_bytes()].concat());
+        for ttl in answers {
+            push_fixed(&mut message, &[0xc0, 12], kind::A, *ttl, 4);
+            message.extend_from_slice(&[192, 0, 2, 1]);
+        }
+        if let Some(ttl) = soa {
+            push_fixed(&mut message, &[0], kind::SOA, ttl, 22);
+            message.extend_from_slice(&[&[0; 18][..], &20u32.to_be_bytes()].concat());
+        }
+        message
+    }
+
+    /// The seconds for which a reply is repeated.
+    fn kept(code: u16, answers: &[u32], soa: Option<u32>) -> Option<u64> {
+        lifetime(&message(&ask("a.test"), code, answers, soa)).map(|lifetime| lifetime.as_secs())
+    }
+
+    #[test]
+    fn a_reply_is_kept_for_as_long_as_it_says() {
+        use crate::wire::rcode::{NO_ERROR, NX_DOMAIN, REFUSED, SERV_FAIL};
+        assert_eq!(kept(NO_ERROR, &[60, 30], None), Some(30));
+        assert_eq!(kept(NO_ERROR, &[60, 0], None), None);
+        assert_eq!(kept(NO_ERROR, &[1_000_000], None), Some(3_600));
+        assert_eq!(kept(NO_ERROR, &[0x8000_0001], None), None);
+        assert_eq!(kept(NO_ERROR, &[], None), None);
+        assert_eq!(kept(NO_ERROR, &[], Some(60)), Some(20));
+        assert_eq!(kept(NO_ERROR, &[], Some(10)), Some(10));
+        assert_eq!(kept(NO_ERROR, &[15], Some(60)), Some(15));
+        assert_eq!(kept(NX_DOMAIN, &[], Some(60)), Some(20));
+        assert_eq!(kept(NX_DOMAIN, &[60], None), None);
+        assert_eq!(kept(SERV_FAIL, &[60], Some(60)), None);
+        assert_eq!(kept(REFUSED, &[60], Some(60)), None);
+    }
+
+    #[test]
+    fn it_is_handed_out_with_the_time_that_is_left() {
+        let (mut cache, ask, start) = (Cache::new(10_000), ask("a.test"), Instant::now());
+        cache.put(ask.clone(), &message(&ask, 0, &[60, 90], None), start);
+        let left = |after| {
+            let message = cache.get(&ask, start + Duration::from_secs(after))?;
+            Some(records(&message).map(|record| record.ttl(&message)).collect::<Vec<_>>())
+        };
+        assert_eq!(left(0), Some(vec![60, 90]));
+        assert_eq!(left(59), Some(vec![1, 31]));
+        assert_eq!(left(60), None);
+    }
+
+    #[test]
+    fn the_oldest_gives_way_and_the_size_is_bounded() {
+        let (mut cache, start) = (Cache::new(3_000), Instant::now());
+        let names: Vec<Arc<Ask>> = (0..100).map(|index| ask(&format!("n{index}.test"))).collect();
+        for name in names.iter().chain(&names[90..]) {
+            cache.put(name.clone(), &message(name, 0, &[60], None), start);
+            assert!(cache.size <= 3_000 && cache.entries.len() == cache.order.len());
+        }
+        assert!(cache.get(&names[99], start).is_some() && cache.get(&names[0], start).is_none());
+        let held: usize = cache.entries.iter().map(|(ask, entry)| cost(ask, &entry.message)).sum();
+        assert_eq!(cache.size, held);
+        // A reply that would push out all others is not kept.
+        cache.put(names[0].clone(), &message(&names[0], 0, &[60; 200], None), start);
+        assert!(cache.get(&names[0], start).is_none());
+    }
+}

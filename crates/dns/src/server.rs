@@ -144,7 +144,8 @@ impl DnsServer {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         // The serial wraps in 2106, as serials may.
         let serial = u32::try_from(now.as_secs() & u64::from(u32::MAX)).unwrap_or_default();
-        if self.zone.apply(snapshot, delta, serial) {
+        // Before it is synced nobody is answered from it, and a zone that is not shared changes in place.
+        if self.zone.apply(snapshot, delta, serial) && self.synced {
             self.publish();
         }
     }

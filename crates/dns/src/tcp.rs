@@ -40,10 +40,9 @@ pub(crate) async fn serve(listener: TcpListener, responder: Arc<Responder>) {
         let Ok(permit) = permits.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, peer)) => {
-                let crowded = permits.available_permits() < MAX_CONNECTIONS / 4;
-                let (responder, idle) = (responder.clone(), if crowded { IDLE_WHEN_CROWDED } else { IDLE });
+                let (responder, permits) = (responder.clone(), permits.clone());
                 connections.spawn(async move {
-                    if let Err(error) = converse(stream, &responder, idle).await {
+                    if let Err(error) = converse(stream, &responder, &permits).await {
                         tracing::debug!(%peer, %error, "a DNS connection ended early");
                     }
                     drop(permit);
@@ -57,7 +56,7 @@ pub(crate) async fn serve(listener: TcpListener, responder: Arc<Responder>) {
     }
 }
 
-async fn converse(mut stream: TcpStream, responder: &Responder, idle: Duration) -> io::Result<()> {
+async fn converse(mut stream: TcpStream, responder: &Responder, permits: &Semaphore) -> io::Result<()> {
     // Replies are written whole.
     stream.set_nodelay(true)?;
     let (sender, mut forwarded) = mpsc::channel(MAX_OUTSTANDING);
@@ -74,6 +73,8 @@ async fn converse(mut stream: TcpStream, responder: &Responder, idle: Duration) 
         }
         // A sender for each outstanding question, and ours.
         let outstanding = sender.strong_count() - 1;
+        let crowded = permits.available_permits() < MAX_CONNECTIONS / 4;
+        let idle = if crowded { IDLE_WHEN_CROWDED } else { IDLE };
         tokio::select! {
             Some(reply) = forwarded.recv() => write(&mut stream, &reply).await?,
             read = timeout(idle, stream.read_buf(&mut input)), if outstanding < MAX_OUTSTANDING => match read {

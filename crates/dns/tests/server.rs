@@ -226,6 +226,23 @@ fn a_tcp_query_of_senseless_size_ends_the_connection() {
 }
 
 #[test]
+fn idle_connections_do_not_keep_others_out() {
+    let server = synced(&[], vec![web()]);
+    // More than it takes at a time; the last ones wait to be accepted.
+    let idle: Vec<TcpStream> = (0..150).map(|_| connect(&server)).collect();
+    let mut stream = connect(&server);
+    stream.write_all(&framed(&query("web.default.svc.cluster.local", RecordType::A, None))).unwrap();
+    assert_eq!(read_framed(&mut stream).answers.len(), 1);
+    // It is idle connections that made room, though the oldest still have time.
+    let closed = idle.iter().filter(|stream| {
+        let mut stream: &TcpStream = stream;
+        stream.set_nonblocking(true).unwrap();
+        matches!(stream.read(&mut [0; 1]), Ok(0))
+    });
+    assert!(closed.count() > 0);
+}
+
+#[test]
 fn other_names_are_asked_for_elsewhere_and_remembered() {
     let upstream = Upstream::knowing();
     let server = synced(&[upstream.address], vec![web()]);
