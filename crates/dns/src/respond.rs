@@ -1,13 +1,13 @@
 //! A query and the zone -> the reply's bytes, or what has to be asked elsewhere first.
 //!
 //! Invariants: total on any bytes; a reply never exceeds what the client takes, and a refusal is never longer than the
-//! query and an OPT record, so nothing here amplifies. No I/O and, but for aliases, no allocation.
+//! query and an OPT record, so nothing here amplifies. No I/O; only aliases and what is forwarded allocate here.
 //!
 //! Source: RFC 1034 §4.3, RFC 2308 (negative answers), RFC 6604 (the code of a chain of aliases is its end's).
 
-use hickory_proto::op::{Message, Query as OracleQuery};
+use hickory_proto::op::{Message, Query as DecodedQuery};
 use hickory_proto::rr::rdata::CNAME;
-use hickory_proto::rr::{Name as OracleName, RData, Record, RecordType};
+use hickory_proto::rr::{Name as DecodedName, RData, Record, RecordType};
 use hickory_proto::serialize::binary::BinDecodable;
 
 use crate::answer::push_fixed;
@@ -300,7 +300,7 @@ fn deliver(asker: Asker<'_>, message: &[u8], flags: u16, out: &mut Vec<u8>) {
 /// Puts the aliases that lead to a message's question in front of its answers, and asks about the first of them.
 fn prepend_aliases(aliases: &[Box<[u8]>], target: &[u8], kind: u16, ttl: u32, message: &[u8]) -> Option<Vec<u8>> {
     let mut message = Message::from_vec(message).ok()?;
-    let name = |wire: &[u8]| OracleName::from_bytes(wire).ok();
+    let name = |wire: &[u8]| DecodedName::from_bytes(wire).ok();
     let targets = aliases.iter().skip(1).map(|alias| &**alias).chain([target]);
     let mut answers = Vec::new();
     for (alias, target) in aliases.iter().zip(targets) {
@@ -308,7 +308,7 @@ fn prepend_aliases(aliases: &[Box<[u8]>], target: &[u8], kind: u16, ttl: u32, me
     }
     answers.append(&mut message.answers);
     message.answers = answers;
-    message.queries = vec![OracleQuery::query(name(aliases.first()?)?, RecordType::from(kind))];
+    message.queries = vec![DecodedQuery::query(name(aliases.first()?)?, RecordType::from(kind))];
     message.edns = None;
     message.to_vec().ok()
 }
