@@ -9,8 +9,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, EXPECT};
 use http::request::Parts;
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use portolan_kinds::Status;
+use hyper::body::{Body, Incoming};
+use portolan_kinds::{Status, protobuf};
 use serde_json::Value;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
@@ -33,6 +33,9 @@ impl Budget {
 }
 
 pub(crate) async fn read(parts: &Parts, body: Incoming, budget: &Budget) -> Result<Bytes, Status> {
+    if body.is_end_stream() {
+        return Ok(Bytes::new());
+    }
     let deadline = Instant::now() + PATIENCE;
     let declared: Option<usize> = parts
         .headers
@@ -91,12 +94,13 @@ pub(crate) fn media_type(parts: &Parts) -> &str {
 }
 
 /// # Errors
-/// 415 for other media types, 400 for what is not JSON or YAML.
+/// 415 for other media types, 400 for what is not what it says it is.
 pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> Result<Value, Status> {
     match media_type {
         "" | "application/json" | "*/*" => json(bytes),
         "application/yaml" | "text/yaml" => yaml(bytes),
-        _ => Err(Status::unsupported_media_type(&["application/json", "application/yaml"])),
+        protobuf::MEDIA_TYPE => protobuf::to_json(bytes),
+        _ => Err(Status::unsupported_media_type(&["application/json", "application/yaml", protobuf::MEDIA_TYPE])),
     }
 }
 
@@ -131,7 +135,8 @@ mod tests {
             ("application/json", "nonsense", 400),
             ("application/json", "", 400),
             ("application/yaml", "a: [", 400),
-            ("application/vnd.kubernetes.protobuf", "k8s\0", 415),
+            ("application/vnd.kubernetes.protobuf", "k8s\0", 400),
+            ("application/vnd.kubernetes.protobuf", "{}", 400),
             ("text/html", "{}", 415),
         ] {
             assert_eq!(decode(media, body.as_bytes()).map_err(|status| status.code()), Err(code), "{media} {body}");

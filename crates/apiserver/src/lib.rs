@@ -16,7 +16,6 @@ mod body;
 mod bootstrap;
 mod delete;
 mod discovery;
-mod events;
 mod filter;
 mod listen;
 mod nodes;

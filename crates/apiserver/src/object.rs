@@ -5,7 +5,7 @@
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use portolan_kinds::Kind;
+use portolan_kinds::{Kind, convert_event};
 use portolan_store::{Document, Key, Prefix, Revision};
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -42,12 +42,12 @@ pub(crate) fn stored_kind(kind: &'static Kind) -> &'static Kind {
 
 /// What is stored for an object that came in as `kind`.
 pub(crate) fn to_stored(kind: &'static Kind, object: Value) -> Value {
-    if is_foreign(kind) { crate::events::convert(object, stored_kind(kind)) } else { object }
+    if is_foreign(kind) { convert_event(&object, &stored_kind(kind).api_version()) } else { object }
 }
 
 /// A stored object as `kind`.
 pub(crate) fn from_stored(kind: &'static Kind, stored: Value) -> Value {
-    if is_foreign(kind) { crate::events::convert(stored, kind) } else { stored }
+    if is_foreign(kind) { convert_event(&stored, &kind.api_version()) } else { stored }
 }
 
 fn type_meta(kind: &Kind) -> String {

@@ -6,7 +6,7 @@ use std::io::Write;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, VARY, WARNING};
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, EXPIRES, HeaderValue, RETRY_AFTER, VARY, WARNING};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use portolan_kinds::Status;
@@ -27,9 +27,7 @@ fn reply(code: u16, content_type: &'static str, body: Body) -> Reply {
     let mut response = Response::new(body);
     *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
-    response
-        .headers_mut()
-        .insert(HeaderName::from_static("cache-control"), HeaderValue::from_static("no-cache, private"));
+    response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 
@@ -75,6 +73,17 @@ pub(crate) fn warn(response: &mut Reply, warnings: &[String]) {
         if let Ok(header) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
             response.headers_mut().append(WARNING, header);
         }
+    }
+}
+
+/// What will never be different under the same URL.
+pub(crate) fn keep_for_ever(response: &mut Reply) {
+    let year = jiff::SignedDuration::from_hours(365 * 24);
+    let then = jiff::Timestamp::now().saturating_add(year).unwrap_or(jiff::Timestamp::MAX);
+    let headers = response.headers_mut();
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
+    if let Ok(date) = HeaderValue::from_str(&then.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string()) {
+        headers.insert(EXPIRES, date);
     }
 }
 

@@ -94,13 +94,13 @@ impl Server {
             if !matches!(parts.method, Method::GET | Method::HEAD) {
                 return Err(Status::unknown_resource());
             }
-            return self.document(route?, header(&parts, ACCEPT));
+            return self.document(route?, header(&parts, ACCEPT), parts.uri.query().unwrap_or_default());
         };
         self.object(user, target, parts, body, peer).await
     }
 
     /// What the server says about itself.
-    fn document(&self, route: Route, accept: &str) -> Result<Reply, Status> {
+    fn document(&self, route: Route, accept: &str, query: &str) -> Result<Reply, Status> {
         let core = route == Route::CoreVersions;
         Ok(match route {
             Route::CoreVersions | Route::Groups => match accept::discovery(accept) {
@@ -121,13 +121,19 @@ impl Server {
             Route::Resources { group, version } => respond::value(200, &discovery::resources(&group, &version)),
             // kubectl looks here, in protobuf only, for kinds that it found nowhere else.
             Route::OpenApiV2 if accept.contains("proto-openapi") => respond::typed(
-                "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
                 discovery::OPENAPI_V2_PROTOBUF,
             ),
             Route::OpenApiV2 => respond::value(200, &portolan_kinds::openapi::v2()),
             Route::OpenApiV3Index => respond::value(200, &portolan_kinds::openapi::v3_index()),
             Route::OpenApiV3(path) => {
-                respond::value(200, &portolan_kinds::openapi::v3(&path).ok_or_else(Status::unknown_resource)?)
+                let document = portolan_kinds::openapi::v3(&path).ok_or_else(Status::unknown_resource)?;
+                let mut reply = respond::value(200, &document);
+                // The index names each document by its hash, so that clients can keep it.
+                if query.contains("hash=") {
+                    respond::keep_for_ever(&mut reply);
+                }
+                reply
             }
             Route::Health | Route::Version | Route::Object(_) => return Err(Status::unknown_resource()),
         })

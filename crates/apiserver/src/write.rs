@@ -8,7 +8,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
 use portolan_store::{Expect, Op, Store, WriteError};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::authz::{self, User};
 use crate::object;
@@ -435,9 +435,8 @@ impl Patch {
             Self::Json(patch) => {
                 let mut new = old.clone();
                 json_patch::patch(&mut new, &patch.0).map_err(|error| {
-                    let path = error.path.to_string();
-                    let why = FieldError::invalid(path, json!(error.kind.to_string()), "the patch cannot be applied");
-                    Status::invalid(kind.group, kind.kind, object::name(old), &[why])
+                    let why = format!("the server rejected our request due to an error in our request: {error}");
+                    Status::unprocessable(why)
                 })?;
                 Ok(new)
             }

@@ -45,6 +45,7 @@ pub struct Entry {
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub history_events: usize,
+    /// Before and after of each change together, though neighbouring changes share them.
     pub history_bytes: usize,
     /// Transactions that may wait for the disk; more make their writers wait to queue.
     pub queue: usize,
@@ -52,7 +53,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { history_events: 8192, history_bytes: 8 << 20, queue: 1024 }
+        Self { history_events: 4096, history_bytes: 32 << 20, queue: 1024 }
     }
 }
 

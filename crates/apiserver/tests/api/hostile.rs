@@ -62,10 +62,18 @@ async fn what_cannot_be_read_is_400_and_changes_nothing() {
         assert_eq!(answer.code, 400, "{body}");
         assert_eq!(answer.json()["kind"], "Status");
     }
-    let media = client
-        .send(Method::POST, CONFIG_MAPS, &[("content-type", "application/vnd.kubernetes.protobuf")], "k8s\0")
-        .await;
-    assert_eq!(media.code, 415);
+    for (media, body, code) in [
+        ("application/vnd.kubernetes.protobuf", "k8s\0", 400),
+        ("application/vnd.kubernetes.protobuf", "{}", 400),
+        ("application/yaml", "a: [", 400),
+        ("text/html", "<p>", 415),
+    ] {
+        assert_eq!(
+            client.send(Method::POST, CONFIG_MAPS, &[("content-type", media)], body).await.code,
+            code,
+            "{media}"
+        );
+    }
     // A connection that ends before the body does.
     raw(&client, &head(whole.len() + 10), || whole.clone().into_bytes(), true).await;
     let list = client.get(CONFIG_MAPS).await.ok();

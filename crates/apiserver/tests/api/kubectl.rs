@@ -96,6 +96,14 @@ async fn a_day_with_kubectl() {
     assert!(explained.contains("clusterIP"), "{explained}");
     let resources = kubectl.run("api-resources", "").await;
     assert!(resources.contains("endpointslices") && resources.contains("svc"), "{resources}");
+    // These come as protobuf.
+    kubectl.run("create configmap c --from-literal=k=v", "").await;
+    assert_eq!(kubectl.run("get configmap c -o jsonpath={.data.k}", "").await, "v");
+    kubectl.run("create namespace other", "").await;
+    kubectl.run("create service nodeport np --tcp=80:8080 --node-port=30123", "").await;
+    kubectl.run("create deployment made --image=portolan/workload --replicas=2", "").await;
+    assert_eq!(kubectl.run("get deployment made -o jsonpath={.spec.replicas}", "").await, "2");
+    assert!(kubectl.run("get all", "").await.contains("30123/TCP"));
     kubectl.run("delete service web exposed", "").await;
     let missing = kubectl.output("get service web", "").await;
     assert_eq!(String::from_utf8_lossy(&missing.stderr), "Error from server (NotFound): services \"web\" not found\n");
