@@ -2,7 +2,7 @@
 //!
 //! Invariant: at most 1000 addresses an object, and the annotation says when there were more. Source: the Endpoints API.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{EndpointAddress, EndpointPort, EndpointSubset, Endpoints, Node, Pod, Service};
@@ -21,6 +21,7 @@ use crate::{Shared, meta, pod, refusal};
 const CAPACITY: usize = 1000;
 const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 const MANAGED_BY: &str = "endpoints.kubernetes.io/managed-by";
+const US: &str = "endpoint-controller";
 
 pub(crate) enum Input {
     Service(Change<Service>),
@@ -44,6 +45,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         nodes: caches.nodes.clone(),
         endpoints: Index::new(|_| None),
         unseen: Unseen::default(),
+        widowed: BTreeSet::new(),
     };
     drive(controller, inputs, 4).await;
 }
@@ -55,6 +57,9 @@ struct EndpointsWriter {
     nodes: Cache<Node>,
     endpoints: Index<Endpoints>,
     unseen: Unseen<Key>,
+    /// Services that were seen to go, whose Endpoints go with them even if written by hand: the two are one by name.
+    /// Endpoints that are merely there before their Service stay.
+    widowed: BTreeSet<Key>,
 }
 
 impl Controller for EndpointsWriter {
@@ -82,7 +87,14 @@ impl Controller for EndpointsWriter {
                 let name = new.name_any();
                 self.pods.list().iter().filter(|pod| pod::node(pod) == Some(&name)).for_each(|pod| wake(pod));
             }
-            Input::Service(Change::Applied { new, .. } | Change::Deleted(new)) => queue.add(Key::of(&*new)),
+            Input::Service(Change::Applied { new, .. }) => {
+                self.widowed.remove(&Key::of(&*new));
+                queue.add(Key::of(&*new));
+            }
+            Input::Service(Change::Deleted(old)) => {
+                self.widowed.insert(Key::of(&*old));
+                queue.add(Key::of(&*old));
+            }
             Input::Endpoints(change) => {
                 self.endpoints.observe(&change);
                 if let Change::Applied { new, .. } | Change::Deleted(new) = change {
@@ -101,8 +113,15 @@ impl Controller for EndpointsWriter {
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
         let existing = self.endpoints.get(key);
         let Some(service) = self.services.get(key).filter(|service| !meta::is_terminating(&**service)) else {
-            // Hand-written ones go with their Service too, as upstream: the two are one by name.
-            let existing = existing.filter(|existing| !meta::is_terminating(&**existing))?;
+            let widowed = self.widowed.contains(key);
+            let Some(existing) = existing.filter(|existing| !meta::is_terminating(&**existing)) else {
+                self.widowed.remove(key);
+                return None;
+            };
+            let ours = existing.labels().get(MANAGED_BY).is_some_and(|manager| manager == US);
+            if !widowed && !ours {
+                return None;
+            }
             return Some(Box::pin(async move {
                 let deleted = api.delete(&existing.name_any(), &kube::api::DeleteParams::default()).await;
                 refusal::ignore_not_found(deleted).map(drop).into()
@@ -190,7 +209,7 @@ fn desired(service: &Service, pods: impl Iterator<Item = Arc<Pod>>) -> Endpoints
     if service.spec.as_ref().is_some_and(|spec| spec.cluster_ip.as_deref() == Some("None")) {
         labels.insert(HEADLESS.into(), String::new());
     }
-    labels.insert(MANAGED_BY.into(), "endpoint-controller".into());
+    labels.insert(MANAGED_BY.into(), US.into());
     let mut endpoints = Endpoints::default();
     endpoints.metadata.name = service.metadata.name.clone();
     endpoints.metadata.namespace = service.metadata.namespace.clone();

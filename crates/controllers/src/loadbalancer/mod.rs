@@ -6,7 +6,7 @@
 
 mod pool;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -43,7 +43,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         events: shared.events.component("portolan-loadbalancer"),
         services: shared.caches.services.clone(),
         pools,
-        waiting: BTreeSet::new(),
+        waiting: BTreeMap::new(),
     };
     drive(controller, inputs, 8).await;
 }
@@ -53,8 +53,8 @@ struct LoadBalancers {
     events: Recorder,
     services: Cache<Service>,
     pools: Pools,
-    /// Services whose wish could not be met; they try again when an address becomes free.
-    waiting: BTreeSet<Key>,
+    /// Services whose wish could not be met, and why; they try again when an address becomes free.
+    waiting: BTreeMap<Key, String>,
 }
 
 fn is_load_balancer(service: &Service) -> bool {
@@ -179,12 +179,10 @@ impl Controller for LoadBalancers {
                 None
             }
             Decision::Refuse(reason) => {
-                if self.waiting.insert(key.clone()) {
-                    self.events.warning(
-                        &*service,
-                        "AllocationFailed",
-                        format!("Failed to allocate IP for {key}: {reason}"),
-                    );
+                if self.waiting.get(key) != Some(&reason) {
+                    let message = format!("Failed to allocate IP for {key}: {reason}");
+                    self.events.warning(&*service, "AllocationFailed", message);
+                    self.waiting.insert(key.clone(), reason);
                 }
                 None
             }
@@ -211,7 +209,7 @@ impl LoadBalancers {
             self.waiting.remove(key);
         }
         if self.pools.release(key, kept) {
-            std::mem::take(&mut self.waiting).into_iter().for_each(|key| queue.add(key));
+            self.waiting.keys().for_each(|key| queue.add(key.clone()));
         }
     }
 
