@@ -3,7 +3,7 @@
 use std::process::{Command, Output};
 
 use crate::cluster::{Cluster, SOON};
-use crate::machine::{eventually, on_a_machine, skip};
+use crate::machine::{eventually, on_a_machine};
 
 struct Kubectl {
     kubeconfig: String,
