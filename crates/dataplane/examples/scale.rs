@@ -59,6 +59,10 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
     for (what, times) in [("one endpoint replaced", replace), ("and one less", count), ("one Service added", add)] {
         print(what, times);
     }
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    for line in status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM")) {
+        println!("{line}");
+    }
     let start = Instant::now();
     drop(projection);
     let mut projection = NftProjection::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;

@@ -15,7 +15,7 @@ use std::net::IpAddr;
 use nlink::netlink::netfilter::{ConntrackEntry, ConntrackFilter, IpProtocol};
 use nlink::netlink::{Connection, Netfilter};
 use portolan_model::forwarding::{Backend, Family};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 
 use crate::Error;
@@ -39,10 +39,16 @@ pub(crate) enum StaleFlow {
     Untranslated(Family),
 }
 
+enum Work {
+    End(Vec<Stale>),
+    /// Asks to be told once everything before it is done.
+    Settle(oneshot::Sender<()>),
+}
+
 /// Does the deletions in the background until dropped.
 #[derive(Debug)]
 pub(crate) struct Cleaner {
-    work: mpsc::UnboundedSender<Vec<Stale>>,
+    work: mpsc::UnboundedSender<Work>,
     _task: JoinSet<()>,
 }
 
@@ -50,15 +56,23 @@ impl Cleaner {
     pub(crate) fn start() -> Result<Self, Error> {
         let connection = Connection::<Netfilter>::new()
             .map_err(|source| Error::Socket { what: "connection tracking", source: Box::new(source) })?;
-        let (work, mut queue) = mpsc::unbounded_channel::<Vec<Stale>>();
+        let (work, mut queue) = mpsc::unbounded_channel();
         let mut task = JoinSet::new();
         task.spawn(async move {
-            while let Some(mut stale) = queue.recv().await {
-                while let Ok(more) = queue.try_recv() {
-                    stale.extend(more);
+            while let Some(first) = queue.recv().await {
+                let (mut stale, mut waiting) = (Vec::new(), Vec::new());
+                for work in std::iter::once(first).chain(std::iter::from_fn(|| queue.try_recv().ok())) {
+                    match work {
+                        Work::End(more) => stale.extend(more),
+                        Work::Settle(done) => waiting.push(done),
+                    }
                 }
                 if let Err(error) = end(&connection, &stale).await {
                     tracing::warn!(%error, "stale UDP flows could not be ended; they go on until their clients pause");
+                }
+                for done in waiting {
+                    // Whoever asked may have stopped waiting.
+                    let _ = done.send(());
                 }
             }
         });
@@ -68,7 +82,16 @@ impl Cleaner {
     pub(crate) fn end(&self, stale: Vec<Stale>) {
         if !stale.is_empty() {
             // The task ends only when this is dropped.
-            let _ = self.work.send(stale);
+            let _ = self.work.send(Work::End(stale));
+        }
+    }
+
+    /// Waits until all that was asked for is done.
+    pub(crate) async fn settle(&self) {
+        let (done, is_done) = oneshot::channel();
+        if self.work.send(Work::Settle(done)).is_ok() {
+            // An error means that the task has ended, and nothing is left to wait for.
+            let _ = is_done.await;
         }
     }
 }

@@ -156,3 +156,16 @@ fn cleanup_leaves_nothing() {
     let Some(listing) = netns.command("nft", &["list", "ruleset"]) else { return skip("needs nft") };
     assert_eq!(String::from_utf8_lossy(&listing.stdout), "");
 }
+
+#[test]
+fn its_futures_can_move_between_threads() {
+    fn movable<T: Send>(_: T) {}
+    async fn whole_life(snapshot: &Snapshot) -> Result<(), Error> {
+        let mut projection = NftProjection::open(lab::config()).await?;
+        projection.synced(snapshot).await;
+        projection.apply(snapshot, &portolan_model::Delta::default()).await;
+        projection.audit(snapshot).await?;
+        cleanup().await
+    }
+    movable(whole_life(&Snapshot::default()));
+}

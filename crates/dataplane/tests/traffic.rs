@@ -8,7 +8,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::Lab;
-use portolan_dataplane::NftProjection;
+use portolan_dataplane::{NftProjection, NodePortAddresses, ProxyConfig};
 use portolan_model::Snapshot;
 use portolan_testkit::{Dial, Netns, Outcome, require_root};
 
@@ -107,6 +107,8 @@ fn a_session_stays_until_its_backend_goes() {
             let left: Vec<&str> = ["pod-a", "pod-b", "pod-c"].into_iter().filter(|pod| *pod != own).collect();
             let delta = lab::apply(&mut snapshot, &cart_slice(&left));
             projection.apply(&snapshot, &delta).await;
+            // A new socket may get the port of an earlier one, and follow its flow while that is still known.
+            projection.settled().await;
             let next = share(from, &dial, 20);
             assert!(next.len() == 1 && !next.contains_key(&own), "{dial:?}: {first:?} then {next:?}");
         }
@@ -212,4 +214,51 @@ fn an_open_connection_outlives_the_change_of_its_service() {
         assert_eq!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).once()), Outcome::Refused);
         assert!(portolan_testkit::say(&connection, "let me finish"));
     });
+}
+
+#[test]
+fn a_restart_with_another_configuration_goes_by_it() {
+    require_root!();
+    let lab = Lab::new();
+    let node = lab.at("node-1");
+    node.address("eth0", lab::net("192.0.2.1/32"));
+    lab.at("outside").route(lab::net("192.0.2.1/32"), lab::address("node-1", false), "eth0");
+    let try_with = |config: &ProxyConfig, from: &str, to: &str| {
+        node.block_on(|| async {
+            let mut snapshot = Snapshot::default();
+            lab::apply(&mut snapshot, lab::OBJECTS);
+            let mut projection = NftProjection::open(config.clone()).await.unwrap();
+            let report = projection.synced(&snapshot).await;
+            assert!(report.refused.is_empty(), "{:?}", report.refused);
+        });
+        lab.at(from).run(|| Dial::tcp(address(to)).once())
+    };
+    let keeps_address = |outcome: &Outcome, machine: &str| {
+        let Outcome::Answered { seen_as, .. } = outcome else { panic!("{outcome:?}") };
+        *seen_as == lab::address(machine, false)
+    };
+
+    // NodePorts on the addresses of the Node object, then on chosen ones only.
+    let usual = lab::config();
+    assert!(try_with(&usual, "outside", "10.203.0.11:30080").by().is_some());
+    assert_eq!(try_with(&usual, "outside", "192.0.2.1:30080"), Outcome::Refused);
+    let mut chosen = lab::config();
+    chosen.node_port_addresses = NodePortAddresses::In(vec![lab::net("192.0.2.0/24"), lab::net("127.0.0.0/8")]);
+    assert!(try_with(&chosen, "outside", "192.0.2.1:30080").by().is_some());
+    assert_eq!(try_with(&chosen, "outside", "10.203.0.11:30080"), Outcome::Refused);
+
+    // Who keeps the source address towards a ClusterIP.
+    assert!(keeps_address(&try_with(&usual, "pod-x", "10.96.0.13:80"), "pod-x"));
+    assert!(!keeps_address(&try_with(&usual, "outside", "10.96.0.13:80"), "outside"));
+    let mut all = lab::config();
+    all.masquerade_all = true;
+    assert!(!keeps_address(&try_with(&all, "pod-x", "10.96.0.13:80"), "pod-x"));
+    let mut unknown = lab::config();
+    unknown.pod_networks = Vec::new();
+    assert!(keeps_address(&try_with(&unknown, "outside", "10.96.0.13:80"), "outside"));
+
+    // Another bit of the mark does the same.
+    let mut other_bit = lab::config();
+    other_bit.masquerade_bit = 31;
+    assert!(!keeps_address(&try_with(&other_bit, "outside", "10.96.0.13:80"), "outside"));
 }

@@ -156,9 +156,6 @@ impl Ruleset for KernelRuleset {
     }
 
     async fn commit(&mut self, operations: &Operations) -> Result<(), Error> {
-        if operations.is_empty() {
-            return Ok(());
-        }
         let mut transaction = self.connection.transaction();
         for (set, elements) in messages(&operations.delete) {
             transaction = transaction.del_set_elements(&set, &elements);

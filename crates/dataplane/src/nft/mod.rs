@@ -18,6 +18,7 @@ mod wire;
 
 use std::io::Read;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use nlink::netlink::{Connection, Route};
 use portolan_model::forwarding::NodeContext;
@@ -35,7 +36,7 @@ pub struct Report {
     /// Elements deleted and inserted.
     pub operations: usize,
     /// Services whose change the kernel refused, with why. They are tried again with every later change and audit.
-    pub refused: Vec<(ServiceId, Error)>,
+    pub refused: Vec<(ServiceId, Arc<Error>)>,
     /// What in the Services was left out, and why.
     pub diagnostics: Vec<(ServiceId, Diagnostic)>,
     /// Elements and chains found missing, changed or stray. Only an audit looks.
@@ -77,18 +78,22 @@ impl NftProjection {
     /// Brings the kernel in line with what the delta names. When this returns, new connections go by the snapshot.
     pub async fn apply(&mut self, snapshot: &Snapshot, delta: &Delta) -> Report {
         let node = self.node_context(snapshot);
-        let (report, stale) = self.reconciler.apply(snapshot, delta, node).await;
+        let (report, stale) = self.reconciler.apply(snapshot, Some(delta), node).await;
+        self.cleaner.end(stale);
+        report
+    }
+
+    async fn apply_all(&mut self, snapshot: &Snapshot) -> Report {
+        let node = self.node_context(snapshot);
+        let (mut report, mut stale) = self.reconciler.apply(snapshot, None, node).await;
+        stale.extend(self.reconciler.prune(&mut report).await);
         self.cleaner.end(stale);
         report
     }
 
     /// The snapshot is complete: what an earlier life left and nobody asked for since is removed.
     pub async fn synced(&mut self, snapshot: &Snapshot) -> Report {
-        let everything = everything(snapshot);
-        let mut report = self.apply(snapshot, &everything).await;
-        let stale = self.reconciler.prune(&mut report).await;
-        self.cleaner.end(stale);
-        report
+        self.apply_all(snapshot).await
     }
 
     /// Reads the kernel back and repairs what differs from the snapshot, and what was refused. For a slow background
@@ -99,11 +104,14 @@ impl NftProjection {
     pub async fn audit(&mut self, snapshot: &Snapshot) -> Result<Report, Error> {
         self.read_addresses().await?;
         let repaired = self.reconciler.reread().await?;
-        let mut report = self.apply(snapshot, &everything(snapshot)).await;
-        let stale = self.reconciler.prune(&mut report).await;
-        self.cleaner.end(stale);
+        let mut report = self.apply_all(snapshot).await;
         report.repaired += repaired;
         Ok(report)
+    }
+
+    /// Waits until the UDP flows that earlier changes made stale are ended, which `apply` leaves to a task of its own.
+    pub async fn settled(&self) {
+        self.cleaner.settle().await;
     }
 
     /// Elements that are in place, for tables and metrics.
@@ -143,14 +151,6 @@ impl NftProjection {
 pub async fn cleanup() -> Result<(), Error> {
     let _lock = crate::lock::take()?;
     kernel::remove_everything().await
-}
-
-fn everything(snapshot: &Snapshot) -> Delta {
-    Delta {
-        services: snapshot.services().map(|service| service.id.clone()).collect(),
-        nodes: snapshot.nodes().map(|node| node.name.clone()).collect(),
-        service_cidrs: true,
-    }
 }
 
 /// Sets the sysctl unless it is set already, so that a read-only `/proc/sys` does no harm where nothing has to change.

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use portolan_model::forwarding::{Backend, Claims, Frontend, NodeContext, Place, ServiceForwarding, compile};
@@ -31,10 +32,12 @@ pub(super) struct Reconciler<R> {
     services: BTreeMap<ServiceId, Owned>,
     /// Keys of the node as a whole: its addresses, the pod networks, the service ranges.
     common: BTreeSet<Key>,
+    /// Those were refused.
+    common_due: bool,
     node: NodeContext,
-    /// Refused the last time.
-    refused: BTreeSet<ServiceId>,
-    /// A commit was begun and its outcome not seen, because the caller stopped waiting: `realized` may be wrong.
+    /// Refused the last time, or found changed by someone else.
+    retry: BTreeSet<ServiceId>,
+    /// A change was begun and its end not seen, because the caller stopped waiting: nothing of the above can be relied on.
     in_doubt: bool,
 }
 
@@ -55,8 +58,9 @@ impl<R: Ruleset> Reconciler<R> {
             claims: Claims::default(),
             services: BTreeMap::new(),
             common: BTreeSet::new(),
+            common_due: true,
             node: NodeContext::default(),
-            refused: BTreeSet::new(),
+            retry: BTreeSet::new(),
             in_doubt: false,
         })
     }
@@ -65,30 +69,31 @@ impl<R: Ruleset> Reconciler<R> {
         &self.realized
     }
 
-    /// Brings the kernel in line. Gives the UDP flows that the change makes stale.
+    /// Brings the kernel in line with what the delta names, or with all of the snapshot. Gives the UDP flows that the
+    /// change makes stale.
     pub(super) async fn apply(
         &mut self,
         snapshot: &Snapshot,
-        delta: &Delta,
+        delta: Option<&Delta>,
         node: NodeContext,
     ) -> (Report, Vec<Stale>) {
         let mut report = Report::default();
         let mut stale = Vec::new();
-        let mut todo = delta.services.clone();
-        todo.append(&mut self.refused);
-        if std::mem::take(&mut self.in_doubt)
-            && let Err(error) = self.reread().await
-        {
-            self.in_doubt = true;
-            tracing::warn!(%error, "cannot read the kernel back after an interrupted change");
+        let interrupted = std::mem::replace(&mut self.in_doubt, true);
+        if interrupted && let Err(error) = self.reread().await {
+            tracing::warn!(%error, "cannot read the kernel back after an interrupted change; trying again with the next change");
+            return (report, stale);
         }
-        if node != self.node {
-            self.node = node;
-            todo.extend(snapshot.services().map(|service| service.id.clone()));
-            todo.extend(self.services.keys().cloned());
+        let all = interrupted || node != self.node;
+        self.node = node;
+        let mut todo = std::mem::take(&mut self.retry);
+        match delta.filter(|_| !all) {
+            Some(delta) => todo.extend(delta.services.iter().cloned()),
+            // What is gone from the snapshot is still known here.
+            None => todo.extend(snapshot.services().map(|s| &s.id).chain(self.services.keys()).cloned()),
         }
-        if delta.service_cidrs || !delta.nodes.is_empty() || self.common.is_empty() {
-            self.common(snapshot, &mut report).await;
+        if all || self.common_due || delta.is_none_or(|delta| delta.service_cidrs) {
+            self.common_due = !self.common(snapshot, &mut report).await;
         }
         let todo = self.contest(snapshot, todo, &mut report);
         let mut batch = Vec::new();
@@ -102,6 +107,7 @@ impl<R: Ruleset> Reconciler<R> {
             }
         }
         self.commit_all(batch, &mut report, &mut stale).await;
+        self.in_doubt = false;
         (report, stale)
     }
 
@@ -174,12 +180,10 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     fn refuse(&mut self, batch: Vec<(ServiceId, ServiceForwarding)>, error: Error, report: &mut Report) {
-        self.refused.extend(batch.iter().map(|(id, _)| id.clone()));
-        let mut ids = batch.into_iter().map(|(id, _)| id);
-        report.refused.extend(ids.next().map(|id| (id, error)));
-        for id in ids {
-            let source = Box::new(nlink::Error::timeout());
-            report.refused.push((id, Error::Refused { what: "the batch it was in".to_owned(), source }));
+        let error = Arc::new(error);
+        for (id, _) in batch {
+            self.retry.insert(id.clone());
+            report.refused.push((id, error.clone()));
         }
     }
 
@@ -245,10 +249,10 @@ impl<R: Ruleset> Reconciler<R> {
     /// Commits the journal's changes, or undoes them.
     async fn write(&mut self, journal: &mut Journal, report: &mut Report) -> Result<(), Error> {
         let operations = self.realized.operations(journal);
-        self.in_doubt = true;
-        let committed = self.ruleset.commit(&operations).await;
-        self.in_doubt = false;
-        match committed {
+        if operations.is_empty() {
+            return Ok(());
+        }
+        match self.ruleset.commit(&operations).await {
             Ok(()) => {
                 report.operations += operations.delete.len() + operations.insert.len();
                 Ok(())
@@ -260,8 +264,8 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
-    /// The keys that are the node's and no Service's.
-    async fn common(&mut self, snapshot: &Snapshot, report: &mut Report) {
+    /// Brings the keys that are the node's and no Service's in line; says whether it could.
+    async fn common(&mut self, snapshot: &Snapshot, report: &mut Report) -> bool {
         let cidrs: Vec<IpNet> = snapshot.service_cidrs().copied().collect();
         let desired: BTreeSet<Key> = (self.node.node_port_addresses.iter().copied().map(Key::NodeAddress))
             .chain(IpNet::aggregate(&cidrs).into_iter().map(Key::ServiceCidr))
@@ -278,25 +282,28 @@ impl<R: Ruleset> Reconciler<R> {
             match self.write(&mut journal, report).await {
                 Ok(()) => {
                     self.common = desired;
-                    return;
+                    return true;
                 }
                 Err(error) if attempt == 0 && error.is_drift() && self.reread().await.is_ok() => {}
                 Err(error) => {
-                    tracing::warn!(%error, "node addresses and service ranges are not in place; trying again later");
-                    return;
+                    tracing::warn!(%error, "node addresses and service ranges are not in place; trying again with the next change");
+                    return false;
                 }
             }
         }
+        false
     }
 
     /// Removes what nobody asked for.
     pub(super) async fn prune(&mut self, report: &mut Report) -> Vec<Stale> {
         let mut journal = Journal::default();
         self.realized.prune(&mut journal);
-        match self.write(&mut journal, report).await {
+        self.in_doubt = true;
+        let written = self.write(&mut journal, report).await;
+        self.in_doubt = false;
+        match written {
             Ok(()) => self.aftermath(&journal).await,
             Err(error) => {
-                self.in_doubt = true;
                 tracing::warn!(%error, "strays could not be removed; trying again at the next audit");
                 Vec::new()
             }
@@ -315,8 +322,7 @@ impl<R: Ruleset> Reconciler<R> {
         changes.iter().flat_map(Change::stale).collect()
     }
 
-    /// Reads the kernel back and forgets who owns what, so that the next `apply` of everything mends what differs. Says
-    /// how much that is.
+    /// Reads the kernel back, so that the next `apply` mends the Services whose entries differ. Says how many entries do.
     pub(super) async fn reread(&mut self) -> Result<usize, Error> {
         let mut differences = usize::from(self.ruleset.repair().await?);
         let found = self.ruleset.read().await?;
@@ -327,7 +333,10 @@ impl<R: Ruleset> Reconciler<R> {
             found.chains().collect::<BTreeSet<_>>().symmetric_difference(&self.realized.chains().collect()).count();
         let mut realized = found;
         // What is owned stays owned where it is still there; what is missing is no longer owned, and asked for anew.
-        for owned in self.services.values_mut() {
+        for (id, owned) in &mut self.services {
+            if owned.keys.iter().any(|key| realized.get(key) != self.realized.get(key)) {
+                self.retry.insert(id.clone());
+            }
             owned.keys.retain(|key| realized.own(key));
         }
         self.common.retain(|key| realized.own(key));
@@ -410,3 +419,6 @@ impl Change {
         if self.sticky { self.removed.iter().map(session).collect() } else { Vec::new() }
     }
 }
+
+#[cfg(test)]
+mod tests;

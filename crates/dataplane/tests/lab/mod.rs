@@ -1,6 +1,8 @@
 //! The machines of `flows/objects.yaml` as network namespaces, and its objects as a snapshot.
 #![allow(clippy::unwrap_used, dead_code, reason = "each test file uses its part of the fixture")]
 
+pub(crate) mod random;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 

@@ -31,8 +31,8 @@ impl Claims {
             Some(claimants) => {
                 let mut all = claimants.all();
                 let before = all.first().cloned();
-                all.insert(service.clone());
-                let lost = if all.first() == Some(service) { before } else { None };
+                let is_new = all.insert(service.clone());
+                let lost = if is_new && all.first() == Some(service) { before } else { None };
                 *claimants = Claimants::Several(all);
                 lost
             }

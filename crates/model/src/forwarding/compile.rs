@@ -169,3 +169,91 @@ fn local_ready(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> usize
     let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&*node.name));
     local.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::{Event, translate};
+
+    fn compiled(spec: Value, status: Value) -> (ServiceForwarding, Vec<String>) {
+        let object = json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": spec, "status": status});
+        let (service, _) = translate::service(&serde_json::from_value(object).unwrap()).unwrap();
+        let (id, mut snapshot) = (service.id.clone(), Snapshot::default());
+        snapshot.apply(Event::Service(service));
+        let (forwarding, diagnostics) = compile(&snapshot, &id, &NodeContext::default());
+        (forwarding, diagnostics.into_iter().map(|d| format!("{}: {}", d.field, d.message)).collect())
+    }
+
+    fn frontends(forwarding: &ServiceForwarding) -> Vec<String> {
+        forwarding.frontends.iter().map(|f| format!("{:?} {}", f.kind, f.frontend)).collect()
+    }
+
+    #[test]
+    fn every_address_once_and_in_order() {
+        let spec = json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.1"], "externalIPs": ["192.0.2.9", "192.0.2.1"],
+            "ports": [{"name": "b", "port": 443, "nodePort": 30443}, {"name": "a", "port": 80, "protocol": "UDP"}]});
+        let status =
+            json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.9"}, {"ip": "192.0.2.8", "ipMode": "Proxy"}]}});
+        let (forwarding, diagnostics) = compiled(spec, status);
+        assert_eq!(diagnostics, [""; 0]);
+        assert_eq!(
+            frontends(&forwarding),
+            [
+                "ClusterIp TCP 10.96.0.1:443",
+                "ClusterIp UDP 10.96.0.1:80",
+                "ExternalIp TCP 192.0.2.1:443",
+                "ExternalIp UDP 192.0.2.1:80",
+                "LoadBalancer TCP 192.0.2.9:443",
+                "LoadBalancer UDP 192.0.2.9:80",
+                "NodePort TCP node:30443",
+            ]
+        );
+    }
+
+    #[test]
+    fn nonsense_is_named_and_the_rest_stands() {
+        let spec = json!({"clusterIPs": ["10.96.0.1"], "ports": [{"port": 80}],
+            "externalIPs": ["127.0.0.1", "224.0.0.1", "0.0.0.0", "10.96.0.1", "192.0.2.1"]});
+        let (forwarding, diagnostics) = compiled(spec, Value::Null);
+        assert_eq!(frontends(&forwarding), ["ClusterIp TCP 10.96.0.1:80", "ExternalIp TCP 192.0.2.1:80"]);
+        assert_eq!(
+            diagnostics,
+            [
+                "spec.externalIPs: 127.0.0.1 can be no Service's address; it is ignored",
+                "spec.externalIPs: 224.0.0.1 can be no Service's address; it is ignored",
+                "spec.externalIPs: 0.0.0.0 can be no Service's address; it is ignored",
+                "spec.externalIPs: 10.96.0.1 is the Service's ClusterIP already; it is ignored here",
+            ]
+        );
+    }
+
+    #[test]
+    fn without_a_cluster_ip_nothing_is_forwarded() {
+        for spec in [
+            json!({"clusterIP": "None", "externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]}),
+            json!({"type": "ExternalName", "externalName": "x.example", "externalIPs": ["192.0.2.1"], "ports": [{"port": 80}]}),
+            json!({"externalIPs": ["192.0.2.1"], "ports": [{"port": 80, "nodePort": 30080}]}),
+        ] {
+            assert_eq!(compiled(spec.clone(), Value::Null).0, ServiceForwarding::default(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn source_ranges_of_one_family_shut_the_other_out() {
+        let sources = |ranges: Value, ip: &str| {
+            let spec = json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00::1"],
+                "loadBalancerSourceRanges": ranges, "ports": [{"port": 80}]});
+            let (forwarding, _) = compiled(spec, json!({"loadBalancer": {"ingress": [{"ip": ip}]}}));
+            let mut frontends = forwarding.frontends.into_iter();
+            let found = frontends.find(|f| f.kind == FrontendKind::LoadBalancer).unwrap();
+            found.sources.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(sources(json!([]), "192.0.2.1"), [""; 0]);
+        assert_eq!(sources(json!(["10.1.0.0/16", "10.0.0.0/8"]), "192.0.2.1"), ["10.0.0.0/8"]);
+        assert_eq!(sources(json!(["10.0.0.0/8", "0.0.0.0/0"]), "192.0.2.1"), [""; 0], "a zero range means anyone");
+        // The address itself, which is nobody's: an empty list would mean anyone.
+        assert_eq!(sources(json!(["10.0.0.0/8"]), "2001:db8::1"), ["2001:db8::1/128"]);
+    }
+}
