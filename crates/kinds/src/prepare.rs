@@ -159,7 +159,8 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
             if port.int("nodePort").unwrap_or(0) != 0 {
                 continue;
             }
-            let same = |before: &&Value| before["protocol"] == port["protocol"] && before["port"] == port["port"];
+            // By name, so that a port keeps its NodePort when its number or protocol changes.
+            let same = |before: &&Value| before.text("name") == port.text("name");
             let before = old.list("ports").iter().find(same).and_then(|before| before.int("nodePort"));
             if let Some(number) = before.filter(|number| *number != 0 && !used.contains(number)) {
                 used.push(number);
@@ -308,19 +309,21 @@ mod tests {
             "type": "LoadBalancer", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"], "ipFamilies": ["IPv4"],
             "ipFamilyPolicy": "SingleStack", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30009,
             "allocateLoadBalancerNodePorts": true, "loadBalancerClass": "a/b",
-            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30001}, {"port": 81, "protocol": "TCP", "nodePort": 30002}],
+            "ports": [{"name": "a", "port": 80, "protocol": "TCP", "nodePort": 30001},
+                      {"name": "b", "port": 81, "protocol": "TCP", "nodePort": 30002}],
         }, "status": {"loadBalancer": {"ingress": [{"ip": "1.2.3.4"}]}}});
 
         // Sent without what was allocated: kept.
         let mut new = json!({"metadata": {}, "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local",
-            "ports": [{"port": 81, "protocol": "TCP"}, {"port": 80, "protocol": "UDP"}]}});
+            "ports": [{"name": "b", "port": 8081, "protocol": "TCP"}, {"name": "c", "port": 80, "protocol": "TCP"}]}});
         services.prepare_update(&mut new, &old, Subresource::None);
         assert_eq!(new["spec"]["clusterIP"], "10.96.0.7");
         assert_eq!(new["spec"]["clusterIPs"], json!(["10.96.0.7"]));
         assert_eq!(new["spec"]["healthCheckNodePort"], 30009);
         assert_eq!(
             new["spec"]["ports"],
-            json!([{"port": 81, "protocol": "TCP", "nodePort": 30002}, {"port": 80, "protocol": "UDP"}])
+            json!([{"name": "b", "port": 8081, "protocol": "TCP", "nodePort": 30002},
+                   {"name": "c", "port": 80, "protocol": "TCP"}])
         );
         assert_eq!(new["status"], old["status"]);
 
@@ -332,7 +335,7 @@ mod tests {
             new["spec"],
             json!({"type": "ClusterIP", "clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"],
             "ipFamilies": ["IPv4"], "ipFamilyPolicy": "SingleStack",
-            "ports": [{"port": 80, "protocol": "TCP"}, {"port": 81, "protocol": "TCP"}]})
+            "ports": [{"name": "a", "port": 80, "protocol": "TCP"}, {"name": "b", "port": 81, "protocol": "TCP"}]})
         );
         assert_eq!(new["status"], json!({"loadBalancer": {}}));
 
