@@ -81,6 +81,13 @@ pub enum Error {
     },
 }
 
+/// A client for tests that write nothing.
+#[cfg(test)]
+fn nowhere() -> Client {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap()
+}
+
 /// What all controllers have in common.
 struct Shared {
     client: Client,

@@ -48,15 +48,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         inputs(&caches.slices, Input::Slice),
         inputs(&caches.nodes, Input::Node),
     ];
-    let controller = EndpointSlices {
-        client: shared.client.clone(),
-        services: caches.services.clone(),
-        pods: caches.pods.clone(),
-        nodes: caches.nodes.clone(),
-        slices: Index::new(|slice| ours(slice).then(|| service_of(slice)).flatten()),
-        unseen: Unseen::default(),
-        triggers: BTreeMap::new(),
-    };
+    let (services, pods, nodes) = (caches.services.clone(), caches.pods.clone(), caches.nodes.clone());
+    let controller = EndpointSlices::new(shared.client.clone(), services, pods, nodes);
     drive(controller, inputs, WORKERS).await;
 }
 
@@ -228,6 +221,18 @@ impl Controller for EndpointSlices {
 }
 
 impl EndpointSlices {
+    fn new(client: Client, services: Cache<Service>, pods: Cache<Pod>, nodes: Cache<Node>) -> Self {
+        Self {
+            client,
+            services,
+            pods,
+            nodes,
+            slices: Index::new(|slice| ours(slice).then(|| service_of(slice)).flatten()),
+            unseen: Unseen::default(),
+            triggers: BTreeMap::new(),
+        }
+    }
+
     fn wake(&mut self, pod: &Pod, queue: &mut Queue<Key>) {
         for key in selecting(&self.services, pod) {
             if let Some(at) = happened(pod) {
@@ -302,4 +307,36 @@ async fn write(
         writes.push(Write::deleted(&*slice));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// kubernetes/kubernetes#100033: slices were made twice on the word of a cache that was behind.
+    #[tokio::test]
+    async fn nothing_is_decided_again_before_the_last_writes_are_seen() {
+        let service: Service = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "s"}, "spec": {"selector": {"app": "web"}}}))
+        .unwrap();
+        let services = Cache::detached();
+        services.put(service.clone());
+        let mut controller = EndpointSlices::new(crate::nowhere(), services, Cache::detached(), Cache::detached());
+        let (key, mut queue) = (Key::of(&service), Queue::default());
+        assert!(controller.reconcile(&key, &mut queue).is_some(), "there is no slice");
+        let mut created = EndpointSlice { address_type: "IPv4".into(), ..EndpointSlice::default() };
+        created.metadata.name = Some("web-1".into());
+        created.metadata.namespace = Some("default".into());
+        created.metadata.uid = Some("slice".into());
+        created.metadata.resource_version = Some("7".into());
+        created.metadata.labels = Some(labels(&service));
+        created.metadata.owner_references = Some(vec![meta::controlled_by(&service)]);
+        let outcome = Outcome { writes: vec![Write::applied(&created)], error: None };
+        controller.finish(&key, &outcome, &mut queue);
+        assert!(controller.reconcile(&key, &mut queue).is_none(), "the slice is there, only not seen yet");
+        controller.observe(Input::Slice(Change::Applied { new: Arc::new(created), old: None }), &mut queue);
+        assert!(controller.reconcile(&key, &mut queue).is_none(), "and it is as it should be");
+        assert_eq!(queue.take(Instant::now()), Some(key), "seeing it is a reason to look");
+    }
 }

@@ -35,15 +35,8 @@ pub(crate) enum Input {
 
 pub(crate) async fn run(shared: Arc<Shared>) {
     let inputs = vec![inputs(&shared.caches.replica_sets, Input::Set), inputs(&shared.caches.pods, Input::Pod)];
-    let controller = ReplicaSets {
-        client: shared.client.clone(),
-        events: shared.events.component("replicaset-controller"),
-        sets: shared.caches.replica_sets.clone(),
-        pods: Index::new(group),
-        by_owner: Index::new(|set| Some(owner_group(&meta::controller_of(&set.metadata)?.uid))),
-        by_namespace: Index::new(|set| set.namespace()),
-        unseen: Unseen::default(),
-    };
+    let events = shared.events.component("replicaset-controller");
+    let controller = ReplicaSets::new(shared.client.clone(), events, shared.caches.replica_sets.clone());
     drive(controller, inputs, WORKERS).await;
 }
 
@@ -136,6 +129,18 @@ impl Controller for ReplicaSets {
 }
 
 impl ReplicaSets {
+    fn new(client: Client, events: Recorder, sets: Cache<ReplicaSet>) -> Self {
+        Self {
+            client,
+            events,
+            sets,
+            pods: Index::new(group),
+            by_owner: Index::new(|set| Some(owner_group(&meta::controller_of(&set.metadata)?.uid))),
+            by_namespace: Index::new(|set| set.namespace()),
+            unseen: Unseen::default(),
+        }
+    }
+
     fn wake_owner(&self, pod: &Pod, queue: &mut Queue<Key>) {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         if let Some(owner) = meta::controller_of(&pod.metadata) {
@@ -329,5 +334,34 @@ fn new_pod(set: &ReplicaSet) -> Pod {
         },
         spec: template.spec,
         status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn nothing_is_decided_again_before_the_last_writes_are_seen() {
+        let set: ReplicaSet = serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "default", "uid": "rs"},
+            "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "web"}},
+                     "template": {"metadata": {"labels": {"app": "web"}}}}}))
+        .unwrap();
+        let (sets, client) = (Cache::detached(), crate::nowhere());
+        sets.put(set.clone());
+        let (events, _) = Recorder::new(client.clone());
+        let (mut controller, mut queue) = (ReplicaSets::new(client, events, sets), Queue::default());
+        let key = Key::of(&set);
+        assert!(controller.reconcile(&key, &mut queue).is_some(), "one pod is missing");
+        let mut created = new_pod(&set);
+        created.metadata.name = Some("web-1".into());
+        created.metadata.uid = Some("pod".into());
+        created.metadata.resource_version = Some("7".into());
+        let outcome = Outcome { writes: vec![Write::applied(&created)], error: None };
+        controller.finish(&key, &outcome, &mut queue);
+        assert!(controller.reconcile(&key, &mut queue).is_none(), "the pod is there, only not seen yet");
+        controller.observe(Input::Pod(Change::Deleted(Arc::new(created))), &mut queue);
+        assert!(controller.reconcile(&key, &mut queue).is_some(), "it was seen to come and go");
     }
 }
