@@ -27,6 +27,25 @@ fn directories(path: &str) -> Vec<PathBuf> {
     found
 }
 
+/// What this machine can limit. A cgroup v2 tree that was handed down may lack any of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Limits {
+    pub(crate) cpu: bool,
+    pub(crate) memory: bool,
+    pub(crate) pids: bool,
+}
+
+impl Limits {
+    pub(crate) fn of_machine() -> Self {
+        let root = Path::new(ROOT);
+        let has = |controller: &str| match fs::read_to_string(root.join("cgroup.controllers")) {
+            Ok(controllers) => controllers.split_whitespace().any(|known| known == controller),
+            Err(_) => root.join(controller).is_dir(),
+        };
+        Self { cpu: has("cpu"), memory: has("memory"), pids: has("pids") }
+    }
+}
+
 /// Whether the kernel killed something in this cgroup because it was out of its memory.
 pub(crate) fn had_oom_kill(path: &str) -> bool {
     directories(path).iter().any(|directory| {

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, watch};
 use super::events::Events;
 use super::logs::Logs;
 use super::{AgentConfig, node};
-use crate::cgroup;
+use crate::cgroup::{self, Limits};
 use crate::image::Store;
 use crate::net::{Ipam, Network, link_name};
 use crate::shim::{Instance, SOCKET, Shim, ShimEvent, kill};
@@ -35,6 +35,7 @@ pub(super) struct Host {
     pub(super) starts: Semaphore,
     /// Thousandths of a CPU, and bytes of memory.
     pub(super) allocatable: (u64, u64),
+    pub(super) limits: Limits,
     ipam: Mutex<Option<Ipam>>,
     pod_network: watch::Sender<Option<Ipv4Net>>,
 }
@@ -78,7 +79,12 @@ impl Host {
             IpAddr::V4(ip) => Some(ip),
             IpAddr::V6(_) => None,
         };
+        let limits = Limits::of_machine();
+        if !(limits.cpu && limits.memory && limits.pids) {
+            tracing::warn!(?limits, "this machine's cgroups cannot limit all that pods may ask for");
+        }
         Ok(Self {
+            limits,
             network: Network::open(node_ip)?,
             store: super::store(&config),
             logs: Logs::default(),

@@ -261,6 +261,7 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
         user,
         binds,
         cgroup: format!("{}/{id}", host.cgroup(uid)),
+        limits: host.limits,
         node_memory: host.allocatable.1,
     });
     let config = serde_json::to_vec(&config.map_err(create_error())?);

@@ -185,3 +185,238 @@ fn wind_down(pod: &Pod, spec: &PodSpec, realized: &Realized, deleting: bool, pla
         Sandbox::Absent | Sandbox::Creating | Sandbox::Removing => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Write;
+
+    use expect_test::{Expect, expect};
+    use serde_json::{Value, json};
+
+    use super::super::realized::{Ended, Exit};
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn exited(code: i32) -> Container {
+        let exit = Exit { code, signal: None, oom_killed: false, at: NOW };
+        let ended = Ended { exit, started_at: None, message: None, reason: None, attempt: 0 };
+        Container { phase: Phase::Exited(ended), ..Container::default() }
+    }
+
+    /// `name=state`: `new`, `starting`, `up` (running and started), `slow` (running, not started), `down` (being
+    /// stopped), `late` (waits to try again), an exit code, or an exit code and `!` for one in back-off.
+    fn realized(sandbox: Sandbox, states: &str) -> Realized {
+        let container = |state: &str| match state {
+            "new" => Container::default(),
+            "starting" => Container { phase: Phase::Starting, ..Container::default() },
+            "up" | "slow" | "down" => Container {
+                phase: Phase::Running { since: NOW },
+                started: state != "slow",
+                stopping: state == "down",
+                ..Container::default()
+            },
+            "late" => Container {
+                phase: Phase::Waiting {
+                    reason: "ErrImagePull".into(),
+                    message: None,
+                    retry_at: Some(NOW + SignedDuration::from_secs(10)),
+                    failures: 1,
+                },
+                ..Container::default()
+            },
+            code => {
+                let mut container = exited(code.trim_end_matches('!').parse().unwrap());
+                if code.ends_with('!') {
+                    container.backoff = container.backoff.raised(NOW, NOW);
+                }
+                container
+            }
+        };
+        let states = states.split_whitespace().map(|pair| pair.split_once('=').unwrap());
+        let containers = states.map(|(name, state)| (name.to_owned(), container(state))).collect();
+        Realized { sandbox, containers, ..Realized::default() }
+    }
+
+    fn pod(policy: &str, deleted: bool) -> Pod {
+        let mut metadata = json!({"name": "p", "uid": "u"});
+        if deleted {
+            metadata["deletionTimestamp"] = json!("1970-01-01T00:00:00Z");
+            metadata["deletionGracePeriodSeconds"] = json!(7);
+        }
+        serde_json::from_value(json!({"metadata": metadata, "spec": {
+            "restartPolicy": policy,
+            "initContainers": [{"name": "init"}, {"name": "side", "restartPolicy": "Always"}],
+            "containers": [{"name": "a"}, {"name": "b"}]}}))
+        .unwrap()
+    }
+
+    fn shown(plan: &Plan) -> String {
+        let mut text = String::new();
+        for action in &plan.actions {
+            let _ = match action {
+                Action::StartContainer { name, attempt } => write!(text, "start {name}.{attempt}, "),
+                Action::StopContainer { name, grace } => write!(text, "stop {name} in {}s, ", grace.as_secs()),
+                other => write!(text, "{other:?}, "),
+            };
+        }
+        match plan.wake {
+            Some(wake) => text + &format!("look again in {}s", wake.duration_since(NOW).as_secs()),
+            None if text.is_empty() => "wait".to_owned(),
+            None => text.trim_end_matches(", ").to_owned(),
+        }
+    }
+
+    fn check(pod: &Pod, sandbox: &Sandbox, rows: &[&str], expected: Expect) {
+        let mut text = String::new();
+        for states in rows {
+            let _ =
+                writeln!(text, "{states:<36}{}", shown(&next_actions(pod, &realized(sandbox.clone(), states), NOW)));
+        }
+        expected.assert_eq(&text);
+    }
+
+    #[test]
+    fn the_sandbox_comes_first_and_once() {
+        let plan = |sandbox| shown(&next_actions(&pod("Always", false), &realized(sandbox, ""), NOW));
+        assert_eq!(plan(Sandbox::Absent), "CreateSandbox");
+        assert_eq!((plan(Sandbox::Creating), plan(Sandbox::Removing)), ("wait".to_owned(), "wait".to_owned()));
+        let mut failed = realized(Sandbox::Absent, "");
+        failed.sandbox_error = Some(("no".into(), NOW + SignedDuration::from_secs(2)));
+        assert_eq!(shown(&next_actions(&pod("Always", false), &failed, NOW)), "look again in 2s");
+    }
+
+    #[test]
+    fn init_containers_then_sidecars_then_the_rest() {
+        check(
+            &pod("Always", false),
+            &Sandbox::Ready,
+            &[
+                "",
+                "init=starting",
+                "init=late",
+                "init=1",
+                "init=1!",
+                "init=0",
+                "init=0 side=slow",
+                "init=0 side=up",
+                "init=0 side=up a=starting b=up",
+                "init=0 side=3 a=up b=up",
+            ],
+            expect![[r"
+                                                    start init.0
+                init=starting                       wait
+                init=late                           look again in 10s
+                init=1                              start init.1
+                init=1!                             look again in 10s
+                init=0                              start side.0
+                init=0 side=slow                    wait
+                init=0 side=up                      start a.0, start b.0
+                init=0 side=up a=starting b=up      wait
+                init=0 side=3 a=up b=up             start side.1
+            "]],
+        );
+    }
+
+    #[test]
+    fn what_ends_is_restarted_as_the_policy_says() {
+        let rows = [
+            "init=0 side=up a=0 b=up",
+            "init=0 side=up a=1 b=up",
+            "init=0 side=up a=1! b=0",
+            "init=0 side=up a=0 b=0",
+            "init=0 side=up a=1 b=1",
+            "init=0 side=0 a=0 b=0",
+        ];
+        check(
+            &pod("Always", false),
+            &Sandbox::Ready,
+            &rows,
+            expect![[r"
+                init=0 side=up a=0 b=up             start a.1
+                init=0 side=up a=1 b=up             start a.1
+                init=0 side=up a=1! b=0             start b.1, look again in 10s
+                init=0 side=up a=0 b=0              start a.1, start b.1
+                init=0 side=up a=1 b=1              start a.1, start b.1
+                init=0 side=0 a=0 b=0               start side.1, start a.1, start b.1
+            "]],
+        );
+        check(
+            &pod("OnFailure", false),
+            &Sandbox::Ready,
+            &rows,
+            expect![[r"
+                init=0 side=up a=0 b=up             wait
+                init=0 side=up a=1 b=up             start a.1
+                init=0 side=up a=1! b=0             look again in 10s
+                init=0 side=up a=0 b=0              stop side in 30s
+                init=0 side=up a=1 b=1              start a.1, start b.1
+                init=0 side=0 a=0 b=0               RemoveSandbox
+            "]],
+        );
+        check(
+            &pod("Never", false),
+            &Sandbox::Ready,
+            &rows,
+            expect![[r"
+                init=0 side=up a=0 b=up             wait
+                init=0 side=up a=1 b=up             wait
+                init=0 side=up a=1! b=0             stop side in 30s
+                init=0 side=up a=0 b=0              stop side in 30s
+                init=0 side=up a=1 b=1              stop side in 30s
+                init=0 side=0 a=0 b=0               RemoveSandbox
+            "]],
+        );
+    }
+
+    #[test]
+    fn a_deleted_pod_is_stopped_in_order_and_then_forgotten() {
+        check(
+            &pod("Always", true),
+            &Sandbox::Ready,
+            &[
+                "init=up",
+                "init=0 side=up a=up b=up",
+                "init=0 side=up a=down b=1",
+                "init=0 side=up a=0 b=1",
+                "init=0 side=up a=starting b=1",
+                "init=0 side=down a=0 b=1",
+                "init=0 side=0 a=0 b=1",
+                "",
+            ],
+            expect![[r"
+                init=up                             stop init in 7s
+                init=0 side=up a=up b=up            stop a in 7s, stop b in 7s
+                init=0 side=up a=down b=1           wait
+                init=0 side=up a=0 b=1              stop side in 7s
+                init=0 side=up a=starting b=1       wait
+                init=0 side=down a=0 b=1            wait
+                init=0 side=0 a=0 b=1               RemoveSandbox
+                                                    RemoveSandbox
+            "]],
+        );
+        let gone = realized(Sandbox::Absent, "a=0 b=0");
+        assert_eq!(shown(&next_actions(&pod("Always", true), &gone, NOW)), "DeleteObject");
+        let forgotten = Realized { deleted: true, ..gone };
+        assert_eq!(shown(&next_actions(&pod("Always", true), &forgotten, NOW)), "wait");
+    }
+
+    #[test]
+    fn a_pod_past_its_deadline_is_given_up_once() {
+        let mut pod = pod("Always", false);
+        pod.spec.as_mut().unwrap().active_deadline_seconds = Some(5);
+        pod.status = serde_json::from_value::<Option<_>>(json!({"startTime": "1970-01-01T00:00:00Z"})).unwrap();
+        let up = realized(Sandbox::Ready, "init=0 side=up a=up b=up");
+        assert_eq!(shown(&next_actions(&pod, &up, NOW)), "look again in 5s");
+        let late = NOW + SignedDuration::from_secs(5);
+        assert!(matches!(next_actions(&pod, &up, late).actions[..], [Action::Fail { .. }]));
+        let failed = Realized { failed: Some(("DeadlineExceeded".into(), String::new())), ..up };
+        assert!(matches!(next_actions(&pod, &failed, late).actions[..], [Action::StopContainer { .. }, _]));
+    }
+
+    #[test]
+    fn nothing_is_asked_of_a_pod_without_a_spec() {
+        let pod: Pod = serde_json::from_value::<Pod>(Value::Object(serde_json::Map::new())).unwrap();
+        assert_eq!(next_actions(&pod, &Realized::default(), NOW), Plan::default());
+    }
+}

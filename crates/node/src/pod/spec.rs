@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::env::expand;
 use super::quantity::{bytes, milli};
+use crate::cgroup::Limits;
 use crate::image::Image;
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -120,6 +121,8 @@ pub(crate) struct ContainerSpec<'a> {
     pub(crate) user: User,
     pub(crate) binds: Vec<Bind>,
     pub(crate) cgroup: String,
+    /// What can be limited on this node.
+    pub(crate) limits: Limits,
     /// Bytes of memory of the node; a share of it decides who is killed first when it runs out.
     pub(crate) node_memory: u64,
 }
@@ -170,7 +173,7 @@ pub(crate) fn container_spec(from: &ContainerSpec<'_>) -> Result<Value, String> 
     let mut linux = json!({
         "cgroupsPath": from.cgroup,
         "namespaces": namespaces,
-        "resources": resources(container, privileged),
+        "resources": resources(container, privileged, from.limits),
     });
     if !privileged {
         linux["maskedPaths"] = json!(MASKED);
@@ -211,7 +214,7 @@ fn capabilities(asked: &k8s_openapi::api::core::v1::Capabilities, privileged: bo
         .collect()
 }
 
-fn resources(container: &Container, privileged: bool) -> Value {
+fn resources(container: &Container, privileged: bool, limits: Limits) -> Value {
     let resources = container.resources.clone().unwrap_or_default();
     let of = |list: &Option<BTreeMap<_, _>>, name: &str| list.as_ref().and_then(|list| list.get(name).cloned());
     let cpu_limit = of(&resources.limits, "cpu").as_ref().and_then(milli);
@@ -222,12 +225,14 @@ fn resources(container: &Container, privileged: bool) -> Value {
         cpu["period"] = json!(CPU_PERIOD);
         cpu["quota"] = json!((limit * CPU_PERIOD / 1000).max(1000));
     }
-    let mut all = json!({
-        "cpu": cpu,
-        "pids": {"limit": MAX_PIDS},
-        "devices": [{"allow": privileged, "access": "rwm"}],
-    });
-    if let Some(limit) = memory {
+    let mut all = json!({"devices": [{"allow": privileged, "access": "rwm"}]});
+    if limits.cpu {
+        all["cpu"] = cpu;
+    }
+    if limits.pids {
+        all["pids"] = json!({"limit": MAX_PIDS});
+    }
+    if let (Some(limit), true) = (memory, limits.memory) {
         all["memory"] = json!({"limit": limit});
     }
     all
@@ -291,7 +296,13 @@ mod tests {
 
     use super::*;
 
+    const ALL: Limits = Limits { cpu: true, memory: true, pids: true };
+
     fn spec(container: Value, image: &Image) -> Result<Value, String> {
+        limited_spec(container, image, ALL)
+    }
+
+    fn limited_spec(container: Value, image: &Image, limits: Limits) -> Result<Value, String> {
         let mut container = container;
         container["name"] = json!("c");
         let pod: Pod =
@@ -307,6 +318,7 @@ mod tests {
                 Bind { source: "/n/a".into(), target: "/a".into(), read_only: false, propagation: "private" },
             ],
             cgroup: "/p/c.0".into(),
+            limits,
             node_memory: 1 << 30,
         })
     }
@@ -350,6 +362,14 @@ mod tests {
         assert_eq!(resources["cpu"], json!({"shares": 256, "period": 100_000, "quota": 25_000}));
         assert_eq!(resources["memory"], json!({"limit": 64 << 20}));
         assert_eq!(spec["process"]["oomScoreAdj"], -997);
+    }
+
+    #[test]
+    fn what_the_node_cannot_limit_is_not_asked_of_it() {
+        let none = Limits { cpu: false, memory: false, pids: false };
+        let limited = json!({"resources": {"limits": {"cpu": "250m", "memory": "64Mi"}}});
+        let spec = limited_spec(limited, &image(), none).unwrap();
+        assert_eq!(spec["linux"]["resources"], json!({"devices": [{"allow": false, "access": "rwm"}]}));
     }
 
     #[test]

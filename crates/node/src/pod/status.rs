@@ -302,3 +302,173 @@ fn conditions(
     conditions.extend(before.iter().filter(|condition| !ours.contains(&condition.type_)).cloned());
     conditions
 }
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use jiff::SignedDuration;
+    use serde_json::{Value, json};
+
+    use super::super::realized::Exit;
+    use super::*;
+
+    const NOW: Timestamp = Timestamp::UNIX_EPOCH;
+
+    fn pod(policy: &str) -> Pod {
+        serde_json::from_value(json!({
+            "metadata": {"name": "web", "namespace": "shop", "uid": "u"},
+            "spec": {"restartPolicy": policy, "containers": [{"name": "app", "image": "web:1"}]}}))
+        .unwrap()
+    }
+
+    fn ended(code: i32, oom_killed: bool) -> Ended {
+        let exit = Exit { code, signal: None, oom_killed, at: NOW };
+        Ended { exit, started_at: Some(NOW), message: None, reason: None, attempt: 0 }
+    }
+
+    fn with(container: Container) -> Realized {
+        Realized {
+            sandbox: Sandbox::Ready,
+            ips: vec!["10.244.1.7".parse().unwrap()],
+            containers: [("app".to_owned(), container)].into(),
+            ..Realized::default()
+        }
+    }
+
+    fn running(ready: bool) -> Container {
+        Container { phase: Phase::Running { since: NOW }, started: true, ready, ..Container::default() }
+    }
+
+    fn exited(code: i32, oom: bool) -> Container {
+        Container { phase: Phase::Exited(ended(code, oom)), ..Container::default() }
+    }
+
+    fn of(pod: &Pod, realized: &Realized) -> PodStatus {
+        status(pod, realized, &["10.203.0.11".parse().unwrap()], NOW)
+    }
+
+    /// Phase, the container's state and reason, and every condition that is not true.
+    fn shown(pod: &Pod, realized: &Realized) -> String {
+        let status = json!(of(pod, realized));
+        let (state, detail) = status["containerStatuses"][0]["state"].as_object().unwrap().iter().next().unwrap();
+        let mut text = format!("{} {state} {}", status["phase"], detail["reason"]);
+        for condition in status["conditions"].as_array().unwrap().iter().filter(|c| c["status"] != "True") {
+            text += &format!("\n{} {} {}", condition["type"], condition["reason"], condition["message"]);
+        }
+        text.replace('"', "")
+    }
+
+    fn check(pod: &Pod, realized: &Realized, expected: Expect) {
+        expected.assert_eq(&shown(pod, realized));
+    }
+
+    #[test]
+    fn states_become_phases_reasons_and_conditions() {
+        let always = pod("Always");
+        let unready = "ContainersNotReady containers with unready status: [app]";
+        let not_ready = |first: &str| format!("{first}\nReady {unready}\nContainersReady {unready}");
+        let row = |realized: &Realized| shown(&always, realized);
+        let nothing = Realized::default();
+        let first = "Pending waiting ContainerCreating\nPodReadyToStartContainers null null";
+        assert_eq!(row(&nothing), not_ready(first));
+        assert_eq!(row(&with(Container::default())), not_ready("Pending waiting ContainerCreating"));
+        assert_eq!(row(&with(running(false))), not_ready("Running running null"));
+        assert_eq!(row(&with(running(true))), "Running running null");
+        assert_eq!(row(&with(exited(0, false))), not_ready("Running terminated Completed"));
+        assert_eq!(row(&with(exited(1, false))), not_ready("Running terminated Error"));
+        assert_eq!(row(&with(exited(137, true))), not_ready("Running terminated OOMKilled"));
+    }
+
+    #[test]
+    fn a_pod_that_is_done_says_how() {
+        check(
+            &pod("Never"),
+            &with(exited(0, false)),
+            expect![[r"
+            Succeeded terminated Completed
+            Ready PodCompleted null
+            ContainersReady PodCompleted null"]],
+        );
+        check(
+            &pod("Never"),
+            &with(exited(2, false)),
+            expect![[r"
+            Failed terminated Error
+            Ready PodFailed null
+            ContainersReady PodFailed null"]],
+        );
+        let deadline = Realized { failed: Some(("DeadlineExceeded".into(), "late".into())), ..with(running(true)) };
+        let status = of(&pod("Always"), &deadline);
+        let said = (status.phase.as_deref(), status.reason.as_deref(), status.message.as_deref());
+        assert_eq!(said, (Some("Failed"), Some("DeadlineExceeded"), Some("late")));
+    }
+
+    #[test]
+    fn back_off_is_shown_while_it_lasts() {
+        let mut container = exited(1, false);
+        container.backoff = container.backoff.raised(NOW, NOW);
+        let realized = with(container);
+        check(
+            &pod("Always"),
+            &realized,
+            expect![[r"
+            Running waiting CrashLoopBackOff
+            Ready ContainersNotReady containers with unready status: [app]
+            ContainersReady ContainersNotReady containers with unready status: [app]"]],
+        );
+        let status = &of(&pod("Always"), &realized).container_statuses.unwrap()[0];
+        assert_eq!(status.last_state.as_ref().unwrap().terminated.as_ref().unwrap().exit_code, 1);
+        let after = super::status(&pod("Always"), &realized, &[], NOW + SignedDuration::from_secs(10));
+        assert!(after.container_statuses.unwrap()[0].state.as_ref().unwrap().terminated.is_some());
+    }
+
+    #[test]
+    fn what_others_wrote_is_kept_and_times_change_only_with_the_status() {
+        let mut pod = pod("Always");
+        let condition = |kind: &str, status: &str| json!({"type": kind, "status": status, "lastTransitionTime": "1969-01-01T00:00:00Z"});
+        let gate = json!([{"conditionType": "example.com/gate"}]);
+        pod.spec.as_mut().unwrap().readiness_gates = serde_json::from_value(gate).unwrap();
+        let old: Value = json!({"qosClass": "Burstable", "conditions": [
+            condition("Ready", "True"), condition("ContainersReady", "True"), condition("example.com/gate", "False")]});
+        pod.status = serde_json::from_value(old).unwrap();
+        let status = json!(of(&pod, &with(running(true))));
+        assert_eq!(status["qosClass"], "Burstable");
+        let find = |kind: &str| {
+            let all = status["conditions"].as_array().unwrap();
+            all.iter().find(|condition| condition["type"] == kind).unwrap().clone()
+        };
+        assert_eq!(find("example.com/gate"), condition("example.com/gate", "False"));
+        assert_eq!(find("ContainersReady")["lastTransitionTime"], "1969-01-01T00:00:00Z");
+        assert_eq!(
+            (find("Ready")["status"].as_str(), find("Ready")["reason"].as_str()),
+            (Some("False"), Some("ReadinessGatesNotReady"))
+        );
+        assert_eq!(find("Ready")["lastTransitionTime"], "1970-01-01T00:00:00Z");
+    }
+
+    #[test]
+    fn init_containers_hold_the_pod_pending() {
+        let mut pod = pod("Always");
+        let init = json!([{"name": "init", "image": "web:1"}]);
+        pod.spec.as_mut().unwrap().init_containers = serde_json::from_value(init).unwrap();
+        let mut realized = with(Container::default());
+        realized.containers.insert("init".into(), running(true));
+        let status = of(&pod, &realized);
+        let state = status.container_statuses.unwrap()[0].state.clone().unwrap();
+        assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("PodInitializing"));
+        let initialized = status.conditions.unwrap().into_iter().find(|c| c.type_ == "Initialized").unwrap();
+        assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [init]"));
+        assert_eq!(status.phase.as_deref(), Some("Pending"));
+    }
+
+    #[test]
+    fn the_same_state_gives_the_same_status() {
+        let mut pod = pod("Always");
+        let realized = with(running(true));
+        let first = of(&pod, &realized);
+        pod.status = serde_json::from_value(json!(first)).unwrap();
+        let later =
+            super::status(&pod, &realized, &["10.203.0.11".parse().unwrap()], NOW + SignedDuration::from_hours(1));
+        assert_eq!(json!(later), json!(first));
+    }
+}

@@ -1,3 +1,0 @@
-fn main() {
-    portolan_node::try_reexec();
-}

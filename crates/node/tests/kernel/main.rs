@@ -1,0 +1,537 @@
+//! Pods for real: containers, networks, restarts and kills, each in a network namespace of its own.
+//!
+//! This binary is its own runner because it plays three parts: the tests, the pods' shims (`try_reexec`), and what
+//! runs in the containers (`workload`).
+
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
+mod api;
+mod lab;
+mod workload;
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::api::Api;
+use crate::lab::{Lab, NODE_IP, app, create, delete};
+
+fn main() {
+    portolan_node::try_reexec();
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|word| word == "workload") {
+        workload::run(&args[1..]);
+    }
+    let tests: [(&str, fn()); 13] = [
+        ("a_pod_runs_answers_and_goes", a_pod_runs_answers_and_goes),
+        ("the_node_is_registered_and_stays_so", the_node_is_registered_and_stays_so),
+        ("exits_follow_the_restart_policy", exits_follow_the_restart_policy),
+        ("what_cannot_start_says_why_and_disturbs_nobody", what_cannot_start_says_why_and_disturbs_nobody),
+        ("pods_outlive_their_agent", pods_outlive_their_agent),
+        ("a_pod_is_stopped_gently_and_then_not", a_pod_is_stopped_gently_and_then_not),
+        ("a_killed_shim_takes_its_pod_along_and_both_come_back", a_killed_shim_takes_its_pod_along_and_both_come_back),
+        ("probes_decide_readiness_and_restarts", probes_decide_readiness_and_restarts),
+        ("too_much_memory_is_oom_killed", too_much_memory_is_oom_killed),
+        ("a_container_sees_what_its_pod_says", a_container_sees_what_its_pod_says),
+        ("logs_are_served_to_the_clusters_own", logs_are_served_to_the_clusters_own),
+        ("a_pod_in_the_nodes_network", a_pod_in_the_nodes_network),
+        ("nothing_is_left_behind", nothing_is_left_behind),
+    ];
+    let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
+    let wanted = |name: &str| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str()));
+    if args.iter().any(|arg| arg == "--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        return;
+    }
+    if !portolan_testkit::is_root() {
+        return;
+    }
+    let mut failed = Vec::new();
+    for (name, test) in tests.into_iter().filter(|(name, _)| wanted(name)) {
+        let started = Instant::now();
+        let result = std::panic::catch_unwind(test);
+        println!("test {name} ... {} ({:?})", if result.is_ok() { "ok" } else { "FAILED" }, started.elapsed());
+        failed.extend(result.is_err().then_some(name));
+    }
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
+
+fn is_ready(api: &Api, pod: &str) -> bool {
+    condition(api, pod, "Ready") == "True"
+}
+
+fn condition(api: &Api, pod: &str, kind: &str) -> String {
+    let pod = api.pod(pod);
+    let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    let found = conditions.iter().find(|condition| condition["type"] == kind);
+    found.and_then(|condition| condition["status"].as_str()).unwrap_or_default().to_owned()
+}
+
+fn container(api: &Api, pod: &str) -> Value {
+    api.pod(pod)["status"]["containerStatuses"][0].clone()
+}
+
+fn ip(api: &Api, pod: &str) -> String {
+    api.pod(pod)["status"]["podIP"].as_str().unwrap_or_default().to_owned()
+}
+
+async fn get(address: String) -> String {
+    tokio::task::spawn_blocking(move || workload::get(&address)).await.unwrap()
+}
+
+async fn ready(api: &Api, pod: &str) {
+    api.until(&format!("{pod} is ready"), |api| is_ready(api, pod)).await;
+}
+
+async fn gone(api: &Api, pod: &str) {
+    api.until(&format!("{pod} is gone"), |api| api.pod(pod).is_null()).await;
+}
+
+fn a_pod_runs_answers_and_goes() {
+    let lab = Lab::new();
+    lab.with_agent(async |api: Api| {
+        api.until("the node is ready", |api| api.get("leases", "kube-node-lease", "node-1").is_some()).await;
+        let started = Instant::now();
+        create(&api, "web", json!({"containers": [app(&["serve"])]}));
+        ready(&api, "web").await;
+        eprintln!("bound to ready: {:?}", started.elapsed());
+        let shim = std::fs::read_to_string(format!("/proc/{}/status", lab.shim("web").unwrap())).unwrap();
+        let memory: Vec<_> = shim.lines().filter(|line| line.starts_with("Rss") || line.starts_with("VmRSS")).collect();
+        eprintln!("the shim: {}", memory.join(", ").replace('\t', " "));
+        let address = ip(&api, "web");
+        assert!(address.starts_with("10.244.1."), "{address}");
+        assert_eq!(get(format!("{address}:8080")).await, "web");
+        assert_eq!(lab.outside.run(|| workload::get(&format!("{address}:8080"))), "web");
+        let status = api.pod("web")["status"].clone();
+        assert_eq!((&status["phase"], &status["hostIP"]), (&json!("Running"), &json!(NODE_IP)));
+        assert_eq!(status["podIPs"], json!([{"ip": address}]));
+        let events = api.events("web");
+        for event in [
+            "Pulled: Container image \"portolan/workload\" already present on machine",
+            "Started: Started container app",
+        ] {
+            assert!(events.iter().any(|told| told == event), "{events:?}");
+        }
+        // From pod to pod, over the node.
+        create(
+            &api,
+            "asker",
+            json!({"restartPolicy": "Never", "containers": [app(&["get", &format!("{address}:8080")])]}),
+        );
+        api.until("the asker is done", |api| api.pod("asker")["status"]["phase"] == "Succeeded").await;
+        delete(&api, "web", 1);
+        gone(&api, "web").await;
+    });
+    assert_eq!(lab.log("asker", "app", 0), "web\n");
+}
+
+fn the_node_is_registered_and_stays_so() {
+    let lab = Lab::new();
+    lab.api.remove("nodes", "", "node-1");
+    lab.with_agent(async |api: Api| {
+        api.until("it has registered", |api| api.get("nodes", "", "node-1").is_some_and(|n| !n["status"].is_null()))
+            .await;
+        let state = |api: &Api, kind: &str| {
+            let node = api.get("nodes", "", "node-1").unwrap_or_default();
+            let conditions = node["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions.iter().find(|c| c["type"] == kind).map(|c| c["status"].clone()).unwrap_or_default()
+        };
+        assert_eq!(state(&api, "Ready"), "False");
+        api.edit("nodes", "", "node-1", |node| node["spec"] = json!({"podCIDR": "10.244.7.0/24"}));
+        api.until("it is ready", |api| state(api, "Ready") == "True").await;
+        let node = api.get("nodes", "", "node-1").unwrap();
+        assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "node-1");
+        assert_eq!(node["metadata"]["labels"]["zone"], "a");
+        assert_eq!(node["status"]["allocatable"]["pods"], "20");
+        assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
+        // Somebody gives the node up, and is told better.
+        api.edit("nodes", "", "node-1", |node| {
+            for condition in node["status"]["conditions"].as_array_mut().unwrap() {
+                condition["status"] = json!("Unknown");
+            }
+        });
+        api.until("it is ready again", |api| state(api, "Ready") == "True").await;
+        let renewed =
+            |api: &Api| api.get("leases", "kube-node-lease", "node-1").map(|l| l["spec"]["renewTime"].clone());
+        let first = renewed(&api);
+        api.until("the lease is renewed", |api| renewed(api).is_some() && renewed(api) != first).await;
+    });
+}
+
+fn exits_follow_the_restart_policy() {
+    let lab = Lab::new();
+    lab.create("never", json!({"restartPolicy": "Never", "containers": [app(&["exit", "3"])]}));
+    lab.create("fine", json!({"restartPolicy": "OnFailure", "containers": [app(&["exit", "0"])]}));
+    lab.create("words", json!({"restartPolicy": "Never", "containers": [app(&["last-words", "so long"])]}));
+    lab.create("always", json!({"restartPolicy": "Always", "containers": [app(&["exit", "1"])]}));
+    lab.with_agent(async |api: Api| {
+        api.until("never has failed", |api| api.pod("never")["status"]["phase"] == "Failed").await;
+        let state = container(&api, "never")["state"]["terminated"].clone();
+        assert_eq!((&state["exitCode"], &state["reason"]), (&json!(3), &json!("Error")));
+        api.until("fine has succeeded", |api| api.pod("fine")["status"]["phase"] == "Succeeded").await;
+        assert_eq!(container(&api, "fine")["state"]["terminated"]["reason"], "Completed");
+        api.until("words has failed", |api| api.pod("words")["status"]["phase"] == "Failed").await;
+        assert_eq!(container(&api, "words")["state"]["terminated"]["message"], "so long");
+        api.until("always backs off", |api| {
+            container(api, "always")["state"]["waiting"]["reason"] == "CrashLoopBackOff"
+        })
+        .await;
+        let status = container(&api, "always");
+        assert_eq!((&status["restartCount"], &status["lastState"]["terminated"]["exitCode"]), (&json!(1), &json!(1)));
+        let message = status["state"]["waiting"]["message"].as_str().unwrap().to_owned();
+        assert_eq!(message, "back-off 10s restarting failed container=app pod=always_shop(uid-always)");
+        assert_eq!(api.pod("always")["status"]["phase"], "Running");
+    });
+    assert_eq!(lab.log("never", "app", 0), "hello\noops\n");
+}
+
+fn what_cannot_start_says_why_and_disturbs_nobody() {
+    let lab = Lab::new();
+    lab.create("no-image", json!({"containers": [{"name": "app", "image": "nginx:1"}]}));
+    lab.create("never-pull", json!({"containers": [{"name": "app", "image": "nginx:1", "imagePullPolicy": "Never"}]}));
+    lab.create("no-command", json!({"containers": [{"name": "app", "command": ["/no/such/thing"]}]}));
+    let from = json!({"configMapKeyRef": {"name": "absent", "key": "k"}});
+    lab.create("no-config", json!({"containers": [{"name": "app", "env": [{"name": "X", "valueFrom": from}]}]}));
+    let volume = json!([{"name": "v", "secret": {"secretName": "absent"}}]);
+    lab.create("no-volume", json!({"volumes": volume, "containers": [app(&["polite"])]}));
+    lab.create("bad-user", json!({"containers": [{"name": "app", "securityContext": {"runAsNonRoot": true}}]}));
+    lab.create("good", json!({"containers": [app(&["polite"])]}));
+    lab.with_agent(async |api: Api| {
+        ready(&api, "good").await;
+        for (pod, reason, message) in [
+            ("no-image", "ErrImagePull", "image \"nginx:1\" is not in this node's store"),
+            ("never-pull", "ErrImageNeverPull", "is not present with pull policy of Never"),
+            ("no-command", "RunContainerError", "/no/such/thing"),
+            ("no-config", "CreateContainerConfigError", "configmap \"absent\" not found"),
+            ("bad-user", "CreateContainerConfigError", "runAsNonRoot"),
+        ] {
+            api.until(&format!("{pod} waits for {reason}"), |api| {
+                container(api, pod)["state"]["waiting"]["reason"] == reason
+            })
+            .await;
+            let said = container(&api, pod)["state"]["waiting"]["message"].as_str().unwrap_or_default().to_owned();
+            assert!(said.contains(message), "{pod}: {said}");
+            assert_eq!(api.pod(pod)["status"]["phase"], "Pending", "{pod}");
+            api.until("an event tells", |api| api.events(pod).iter().any(|event| event.starts_with("Failed: "))).await;
+        }
+        api.until("the volume is missed", |api| {
+            api.events("no-volume").iter().any(|e| e.contains("secret \"absent\" not found"))
+        })
+        .await;
+        for pod in ["no-image", "no-volume", "no-command"] {
+            delete(&api, pod, 30);
+            gone(&api, pod).await;
+        }
+    });
+}
+
+fn pods_outlive_their_agent() {
+    let lab = Lab::new();
+    lab.create("web", json!({"containers": [app(&["serve"])]}));
+    lab.create("mortal", json!({"restartPolicy": "Never", "containers": [app(&["polite"])]}));
+    lab.create("orphan", json!({"containers": [app(&["polite"])]}));
+    lab.with_agent(async |api: Api| {
+        for pod in ["web", "mortal", "orphan"] {
+            ready(&api, pod).await;
+        }
+    });
+    let (before, address) = (lab.api.pod("web"), ip(&lab.api, "web"));
+    assert_eq!(lab.netns.run(|| workload::get(&format!("{address}:8080"))), "web");
+    // Both happen while no agent looks.
+    lab.netns.run(|| {
+        let shim = lab.shim("mortal").unwrap();
+        let children = std::fs::read_to_string(format!("/proc/{shim}/task/{shim}/children")).unwrap();
+        let child = nix::unistd::Pid::from_raw(children.trim().parse().unwrap());
+        nix::sys::signal::kill(child, nix::sys::signal::Signal::SIGTERM).unwrap();
+    });
+    lab.api.remove("pods", "shop", "orphan");
+    lab.with_agent(async |api: Api| {
+        api.until("mortal's end is known", |api| api.pod("mortal")["status"]["phase"] == "Succeeded").await;
+        create(&api, "later", json!({"containers": [app(&["polite"])]}));
+        ready(&api, "later").await;
+        let after = api.pod("web");
+        assert_eq!(after["status"], before["status"]);
+        assert_ne!(ip(&api, "later"), ip(&api, "web"), "an address was given twice");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while lab.shim("orphan").is_some() {
+            assert!(Instant::now() < deadline, "the orphan still runs");
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+fn a_pod_is_stopped_gently_and_then_not() {
+    let lab = Lab::new();
+    let shared = lab.dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let volumes = json!([{"name": "shared", "hostPath": {"path": shared}}]);
+    let hook = json!({"preStop": {"exec": {"command": ["/portolan", "workload", "touch", "/shared/stopped"]}},
+        "postStart": {"exec": {"command": ["/portolan", "workload", "touch", "/shared/started"]}}});
+    let mounts = json!([{"name": "shared", "mountPath": "/shared"}]);
+    lab.create(
+        "gentle",
+        json!({"volumes": volumes, "containers": [
+        {"name": "app", "args": ["polite"], "lifecycle": hook, "volumeMounts": mounts}]}),
+    );
+    lab.create("stubborn", json!({"containers": [app(&["stubborn"])]}));
+    lab.create("forced", json!({"containers": [app(&["stubborn"])]}));
+    let log = lab.pod_dir("gentle").join("logs/app/0.log");
+    let kept = lab.dir.path().join("gentle.log");
+    lab.with_agent(async |api: Api| {
+        for pod in ["gentle", "stubborn", "forced"] {
+            ready(&api, pod).await;
+        }
+        assert!(shared.join("started").exists());
+        // A second name for the log, which goes with the pod.
+        std::fs::hard_link(&log, &kept).unwrap();
+        let started = Instant::now();
+        delete(&api, "gentle", 30);
+        gone(&api, "gentle").await;
+        assert!(started.elapsed() < Duration::from_secs(10), "it was not waited for");
+        assert!(shared.join("stopped").exists());
+        let started = Instant::now();
+        delete(&api, "stubborn", 1);
+        gone(&api, "stubborn").await;
+        assert!(started.elapsed() >= Duration::from_secs(1), "it was not given its time");
+        // Told to hurry after it was told to take its time.
+        delete(&api, "forced", 600);
+        api.until("it is being stopped", |api| api.events("forced").iter().any(|e| e.starts_with("Killing"))).await;
+        delete(&api, "forced", 1);
+        gone(&api, "forced").await;
+    });
+    assert!(std::fs::read_to_string(kept).unwrap().ends_with(" terminating\n"));
+}
+
+fn a_killed_shim_takes_its_pod_along_and_both_come_back() {
+    let lab = Lab::new();
+    let mounts = json!([{"name": "notes", "mountPath": "/notes"}]);
+    lab.create(
+        "web",
+        json!({
+        "volumes": [{"name": "notes", "emptyDir": {}}],
+        "initContainers": [{"name": "init", "args": ["append", "/notes/n", "again"], "volumeMounts": mounts}],
+        "containers": [app(&["serve"])]}),
+    );
+    lab.create("once", json!({"restartPolicy": "Never", "containers": [app(&["polite"])]}));
+    lab.with_agent(async |api: Api| {
+        ready(&api, "web").await;
+        ready(&api, "once").await;
+        for pod in ["web", "once"] {
+            let shim = nix::unistd::Pid::from_raw(lab.shim(pod).unwrap());
+            nix::sys::signal::kill(shim, nix::sys::signal::Signal::SIGKILL).unwrap();
+        }
+        api.until("web has restarted", |api| is_ready(api, "web") && container(api, "web")["restartCount"] == 1).await;
+        let address = ip(&api, "web");
+        assert_eq!(get(format!("{address}:8080")).await, "web");
+        assert_eq!(api.pod("web")["status"]["initContainerStatuses"][0]["restartCount"], 1);
+        assert_eq!(container(&api, "web")["lastState"]["terminated"]["exitCode"], 137);
+        api.until("once has failed", |api| api.pod("once")["status"]["phase"] == "Failed").await;
+        assert!(api.events("web").iter().any(|event| event.starts_with("SandboxChanged")));
+    });
+    let notes = std::fs::read_to_string(lab.pod_dir("web").join("volumes/notes/n")).unwrap();
+    assert_eq!(notes, "again\nagain\n");
+}
+
+fn probes_decide_readiness_and_restarts() {
+    let lab = Lab::new();
+    let shared = lab.dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let exec = json!({"exec": {"command": ["/portolan", "workload", "exists", "/shared/ready"]}, "periodSeconds": 1, "failureThreshold": 1});
+    let volumes = json!([{"name": "shared", "hostPath": {"path": shared}}]);
+    let mounts = json!([{"name": "shared", "mountPath": "/shared"}]);
+    lab.create(
+        "by-file",
+        json!({"volumes": volumes, "containers": [
+        {"name": "app", "args": ["serve"], "volumeMounts": mounts, "readinessProbe": exec}]}),
+    );
+    let http = |path: &str| json!({"httpGet": {"port": 8080, "path": path}, "periodSeconds": 1, "failureThreshold": 2});
+    let mut startup = http("/");
+    startup["failureThreshold"] = json!(30);
+    lab.create("healthy", json!({"containers": [{"name": "app", "args": ["serve"],
+        "startupProbe": startup, "livenessProbe": {"tcpSocket": {"port": 8080}, "periodSeconds": 1}, "readinessProbe": http("/")}]}));
+    lab.create(
+        "sick",
+        json!({"terminationGracePeriodSeconds": 1, "containers": [{"name": "app", "args": ["serve"],
+        "livenessProbe": http("/bad")}]}),
+    );
+    lab.with_agent(async |api: Api| {
+        ready(&api, "healthy").await;
+        api.until("a probe has failed", |api| {
+            let events = api.events("by-file");
+            events.iter().any(|event| event == "Unhealthy: Readiness probe failed: command exited with 1")
+        })
+        .await;
+        assert!(!is_ready(&api, "by-file"));
+        assert_eq!(api.pod("by-file")["status"]["phase"], "Running");
+        std::fs::write(shared.join("ready"), "x").unwrap();
+        ready(&api, "by-file").await;
+        std::fs::remove_file(shared.join("ready")).unwrap();
+        api.until("it is unready again", |api| !is_ready(api, "by-file")).await;
+        api.until("the sick one is restarted", |api| container(api, "sick")["restartCount"] == 1).await;
+        let events = api.events("sick");
+        for told in [
+            "Unhealthy: Liveness probe failed: HTTP probe failed with statuscode: 500",
+            "Killing: Container app failed liveness probe, will be restarted",
+        ] {
+            assert!(events.iter().any(|event| event == told), "{events:?}");
+        }
+        assert_eq!(container(&api, "healthy")["restartCount"], 0);
+    });
+    // Commands run in containers leave nothing behind.
+    let left = std::fs::read_dir(lab.pod_dir("by-file").join("run/app.0")).unwrap().count();
+    assert!(left <= 4, "{left} files");
+}
+
+fn too_much_memory_is_oom_killed() {
+    let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
+    if v2.is_ok_and(|controllers| !controllers.contains("memory")) {
+        return portolan_testkit::skip("needs a cgroup hierarchy that can limit memory");
+    }
+    let lab = Lab::new();
+    lab.create(
+        "glutton",
+        json!({"restartPolicy": "Never", "containers": [
+        {"name": "app", "args": ["eat"], "resources": {"limits": {"memory": "32Mi"}}}]}),
+    );
+    lab.with_agent(async |api: Api| {
+        api.until("it is over", |api| api.pod("glutton")["status"]["phase"] == "Failed").await;
+        let state = container(&api, "glutton")["state"]["terminated"].clone();
+        assert_eq!((&state["reason"], &state["exitCode"]), (&json!("OOMKilled"), &json!(137)));
+    });
+}
+
+fn a_container_sees_what_its_pod_says() {
+    let lab = Lab::new();
+    lab.api.put("configmaps", json!({"metadata": {"name": "settings", "namespace": "shop"}, "data": {"key": "value"}}));
+    lab.api.put(
+        "services",
+        json!({"metadata": {"name": "db", "namespace": "shop"},
+        "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 5432}]}}),
+    );
+    let shared = |path: &str| json!({"name": "shared", "mountPath": path});
+    lab.create("web-0", json!({
+        "restartPolicy": "Never",
+        "volumes": [{"name": "shared", "emptyDir": {"medium": "Memory"}}, {"name": "config", "configMap": {"name": "settings"}}],
+        "initContainers": [
+            {"name": "first", "args": ["append", "/shared/note", "first"], "volumeMounts": [shared("/shared")]},
+            {"name": "second", "args": ["append", "/shared/note", "second"], "volumeMounts": [shared("/shared")]}],
+        "containers": [{
+            "name": "app", "args": ["show"], "workingDir": "/tmp",
+            "env": [
+                {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                {"name": "KEY", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "key"}}}],
+            "securityContext": {"runAsUser": 1000, "runAsGroup": 1001, "readOnlyRootFilesystem": true,
+                "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
+            "volumeMounts": [shared("/shared"), {"name": "config", "mountPath": "/config"}]}]}));
+    lab.with_agent(async |api: Api| {
+        api.until("it is done", |api| api.pod("web-0")["status"]["phase"] == "Succeeded").await;
+        assert_eq!(condition(&api, "web-0", "Initialized"), "True");
+    });
+    let shown = lab.log("web-0", "app", 0);
+    let address = ip(&lab.api, "web-0");
+    for line in [
+        "pid 1 hostname web-0 cwd /tmp",
+        "user 1000 group 1001",
+        "env NAME=web-0",
+        &format!("env IP={address}"),
+        "env KEY=value",
+        "env DB_SERVICE_HOST=10.96.0.9",
+        "env HOSTNAME=web-0",
+        "/etc/resolv.conf: nameserver 10.96.0.10",
+        &format!("/etc/hosts: {address}\tweb-0"),
+        "/etc/hostname: web-0",
+        "/shared/note: first",
+        "/shared/note: second",
+        "/config/key: value",
+        "CapBnd:\t0000000000000000",
+        "SigBlk:\t0000000000000000",
+        "NoNewPrivs:\t1",
+        "write to root Err(ReadOnlyFilesystem), to sysctl Err(ReadOnlyFilesystem)",
+        // Its three standard ones, and the one it counts them with.
+        "open files 4",
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{line:?} is not in:\n{shown}");
+    }
+}
+
+/// The body of an answer over TLS, with or without a client certificate.
+async fn fetch(lab: &Lab, path: &str, known: bool) -> Result<String, String> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(lab.tls.client_ca.as_bytes()).unwrap()).unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+    let config = config.with_root_certificates(roots);
+    let config = if known {
+        let certificate = CertificateDer::from_pem_slice(lab.client.0.as_bytes()).unwrap();
+        config
+            .with_client_auth_cert(vec![certificate], PrivateKeyDer::from_pem_slice(lab.client.1.as_bytes()).unwrap())
+            .unwrap()
+    } else {
+        config.with_no_client_auth()
+    };
+    let stream = tokio::net::TcpStream::connect((NODE_IP, 10250)).await.map_err(|error| error.to_string())?;
+    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
+    let talk = async {
+        let mut stream = connector.connect("node".try_into().unwrap(), stream).await?;
+        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await?;
+        Ok(answer)
+    };
+    let answer: String = talk.await.map_err(|error: std::io::Error| error.to_string())?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    if head.starts_with("HTTP/1.0 200") { Ok(body.to_owned()) } else { Err(format!("{head}\n{body}")) }
+}
+
+fn logs_are_served_to_the_clusters_own() {
+    let lab = Lab::new();
+    lab.create("talker", json!({"containers": [app(&["say", "one", "two"])]}));
+    lab.with_agent(async |api: Api| {
+        ready(&api, "talker").await;
+        let path = "/containerLogs/shop/talker/app";
+        let follow = fetch(&lab, "/containerLogs/shop/talker/app?follow=true", true);
+        let end = async {
+            delete(&api, "talker", 30);
+        };
+        let (followed, ()) = tokio::join!(follow, end);
+        assert_eq!(followed.unwrap(), "one\ntwo\nstarted\nterminating\n");
+        gone(&api, "talker").await;
+        assert!(fetch(&lab, path, true).await.unwrap_err().contains("404"));
+        assert_eq!(fetch(&lab, "/healthz", true).await.unwrap(), "ok");
+        fetch(&lab, "/healthz", false).await.unwrap_err();
+    });
+}
+
+fn a_pod_in_the_nodes_network() {
+    let lab = Lab::new();
+    lab.create("host", json!({"hostNetwork": true, "containers": [app(&["serve"])]}));
+    lab.with_agent(async |api: Api| {
+        ready(&api, "host").await;
+        assert_eq!(ip(&api, "host"), NODE_IP);
+        get(format!("{NODE_IP}:8080")).await;
+        delete(&api, "host", 1);
+        gone(&api, "host").await;
+    });
+}
+
+fn nothing_is_left_behind() {
+    let lab = Lab::new();
+    for number in 0..4 {
+        lab.create(&format!("web-{number}"), json!({"containers": [app(&["polite"])]}));
+    }
+    lab.with_agent(async |api: Api| {
+        for number in 0..4 {
+            ready(&api, &format!("web-{number}")).await;
+        }
+        delete(&api, "web-0", 30);
+        gone(&api, "web-0").await;
+    });
+    assert!(lab.shim("web-0").is_none() && lab.shim("web-1").is_some());
+    lab.drain();
+    let left = lab.remains();
+    assert!(left.is_empty(), "{left:#?}");
+}
