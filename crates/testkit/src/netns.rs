@@ -34,7 +34,7 @@ impl Netns {
         .join()
         .expect("the namespace's first thread");
         let netns = Self { file: Arc::new(file) };
-        // Duplicate address detection keeps an IPv6 address unusable for a second.
+        // Links give themselves an address that neighbours ask from; detection would hold it back for a second.
         netns.sysctl("net.ipv6.conf.default.accept_dad", "0");
         netns.configure(|route| async move { route.set_link_up("lo").await });
         netns
@@ -95,13 +95,14 @@ impl Netns {
         self.sysctl("net.ipv6.conf.all.forwarding", "1");
     }
 
-    /// Gives a link an address; the network it is in becomes reachable through the link.
+    /// Gives a link an address, usable at once (without duplicate address detection, which would take a second); the
+    /// network it is in becomes reachable through the link.
     pub fn address(&self, link: &str, address: IpNet) {
         let link = link.to_owned();
         self.configure(move |route| async move {
             match address {
                 IpNet::V4(net) => route.add_address(Ipv4Address::new(link, net.addr(), net.prefix_len())).await,
-                IpNet::V6(net) => route.add_address(Ipv6Address::new(link, net.addr(), net.prefix_len())).await,
+                IpNet::V6(net) => route.add_address(Ipv6Address::new(link, net.addr(), net.prefix_len()).nodad()).await,
             }
         });
     }

@@ -20,13 +20,15 @@
 
 use nlink::netlink::nftables as nf;
 use nlink::netlink::nftables::{
-    BaseChain, ChainName, CmpOp, CtDirection, CtKey, DynsetExpr, DynsetOp, Expr, FibFlags, FibResult, FilterHook,
-    LookupExpr, MetaKey, NatHook, NumgenKind, PayloadBase, Priority, RawExpr, Register, Rule, Set, SetDataType,
-    SetKeyType, Verdict,
+    BaseChain, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, FilterHook, LookupExpr, MetaKey, NatHook, Priority, Rule, Set,
+    SetDataType, SetKeyType, Verdict,
 };
 use portolan_model::forwarding::Family;
 
 use super::entries::{ChainKind, Pick, Reach};
+use super::expressions::{
+    Builder, Part, bitwise, chain_name, ct_bit, from_this_node, masquerade, port_unreachable, proto_is, reg,
+};
 use crate::config::ProxyConfig;
 
 pub(super) const TABLE: &str = "portolan";
@@ -39,8 +41,6 @@ const AFFINITY_SIZE: u32 = 1 << 20;
 
 const CT_NEW: u32 = 1 << 3;
 const CT_DNAT: u32 = 1 << 5;
-const RTN_LOCAL: u32 = 2;
-const NAT_FULLY_RANDOM: u32 = 1 << 4;
 
 /// The names that elements' verdicts lead to.
 pub(super) const MASQUERADE_CHAIN: &str = "mark-for-masquerade";
@@ -357,183 +357,4 @@ fn pick_rules(b: Builder, pick: Pick) -> Vec<(Vec<Expr>, &'static str)> {
         "",
     ));
     rules
-}
-
-/// What a key is made of.
-#[derive(Clone, Copy)]
-enum Part {
-    Saddr,
-    Daddr,
-    Proto,
-    Dport,
-    /// Where the packet was going before it was rewritten.
-    OriginalDaddr,
-    OriginalDport,
-    Random {
-        of: u32,
-        base: u32,
-    },
-}
-
-/// Writes expressions for one family.
-#[derive(Clone, Copy)]
-struct Builder {
-    family: Family,
-}
-
-impl Builder {
-    fn regular(self, name: &str, rules: Vec<(Vec<Expr>, &'static str)>) -> ChainPlan {
-        let rule = |(expressions, comment): (Vec<Expr>, &str)| {
-            let rule = Rule::new(TABLE, name).family(nf_family(self.family)).expressions(expressions);
-            if comment.is_empty() { rule } else { rule.comment(comment) }
-        };
-        ChainPlan { name: name.to_owned(), base: None, rules: rules.into_iter().map(rule).collect() }
-    }
-
-    fn all<const N: usize>(self, parts: [Vec<Expr>; N]) -> Vec<Expr> {
-        parts.into_iter().flatten().collect()
-    }
-
-    fn verdict(self, verdict: Verdict) -> Vec<Expr> {
-        vec![Expr::Verdict(verdict)]
-    }
-
-    fn address_words(self) -> u8 {
-        match self.family {
-            Family::V4 => 1,
-            Family::V6 => 4,
-        }
-    }
-
-    /// Loads the parts one after the other from the register `at`; gives the register after them.
-    fn load(self, parts: &[Part], mut at: u8) -> (Vec<Expr>, u8) {
-        let mut loads = Vec::new();
-        for part in parts {
-            let dreg = reg(at);
-            let (source, destination, length) = match self.family {
-                Family::V4 => (12, 16, 4),
-                Family::V6 => (8, 24, 16),
-            };
-            let header = |offset| Expr::Payload { dreg, base: PayloadBase::Network, offset, len: length };
-            let original = |key| Expr::CtDirectional { dreg, key, direction: CtDirection::Original };
-            let (load, words) = match part {
-                Part::Saddr => (header(source), self.address_words()),
-                Part::Daddr => (header(destination), self.address_words()),
-                Part::Proto => (Expr::Meta { dreg, key: MetaKey::L4Proto }, 1),
-                Part::Dport => (Expr::Payload { dreg, base: PayloadBase::Transport, offset: 2, len: 2 }, 1),
-                Part::OriginalDaddr => {
-                    let key = if self.family == Family::V4 { CtKey::DstIp } else { CtKey::DstIp6 };
-                    (original(key), self.address_words())
-                }
-                Part::OriginalDport => (original(CtKey::ProtoDst), 1),
-                Part::Random { of, base } => {
-                    (Expr::Numgen { dreg, kind: NumgenKind::Random, modulus: *of, offset: *base }, 1)
-                }
-            };
-            loads.push(load);
-            at += words;
-        }
-        (loads, at)
-    }
-
-    fn keyed(self, parts: &[Part], then: impl Fn(Register) -> Expr) -> Vec<Expr> {
-        let (mut rule, _) = self.load(parts, 0);
-        rule.push(then(reg(0)));
-        rule
-    }
-
-    /// Goes where the map says; goes on where it says nothing.
-    fn lookup(self, parts: &[Part], map: Map) -> Vec<Expr> {
-        self.keyed(parts, |key| LookupExpr::new(map.name(), key).dreg(Register::Verdict).into())
-    }
-
-    fn tested(self, parts: &[Part], set: Map) -> Vec<Expr> {
-        self.keyed(parts, |key| LookupExpr::new(set.name(), key).into())
-    }
-
-    fn test(self, part: Part, set: Map) -> Vec<Expr> {
-        self.tested(&[part], set)
-    }
-
-    /// Rewrites the destination to what the map says; goes on where it says nothing.
-    fn dnat(self, parts: &[Part], map: Map) -> Vec<Expr> {
-        let (mut rule, next) = self.load(parts, 0);
-        // The kernel loads an IPv6 address from four registers in a row, anywhere.
-        let (address, port) = (reg(next), reg(next + self.address_words()));
-        rule.push(LookupExpr::new(map.name(), reg(0)).dreg(address).into());
-        let family = if self.family == Family::V4 { libc_af::INET } else { libc_af::INET6 };
-        let attributes = [
-            (nf::NFTA_NAT_TYPE, 1),
-            (nf::NFTA_NAT_FAMILY, family),
-            (nf::NFTA_NAT_REG_ADDR_MIN, address.wire()),
-            (nf::NFTA_NAT_REG_PROTO_MIN, port.wire()),
-        ];
-        rule.push(raw("nat", &attributes));
-        rule
-    }
-}
-
-mod libc_af {
-    /// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
-    pub(super) const INET: u32 = 2;
-    pub(super) const INET6: u32 = 10;
-}
-
-fn reg(word: u8) -> Register {
-    // The longest key with its value is an IPv6 affinity lookup: 10 and 5 words of the 16 there are.
-    Register::word(word.into()).unwrap_or(Register::Verdict)
-}
-
-fn chain_name(name: &str) -> ChainName {
-    ChainName::new(name).unwrap_or_else(|_| unreachable!("{name} is a chain name"))
-}
-
-fn proto_is(number: u8) -> Vec<Expr> {
-    vec![
-        Expr::Meta { dreg: reg(0), key: MetaKey::L4Proto },
-        Expr::Cmp { sreg: reg(0), op: CmpOp::Eq, data: vec![number] },
-    ]
-}
-
-fn from_this_node() -> Vec<Expr> {
-    vec![
-        Expr::Fib { dreg: reg(0), result: FibResult::AddrType, flags: FibFlags::SADDR },
-        Expr::Cmp { sreg: reg(0), op: CmpOp::Eq, data: RTN_LOCAL.to_ne_bytes().into() },
-    ]
-}
-
-/// Goes on if one of the bits is set, or if none is.
-fn ct_bit(key: CtKey, bits: u32, set: bool) -> Vec<Expr> {
-    let op = if set { CmpOp::Neq } else { CmpOp::Eq };
-    vec![
-        Expr::Ct { dreg: reg(0), key },
-        bitwise(bits, 0),
-        Expr::Cmp { sreg: reg(0), op, data: 0u32.to_ne_bytes().into() },
-    ]
-}
-
-fn bitwise(mask: u32, xor: u32) -> Expr {
-    let (mask, xor) = (mask.to_ne_bytes().into(), xor.to_ne_bytes().into());
-    Expr::Bitwise { sreg: reg(0), dreg: reg(0), len: 4, mask, xor }
-}
-
-/// A new source port at random: clients behind one address would else contend for the same port on the way out.
-fn masquerade() -> Expr {
-    const NFTA_MASQ_FLAGS: u16 = 1;
-    raw("masq", &[(NFTA_MASQ_FLAGS, NAT_FULLY_RANDOM)])
-}
-
-/// An expression of 32-bit attributes, each in network order behind a header in the host's.
-fn raw(name: &str, attributes: &[(u16, u32)]) -> Expr {
-    let encode = |(kind, value): &(u16, u32)| {
-        [&8u16.to_ne_bytes()[..], &kind.to_ne_bytes()[..], &value.to_be_bytes()[..]].concat()
-    };
-    Expr::Raw(RawExpr::new(name, attributes.iter().flat_map(encode).collect()))
-}
-
-fn port_unreachable(family: Family) -> u8 {
-    match family {
-        Family::V4 => 3,
-        Family::V6 => 4,
-    }
 }

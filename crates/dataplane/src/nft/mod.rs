@@ -6,10 +6,12 @@
 //! | `state` | what is realized; a change -> the smallest operations, pure |
 //! | `reconcile` | the upper half: which Services a delta touches, batches, refusals, retries |
 //! | `layout` | the table's maps, chains and rules, as data |
+//! | `expressions` | rules, spelled for one family |
 //! | `wire` | entries <-> bytes |
 //! | `kernel` | the lower half: transactions |
 
 pub mod entries;
+mod expressions;
 mod kernel;
 mod layout;
 mod reconcile;
@@ -76,6 +78,9 @@ impl NftProjection {
     }
 
     /// Brings the kernel in line with what the delta names. When this returns, new connections go by the snapshot.
+    ///
+    /// After a start, call [`synced`](Self::synced) with the first complete snapshot before anything else: half a
+    /// snapshot may have a Service without its endpoints. Until then what was adopted goes on forwarding.
     pub async fn apply(&mut self, snapshot: &Snapshot, delta: &Delta) -> Report {
         let node = self.node_context(snapshot);
         let (report, stale) = self.reconciler.apply(snapshot, Some(delta), node).await;
