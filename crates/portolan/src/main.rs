@@ -15,6 +15,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+/// `nlink` warns of every refusal of the kernel's, also of those that are the answer to a question.
+const DEFAULT_LOG: &str = "info,nlink=error";
+
 /// Kubernetes Services, whole, in one binary
 #[derive(Debug, Parser)]
 #[command(version, disable_help_subcommand = true)]
@@ -53,7 +56,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info")),
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(DEFAULT_LOG)),
         )
         .with_writer(std::io::stderr)
         .init();

@@ -6,3 +6,4 @@ mod lifecycle;
 mod machine;
 mod pods;
 mod services;
+mod soak;
