@@ -1,7 +1,8 @@
 //! The Service feed -> every projection of it on this node: nftables, DNS answers, announced addresses.
 //!
 //! Invariants: events that arrived together are applied together; the kernel comes first, so that a name never leads to
-//! an address that does not forward yet; nothing is pruned and no name is denied before all watches have listed.
+//! an address that does not forward yet; before all watches have listed nothing is told at all, so that what a
+//! predecessor left in the kernel goes on as it was.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -25,6 +26,8 @@ use tokio_util::sync::CancellationToken;
 const AUDIT_PERIOD: Duration = Duration::from_secs(60);
 /// How soon a Service that the kernel refused is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// How soon publishing the node's DNS is tried again: the Node may not be registered yet, or the API away.
+const PUBLISH_AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// Events applied in one go at most, so that a flood cannot postpone the first of it for ever.
 const LARGEST_BATCH: usize = 10_000;
 const DNS_TTL_SECONDS: u32 = 5;
@@ -69,10 +72,7 @@ pub(crate) async fn run(
             () = retry => plane.retry().await,
             _ = audit.tick(), if plane.synced => plane.audit().await,
             Ok(()) = alive.changed() => plane.announcer.set_alive(*alive.borrow_and_update()),
-            outcome = &mut publishing, if plane.synced && !published => {
-                outcome.context("cannot publish this node's DNS endpoint")?;
-                published = true;
-            }
+            () = &mut publishing, if plane.synced && !published => published = true,
         }
     }
     plane.dns.shutdown();
@@ -84,6 +84,9 @@ struct Plane {
     kernel: NftProjection,
     dns: DnsServer,
     announcer: L2Announcer,
+    /// What the projections have not been told yet. Until every watch has listed, a Service may be known without its
+    /// endpoints, and telling that would break what a predecessor left working.
+    pending: Delta,
     /// What the kernel refused, to be tried again.
     failed: Delta,
     synced: bool,
@@ -104,7 +107,15 @@ impl Plane {
         .context("cannot serve this node's DNS")?;
         let announcer = L2Announcer::open(&config.uplink, &config.node_name)
             .with_context(|| format!("cannot answer for external addresses on {}", config.uplink))?;
-        Ok(Self { snapshot: Snapshot::default(), kernel, dns, announcer, failed: Delta::default(), synced: false })
+        Ok(Self {
+            snapshot: Snapshot::default(),
+            kernel,
+            dns,
+            announcer,
+            pending: Delta::default(),
+            failed: Delta::default(),
+            synced: false,
+        })
     }
 
     async fn take(&mut self, first: FeedItem, feed: &mut Feed) {
@@ -124,23 +135,23 @@ impl Plane {
             }
             next = feed.try_next();
         }
-        self.apply(&delta).await;
+        self.pending.merge(delta);
         if synced {
             let report = self.kernel.synced(&self.snapshot).await;
             self.note(report);
-            self.dns.synced();
             self.synced = true;
+        } else if self.synced && !self.pending.is_empty() {
+            let report = self.kernel.apply(&self.snapshot, &self.pending).await;
+            self.note(report);
         }
-    }
-
-    async fn apply(&mut self, delta: &Delta) {
-        if delta.is_empty() {
-            return;
+        if self.synced {
+            let delta = std::mem::take(&mut self.pending);
+            self.dns.apply(&self.snapshot, &delta);
+            self.announcer.apply(&self.snapshot, &delta);
         }
-        let report = self.kernel.apply(&self.snapshot, delta).await;
-        self.note(report);
-        self.dns.apply(&self.snapshot, delta);
-        self.announcer.apply(&self.snapshot, delta);
+        if synced {
+            self.dns.synced();
+        }
     }
 
     async fn retry(&mut self) {
@@ -174,7 +185,14 @@ impl Plane {
 
 /// Tells the cluster that this node answers DNS queries: an EndpointSlice of Service `kube-system/kube-dns`, which goes
 /// when the Node does.
-async fn publish_dns_endpoint(client: Client, config: &Config) -> Result<()> {
+async fn publish_dns_endpoint(client: Client, config: &Config) {
+    while let Err(error) = try_publish_dns_endpoint(client.clone(), config).await {
+        tracing::debug!(%error, "cannot publish this node's DNS endpoint yet");
+        tokio::time::sleep(PUBLISH_AGAIN_AFTER).await;
+    }
+}
+
+async fn try_publish_dns_endpoint(client: Client, config: &Config) -> kube::Result<()> {
     let node = Api::<Node>::all(client.clone()).get(&config.node_name).await?;
     let name = format!("kube-dns-{}", config.node_name);
     let slice: EndpointSlice = serde_json::from_value(serde_json::json!({
@@ -197,7 +215,8 @@ async fn publish_dns_endpoint(client: Client, config: &Config) -> Result<()> {
             "nodeName": config.node_name,
             "conditions": { "ready": true, "serving": true, "terminating": false },
         }],
-    }))?;
+    }))
+    .map_err(kube::Error::SerdeError)?;
     let api = Api::namespaced(client, "kube-system");
     match api.create(&PostParams::default(), &slice).await {
         Ok(_) => Ok(()),
@@ -205,6 +224,6 @@ async fn publish_dns_endpoint(client: Client, config: &Config) -> Result<()> {
             api.patch(&name, &PatchParams::default(), &Patch::Merge(&slice)).await?;
             Ok(())
         }
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
