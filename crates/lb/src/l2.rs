@@ -1,7 +1,8 @@
 //! Answering ARP for the addresses this node owns, on one interface.
 //!
-//! Invariants: answering happens under the lock that ownership and fencing change under, so when [`L2Announcer::apply`] or
-//! [`L2Announcer::set_alive`] returns, no further frame leaves for an address it took away; only requests are answered, and
+//! Invariants: answering happens under the lock that ownership and fencing change under, so when [`L2Announcer::apply`]
+//! returns, no further frame leaves for an address it took away; the clock is asked before every frame, so none leaves
+//! after [`L2Announcer::set_alive_until`], even from a process that was stopped meanwhile; only requests are answered, and
 //! only to who asked. Nothing is polled: the thread sleeps until a frame, a change or the next announcement.
 //!
 //! Why not give the address to an interface: then the node would take it for its own even where the data plane should
@@ -58,14 +59,15 @@ pub struct L2Announcer {
 
 #[derive(Debug)]
 struct State {
-    alive: bool,
+    /// From then on the node may have been given up, and is silent.
+    alive_until: Instant,
     /// The addresses owned, and when each is announced next.
     schedule: Schedule,
 }
 
 impl L2Announcer {
     /// Listens on the interface in the calling thread's network namespace, for the node of that name. It owns nothing
-    /// before the first [`L2Announcer::apply`], and counts as alive until told otherwise.
+    /// before the first [`L2Announcer::apply`], and is silent before the first [`L2Announcer::set_alive_until`].
     ///
     /// # Errors
     /// When there is no such interface or packet sockets are not allowed.
@@ -77,7 +79,7 @@ impl L2Announcer {
         let link = link.ok_or_else(missing)?;
         let mac = link.addr().filter(|mac| *mac != [0; 6]).ok_or_else(missing)?;
         let socket = packet_socket(&link).map_err(|source| Error::Socket { interface: interface.into(), source })?;
-        let state = Arc::new(Mutex::new(State { alive: true, schedule: Schedule::default() }));
+        let state = Arc::new(Mutex::new(State { alive_until: Instant::now(), schedule: Schedule::default() }));
         let answerer = Answerer { socket, mac, interface: interface.into(), state: state.clone() };
         let started = UnixStream::pair().and_then(|(wake, woken)| {
             woken.set_nonblocking(true)?;
@@ -105,18 +107,22 @@ impl L2Announcer {
         self.wake();
     }
 
-    /// Fencing: a node that cannot renew its Lease may have been given up by the others and must not answer. When `false`
-    /// returns, nothing more is sent; `true` announces what is owned again.
+    /// Fencing: a node that cannot renew its Lease may have been given up by the others and must not answer. So it is given
+    /// a time until which it surely has not been, and is silent from then on. Coming back, it announces what it owns.
     ///
-    /// Say `true` only when the snapshot is fresh: while this node was given up, others took its addresses.
-    pub fn set_alive(&self, alive: bool) {
+    /// After a silence, say so only when the snapshot is fresh: while this node was given up, others took its addresses.
+    pub fn set_alive_until(&self, until: Instant) {
         let mut state = lock(&self.state);
-        if alive && !state.alive {
-            state.schedule.begin_all(Instant::now());
+        let now = Instant::now();
+        let revived = !state.is_alive(now);
+        if revived {
+            state.schedule.begin_all(now);
         }
-        state.alive = alive;
+        state.alive_until = until;
         drop(state);
-        self.wake();
+        if revived {
+            self.wake();
+        }
     }
 
     /// What this node answers for while it is alive, in order.
@@ -133,12 +139,18 @@ impl L2Announcer {
 
 impl Drop for L2Announcer {
     fn drop(&mut self) {
-        lock(&self.state).alive = false;
+        lock(&self.state).alive_until = Instant::now();
         self.wake = None;
         if let Some(thread) = self.thread.take() {
             // Its panic has been told already.
             let _ = thread.join();
         }
+    }
+}
+
+impl State {
+    fn is_alive(&self, now: Instant) -> bool {
+        now < self.alive_until
     }
 }
 
@@ -198,7 +210,7 @@ impl Answerer {
     /// Until the next announcement.
     fn patience(&self) -> PollTimeout {
         let state = lock(&self.state);
-        let Some(next) = state.schedule.next().filter(|_| state.alive) else { return PollTimeout::NONE };
+        let Some(next) = state.schedule.next().filter(|_| state.is_alive(Instant::now())) else { return PollTimeout::NONE };
         // Rounded up, or the last millisecond would be spent spinning.
         let millis = next.saturating_duration_since(Instant::now()).as_micros().div_ceil(1_000);
         PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)
@@ -221,7 +233,7 @@ impl Answerer {
                 continue;
             };
             let state = lock(&self.state);
-            if state.alive && state.schedule.contains(request.target) {
+            if state.is_alive(Instant::now()) && state.schedule.contains(request.target) {
                 self.send(&arp::reply(self.mac, &request));
             }
         }
@@ -229,10 +241,11 @@ impl Answerer {
 
     fn announce(&self) {
         let mut state = lock(&self.state);
-        if !state.alive {
+        let now = Instant::now();
+        if !state.is_alive(now) {
             return;
         }
-        for address in state.schedule.due(Instant::now()) {
+        for address in state.schedule.due(now) {
             arp::announcements(self.mac, address).iter().for_each(|frame| self.send(frame));
         }
     }

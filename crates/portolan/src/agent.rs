@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::service_plane;
@@ -77,7 +78,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let mut power = signal(SignalKind::from_raw(nix::libc::SIGPWR))?;
     let client = portolan_client::connect(&config.kubeconfig).await?;
     let shutdown = CancellationToken::new();
-    let (_alive_sender, alive) = watch::channel(true);
+    let (renewed, renewals) = watch::channel(Instant::now());
     let mut parts = JoinSet::new();
     let pods = portolan_node::AgentConfig {
         node_name: config.node_name.clone(),
@@ -108,10 +109,10 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     {
         let (client, pods, shutdown) = (client.clone(), pods.clone(), shutdown.clone());
         parts.spawn(
-            async move { portolan_node::run(client, pods, shutdown).await.context("cannot go on running pods") },
+            async move { portolan_node::run(client, pods, renewed, shutdown).await.context("cannot go on running pods") },
         );
     }
-    parts.spawn(service_plane::run(client, plane, alive, shutdown.clone()));
+    parts.spawn(service_plane::run(client, plane, renewals, shutdown.clone()));
     let end = tokio::select! {
         _ = terminate.recv() => End::Agent,
         _ = power.recv() => End::Node,

@@ -4,6 +4,7 @@ mod agent;
 mod clean;
 mod demo;
 mod explain;
+mod fence;
 mod images;
 mod node;
 mod node_init;

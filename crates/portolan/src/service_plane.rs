@@ -19,8 +19,10 @@ use portolan_dns::{DnsServer, ServerConfig};
 use portolan_lb::L2Announcer;
 use portolan_model::{Delta, Snapshot};
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
+
+use crate::fence::Fence;
 
 /// How often the kernel is read back to find what somebody changed by hand.
 const AUDIT_PERIOD: Duration = Duration::from_secs(60);
@@ -43,22 +45,26 @@ pub(crate) struct Config {
 
 /// Runs until told to stop. What is in the kernel stays: connections outlive this process.
 ///
-/// `alive` says whether the node can renew its Lease: one that cannot must stop answering for external addresses,
-/// because another node is about to.
+/// `renewals` says when the last renewal of the node's Lease runs out: from then on it must not answer for external
+/// addresses, because another node may.
 pub(crate) async fn run(
     client: Client,
     config: Config,
-    mut alive: watch::Receiver<bool>,
+    renewals: watch::Receiver<Instant>,
     shutdown: CancellationToken,
 ) -> Result<()> {
     let mut plane = Plane::open(&config).await?;
     let (mut feed, driver) = service_feed(&client);
     let mut driver = std::pin::pin!(driver);
-    let mut audit = tokio::time::interval_at(tokio::time::Instant::now() + AUDIT_PERIOD, AUDIT_PERIOD);
+    let mut audit = tokio::time::interval_at(Instant::now() + AUDIT_PERIOD, AUDIT_PERIOD);
     audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut publishing = std::pin::pin!(publish_dns_endpoint(client.clone(), &config));
     let mut published = false;
+    let mut fence = Fence::new(client.clone(), renewals);
     loop {
+        if let Some(until) = fence.grant(&plane.snapshot) {
+            plane.announcer.set_alive_until(until.into_std());
+        }
         let retry = async {
             match plane.failed.is_empty() {
                 true => std::future::pending().await,
@@ -71,7 +77,7 @@ pub(crate) async fn run(
             Some(item) = feed.next() => plane.take(item, &mut feed).await,
             () = retry => plane.retry().await,
             _ = audit.tick(), if plane.synced => plane.audit().await,
-            Ok(()) = alive.changed() => plane.announcer.set_alive(*alive.borrow_and_update()),
+            () = fence.hear(), if plane.synced => {}
             () = &mut publishing, if plane.synced && !published => published = true,
         }
     }

@@ -10,6 +10,8 @@
 mod events;
 mod hooks;
 mod host;
+mod inotify;
+mod lease;
 mod logs;
 mod node;
 mod objects;
@@ -34,6 +36,7 @@ use nix::fcntl::{Flock, FlockArg};
 use portolan_client::{Cache, Change};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::image;
@@ -114,9 +117,16 @@ pub enum Error {
 
 /// Runs the agent until `shutdown`, which leaves the pods running. See [`drain`] for ending them too.
 ///
+/// `renewed` is told with each renewal of the node's Lease until when nobody can have given the node up.
+///
 /// # Errors
 /// When it cannot start: what happens later is retried, and said in the log, in Events and in statuses.
-pub async fn run(client: Client, config: AgentConfig, shutdown: CancellationToken) -> Result<(), Error> {
+pub async fn run(
+    client: Client,
+    config: AgentConfig,
+    renewed: watch::Sender<Instant>,
+    shutdown: CancellationToken,
+) -> Result<(), Error> {
     let _lock = lock(&config)?;
     let logs = logs::Server::bind(&config)?;
     let (events, write_events) = events::Events::new(client.clone(), &config.node_name);
@@ -131,7 +141,7 @@ pub async fn run(client: Client, config: AgentConfig, shutdown: CancellationToke
             watch_nodes,
             watch_pods,
             node::keep_registered(&host, &nodes),
-            node::renew_lease(&host),
+            lease::renew(&host, &nodes, &renewed),
             keep_routes(&host, &nodes),
             logs.serve(host.clone()),
             run_pods(&host, &pods),

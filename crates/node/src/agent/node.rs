@@ -1,6 +1,6 @@
-//! This node's Node object and Lease, kept as they should be.
+//! This node's Node object, kept as it should be.
 //!
-//! Source: `kubelet_node_status.go`, `component-helpers/apimachinery/lease`. Invariant: spec, taints and what others
+//! Source: `kubelet_node_status.go`. Invariant: spec, taints and what others
 //! wrote are left alone; conditions keep their transition times.
 
 use std::collections::BTreeMap;
@@ -9,9 +9,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use portolan_client::{Cache, Key};
@@ -22,8 +21,6 @@ use super::AgentConfig;
 use super::host::Host;
 use crate::net::pod_networks;
 
-const LEASES: &str = "kube-node-lease";
-const RENEWAL: Duration = Duration::from_secs(1);
 /// The status is written at least this often, for those who look at its heartbeat.
 const REPORT: Duration = Duration::from_secs(300);
 const RETRY: Duration = Duration::from_millis(200);
@@ -203,33 +200,4 @@ async fn register(host: &Host, api: &Api<Node>, known: Option<&Node>) -> Result<
     }
     let status = status(host, &node.status.unwrap_or_default(), Timestamp::now());
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await
-}
-
-/// Says every second that this node lives.
-pub(super) async fn renew_lease(host: &Host) {
-    let api: Api<Lease> = Api::namespaced(host.client.clone(), LEASES);
-    let name = &host.config.node_name;
-    let mut tick = tokio::time::interval(RENEWAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        let spec = json!({"holderIdentity": name, "leaseDurationSeconds": 2, "renewTime": MicroTime(Timestamp::now())});
-        let patch = Patch::Merge(json!({"spec": spec}));
-        let renewal = async {
-            match api.patch(name, &PatchParams::default(), &patch).await {
-                Err(kube::Error::Api(status)) if status.code == 404 => {
-                    let lease = json!({"metadata": {"name": name}, "spec": spec});
-                    let lease = serde_json::from_value(lease).map_err(kube::Error::SerdeError)?;
-                    api.create(&PostParams::default(), &lease).await
-                }
-                other => other,
-            }
-        };
-        // A renewal that hangs must not keep the next from being tried.
-        match tokio::time::timeout(RENEWAL, renewal).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "cannot renew the node's lease"),
-            Err(_) => tracing::debug!("renewing the node's lease takes too long"),
-        }
-    }
 }

@@ -10,6 +10,8 @@ use portolan_node::{AgentConfig, Capacity, TlsIdentity};
 use portolan_testkit::Netns;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
@@ -24,6 +26,8 @@ pub(crate) struct Lab {
     pub(crate) api: Api,
     pub(crate) tls: TlsIdentity,
     pub(crate) client: (String, String),
+    /// Until when each renewal of the Lease is good.
+    pub(crate) renewed: watch::Sender<Instant>,
     cgroup: String,
 }
 
@@ -50,8 +54,16 @@ impl Lab {
         let tls = TlsIdentity { certificate, key, client_ca: authority.pem() };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/portolan-test-{}-{number}/pods", std::process::id());
-        let lab =
-            Self { netns, outside, dir: tempfile::tempdir().unwrap(), api: Api::new(), tls, client: issue(), cgroup };
+        let lab = Self {
+            netns,
+            outside,
+            dir: tempfile::tempdir().unwrap(),
+            api: Api::new(),
+            tls,
+            client: issue(),
+            renewed: watch::Sender::new(Instant::now()),
+            cgroup,
+        };
         Store::open(&lab.images()).unwrap().builtin("/proc/self/exe".as_ref()).unwrap();
         lab.api
             .put("nodes", json!({"metadata": {"name": "node-1", "uid": "n1"}, "spec": {"podCIDR": "10.244.1.0/24"}}));
@@ -83,7 +95,7 @@ impl Lab {
     pub(crate) fn with_agent(&self, test: impl AsyncFnOnce(Api) + Send) {
         self.netns.block_on(|| async {
             let stop = CancellationToken::new();
-            let agent = portolan_node::run(self.api.client(), self.config(), stop.clone());
+            let agent = portolan_node::run(self.api.client(), self.config(), self.renewed.clone(), stop.clone());
             let test = async {
                 test(self.api.clone()).await;
                 stop.cancel();

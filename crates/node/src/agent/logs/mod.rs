@@ -1,0 +1,201 @@
+//! Containers' log files -> `GET /containerLogs/<namespace>/<pod>/<container>`, for the API server.
+//!
+//! `server` answers those who may ask, `options` is what they ask for, `reader` reads and follows the files. Following
+//! waits for the file to change and for the container to end, and never polls. Source: the kubelet's `server.go`,
+//! `PodLogOptions` in the API reference.
+
+mod options;
+mod reader;
+mod server;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use http::StatusCode;
+use tokio::sync::watch;
+
+use super::start::log_path;
+use options::Options;
+use reader::{Follow, Reader};
+pub(super) use server::Server;
+
+/// The latest start of a container that has logs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Written {
+    pub(super) attempt: u32,
+    pub(super) running: bool,
+}
+
+pub(super) type Containers = BTreeMap<String, Written>;
+
+#[derive(Clone)]
+struct PodLogs {
+    dir: PathBuf,
+    uid: String,
+    containers: watch::Receiver<Containers>,
+}
+
+/// Which pods have logs, and where.
+#[derive(Default)]
+pub(super) struct Logs(Mutex<BTreeMap<(String, String), PodLogs>>);
+
+impl Logs {
+    fn pods(&self) -> MutexGuard<'_, BTreeMap<(String, String), PodLogs>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, namespace: &str, name: &str, uid: &str, dir: PathBuf) -> watch::Sender<Containers> {
+        let (sender, containers) = watch::channel(Containers::new());
+        let logs = PodLogs { dir, uid: uid.to_owned(), containers };
+        self.pods().insert((namespace.to_owned(), name.to_owned()), logs);
+        sender
+    }
+
+    /// Forgets a pod, unless another of its name has come meanwhile.
+    pub(super) fn remove(&self, namespace: &str, name: &str, uid: &str) {
+        let mut pods = self.pods();
+        let key = (namespace.to_owned(), name.to_owned());
+        if pods.get(&key).is_some_and(|logs| logs.uid == uid) {
+            pods.remove(&key);
+        }
+    }
+}
+
+/// What a client is told instead of a log.
+type Refusal = (StatusCode, String);
+
+/// Opens what is asked for, or says why there is nothing to read.
+fn open(logs: &Logs, namespace: &str, pod: &str, container: &str, options: Options) -> Result<Reader, Refusal> {
+    let known = logs.pods().get(&(namespace.to_owned(), pod.to_owned())).cloned();
+    let known = known.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found on this node\n")))?;
+    let written = known.containers.borrow().get(container).copied().ok_or_else(|| {
+        let reason = format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating\n");
+        (StatusCode::BAD_REQUEST, reason)
+    })?;
+    let missing = || {
+        let which = if options.previous { "previous terminated " } else { "" };
+        (StatusCode::BAD_REQUEST, format!("{which}container \"{container}\" in pod \"{pod}\" not found\n"))
+    };
+    let attempt = if options.previous { written.attempt.checked_sub(1) } else { Some(written.attempt) };
+    let path = log_path(&known.dir, container, attempt.ok_or_else(missing)?);
+    // Without a watch on the container there is nothing to wait for.
+    let follow = (options.follow && !options.previous).then(|| Follow {
+        container: container.to_owned(),
+        attempt: written.attempt,
+        containers: known.containers.clone(),
+    });
+    Reader::open(path, options, follow).map_err(|_| missing())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+
+    use super::*;
+    use crate::shim::rotated;
+
+    const LOG: &str = "2026-01-01T00:00:01Z stdout F one\n2026-01-01T00:00:02Z stderr F two\n\
+                       2026-01-01T00:00:03Z stdout P thr\n2026-01-01T00:00:03Z stdout F ee\n";
+
+    struct Lab {
+        dir: tempfile::TempDir,
+        logs: Logs,
+        written: watch::Sender<Containers>,
+    }
+
+    impl Lab {
+        fn new(running: bool) -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let logs = Logs::default();
+            let written = logs.add("shop", "web", "u1", dir.path().to_owned());
+            written.send_replace(Containers::from([("app".to_owned(), Written { attempt: 1, running })]));
+            let lab = Self { dir, logs, written };
+            lab.write(1, LOG);
+            lab
+        }
+
+        fn path(&self, attempt: u32) -> PathBuf {
+            log_path(self.dir.path(), "app", attempt)
+        }
+
+        fn write(&self, attempt: u32, text: &str) {
+            use std::io::Write;
+            std::fs::create_dir_all(self.path(attempt).parent().unwrap()).unwrap();
+            let mut file = File::options().create(true).append(true).open(self.path(attempt)).unwrap();
+            file.write_all(text.as_bytes()).unwrap();
+        }
+
+        fn open(&self, query: &str) -> Result<Reader, Refusal> {
+            let options = Options::parse(query, "2026-01-01T00:00:04Z".parse().unwrap())?;
+            open(&self.logs, "shop", "web", "app", options)
+        }
+
+        async fn read(&self, query: &str) -> String {
+            let mut reader = self.open(query).unwrap();
+            let mut text = String::new();
+            while let Some(chunk) = reader.next().await {
+                text.push_str(std::str::from_utf8(&chunk.unwrap()).unwrap());
+            }
+            text
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_asked_for_is_what_is_given() {
+        let lab = Lab::new(false);
+        lab.write(0, "2026-01-01T00:00:00Z stdout F before\n");
+        for (query, text) in [
+            ("", "one\ntwo\nthree\n"),
+            ("follow=true", "one\ntwo\nthree\n"),
+            ("tailLines=1", "three\n"),
+            ("tailLines=0", ""),
+            ("tailLines=9", "one\ntwo\nthree\n"),
+            ("sinceSeconds=2", "two\nthree\n"),
+            ("sinceTime=2026-01-01T00%3A00%3A03Z", "three\n"),
+            ("sinceSeconds=2&tailLines=1", "three\n"),
+            ("limitBytes=5", "one\nt"),
+            ("previous=true", "before\n"),
+            ("timestamps=true&tailLines=2&limitBytes=25", "2026-01-01T00:00:02Z two\n"),
+        ] {
+            assert_eq!(lab.read(query).await, text, "{query}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_rotated_file_is_read_first() {
+        let lab = Lab::new(false);
+        std::fs::rename(lab.path(1), rotated(&lab.path(1))).unwrap();
+        lab.write(1, "2026-01-01T00:00:09Z stdout F four\n");
+        assert_eq!(lab.read("").await, "one\ntwo\nthree\nfour\n");
+        assert_eq!(lab.read("tailLines=2").await, "three\nfour\n");
+    }
+
+    #[tokio::test]
+    async fn following_sees_new_lines_rotation_and_the_end() {
+        let lab = Lab::new(true);
+        let mut reader = lab.open("follow=true&tailLines=0").unwrap();
+        lab.write(1, "2026-01-01T00:00:05Z stdout F four\n");
+        assert_eq!(reader.next().await.unwrap().unwrap(), "four\n");
+        std::fs::rename(lab.path(1), rotated(&lab.path(1))).unwrap();
+        lab.write(1, "2026-01-01T00:00:06Z stdout F five\n");
+        assert_eq!(reader.next().await.unwrap().unwrap(), "five\n");
+        lab.write(1, "2026-01-01T00:00:07Z stdout F last\n");
+        lab.written.send_replace(Containers::from([("app".to_owned(), Written { attempt: 1, running: false })]));
+        assert_eq!(reader.next().await.unwrap().unwrap(), "last\n");
+        assert!(reader.next().await.is_none());
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let lab = Lab::new(false);
+        let reason = |result: Result<Reader, Refusal>| result.err().map(|(status, text)| (status.as_u16(), text));
+        assert_eq!(reason(lab.open("tailLines=-1")).unwrap().0, 400);
+        assert_eq!(reason(lab.open("sinceTime=yesterday")).unwrap().0, 400);
+        let previous = reason(lab.open("previous=true")).unwrap();
+        assert_eq!(previous, (400, "previous terminated container \"app\" in pod \"web\" not found\n".to_owned()));
+        let of = |pod: &str, container: &str| reason(open(&lab.logs, "shop", pod, container, Options::default()));
+        assert_eq!(of("gone", "app").unwrap().0, 404);
+        assert!(of("web", "other").unwrap().1.contains("is waiting to start"));
+    }
+}
