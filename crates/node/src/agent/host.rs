@@ -36,6 +36,8 @@ pub(super) struct Host {
     /// Thousandths of a CPU, and bytes of memory.
     pub(super) allocatable: (u64, u64),
     pub(super) limits: Limits,
+    /// Told when an image has come.
+    pub(super) images: watch::Sender<()>,
     ipam: Mutex<Option<Ipam>>,
     pod_network: watch::Sender<Option<Ipv4Net>>,
 }
@@ -43,23 +45,17 @@ pub(super) struct Host {
 /// What a pod's directory says about it, for the next agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Record {
-    pub(super) namespace: String,
-    pub(super) name: String,
+    /// As it was when its sandbox was made: what it is stopped by does not change.
+    pub(super) pod: Pod,
     pub(super) address: Option<Ipv4Addr>,
-    pub(super) grace: Option<i64>,
 }
 
 impl Record {
-    /// A stand-in for an object that is gone.
-    pub(super) fn as_pod(&self, uid: &str) -> Pod {
-        let mut pod = Pod::default();
-        pod.metadata.namespace = Some(self.namespace.clone());
-        pod.metadata.name = Some(self.name.clone());
-        pod.metadata.uid = Some(uid.to_owned());
-        pod.spec = Some(k8s_openapi::api::core::v1::PodSpec {
-            termination_grace_period_seconds: self.grace,
-            ..Default::default()
-        });
+    /// A stand-in for an object that is gone. Only one that was deleted by force goes before its containers, so they
+    /// get as little time as that.
+    pub(super) fn orphan(&self) -> Pod {
+        let mut pod = self.pod.clone();
+        pod.metadata.deletion_grace_period_seconds = Some(1);
         pod
     }
 }
@@ -90,6 +86,7 @@ impl Host {
             logs: Logs::default(),
             starts: Semaphore::new(MAX_STARTS),
             allocatable: node::allocatable(&config),
+            images: watch::Sender::new(()),
             ipam: Mutex::default(),
             pod_network: watch::Sender::new(None),
             client,
@@ -190,7 +187,8 @@ impl Host {
     }
 }
 
-async fn adopt_one(dir: &Path) -> io::Result<Adopted> {
+/// Connects to the pod that runs in `dir`.
+pub(super) async fn adopt_one(dir: &Path) -> io::Result<Adopted> {
     // Written last when a sandbox is made: without it, it is not whole.
     let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD))?)?;
     let (shim, events, driver) = Shim::connect(dir).await?;

@@ -17,11 +17,12 @@ mod node;
 mod objects;
 mod probing;
 mod start;
+mod stop;
 mod users;
 mod volumes;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -29,10 +30,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::{Container, Node, Pod};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use nix::fcntl::{Flock, FlockArg};
+use nix::sys::inotify::AddWatchFlags;
 use portolan_client::{Cache, Change};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -41,8 +43,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::image;
 use crate::net::routes;
-use crate::shim::{Request, Shim};
-use host::Host;
+use crate::shim::{Request, ShimEvent};
+use hooks::Target;
+use host::{Adopted, Host, adopt_one};
+use inotify::Changes;
 use worker::Seen;
 
 /// What a node agent is told at its start.
@@ -132,6 +136,7 @@ pub async fn run(
     let (events, write_events) = events::Events::new(client.clone(), &config.node_name);
     let host = Arc::new(Host::new(client.clone(), config, events).map_err(Error::Netlink)?);
     let (nodes, watch_nodes) = Cache::<Node>::new(Api::all(client.clone()), watcher::Config::default());
+    let imports = Changes::of(&host.store.records(), AddWatchFlags::IN_MOVED_TO);
     let own = format!("spec.nodeName={}", host.config.node_name);
     let (pods, watch_pods) = Cache::<Pod>::new(Api::all(client.clone()), watcher::Config::default().fields(&own));
     let work = async {
@@ -144,6 +149,7 @@ pub async fn run(
             lease::renew(&host, &nodes, &renewed),
             keep_routes(&host, &nodes),
             logs.serve(host.clone()),
+            tell_of_images(imports, &host),
             run_pods(&host, &pods),
         );
     };
@@ -185,6 +191,22 @@ async fn keep_routes(host: &Host, nodes: &Cache<Node>) {
         }
         while changes.try_recv().is_ok() {}
     }
+}
+
+/// Tells the pods that wait for an image of those that are imported.
+async fn tell_of_images(imports: io::Result<Changes>, host: &Host) {
+    let told = async {
+        let mut imports = imports?;
+        loop {
+            imports.next().await?;
+            host.images.send_replace(());
+        }
+    };
+    let told: io::Result<()> = told.await;
+    if let Err(error) = told {
+        tracing::warn!(%error, "cannot watch the image store: pods see a new image when they next look for it");
+    }
+    std::future::pending().await
 }
 
 /// Gives every pod of this node its worker.
@@ -235,8 +257,8 @@ async fn run_pods(host: &Arc<Host>, pods: &Cache<Pod>) {
                 synced = true;
                 // Their objects went while no agent was here.
                 for (uid, orphan) in std::mem::take(&mut adopted) {
-                    tracing::info!(pod = %orphan.record.name, "ending a pod that is no more in the API");
-                    let seen = Seen { pod: Arc::new(orphan.record.as_pod(&uid)), gone: true };
+                    tracing::info!(%uid, "ending a pod that is no more in the API");
+                    let seen = Seen { pod: Arc::new(orphan.record.orphan()), gone: true };
                     let (sender, receiver) = watch::channel(seen);
                     running.spawn(worker::run(host.clone(), receiver, Some(orphan)));
                     workers.insert(uid, sender);
@@ -247,7 +269,7 @@ async fn run_pods(host: &Arc<Host>, pods: &Cache<Pod>) {
     }
 }
 
-/// Ends all pods of a node whose agent has stopped: SIGTERM, and SIGKILL for what is left after `grace`. The API is
+/// Ends all pods of a node whose agent has stopped: their preStop hooks and signals, and SIGKILL after `grace`. The API is
 /// not told, as when a machine is shut down: the pods run again when the agent does.
 ///
 /// # Errors
@@ -258,23 +280,56 @@ pub async fn drain(config: &AgentConfig, grace: Duration) -> Result<(), Error> {
     let failed = |source| Error::StateDir { path: directory.clone(), source };
     let mut ending = JoinSet::new();
     for entry in fs::read_dir(&directory).map_err(failed)?.flatten() {
-        ending.spawn(async move {
-            let Ok((shim, mut events, driver)) = Shim::connect(&entry.path()).await else { return };
-            let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-            let stop = async {
-                if shim.call(Request::Stop { grace_ms }).await.is_ok() {
-                    // The last event is the shim's own end.
-                    while events.recv().await.is_some() {}
-                }
-            };
-            tokio::join!(driver, stop);
-        });
+        ending.spawn(end(store(config), config.node_ip, entry.path(), grace));
     }
     let all = async { while ending.join_next().await.is_some() {} };
     if tokio::time::timeout(grace + Duration::from_secs(10), all).await.is_err() {
         tracing::warn!("some pods did not end in time; they are killed with what is swept away");
     }
     crate::sweep(&config.state_dir, &config.cgroup_parent).map_err(failed)
+}
+
+/// Ends the pod in `dir`, if one runs there.
+async fn end(store: image::Store, node_ip: IpAddr, dir: PathBuf, grace: Duration) {
+    let Ok(Adopted { record, shim, mut events, driver, instances }) = adopt_one(&dir).await else { return };
+    let ip = Some(record.address.map_or(node_ip, IpAddr::V4));
+    let mut running: BTreeSet<String> =
+        instances.iter().filter(|instance| instance.exit.is_none()).map(|instance| instance.start.id.clone()).collect();
+    let stops = instances.iter().filter(|instance| instance.exit.is_none()).map(|instance| {
+        let spec = spec_of(&record.pod, &instance.start.container).cloned().unwrap_or_default();
+        let target = Target { ip, shim: shim.clone(), id: instance.start.id.clone() };
+        let (store, dir) = (&store, &dir);
+        async move {
+            let failed = |message| tracing::warn!(?dir, container = spec.name, "{message}");
+            stop::container(store, &spec, &target, grace, failed).await;
+        }
+    });
+    let stops = futures::future::join_all(stops);
+    let all = async {
+        let exits = async {
+            while !running.is_empty() {
+                match events.recv().await {
+                    Some(ShimEvent::Exited(instance)) => drop(running.remove(&instance.start.id)),
+                    Some(ShimEvent::Gone) | None => return,
+                }
+            }
+        };
+        tokio::select! {
+            _ = stops => {}
+            () = exits => {}
+        }
+        if shim.call(Request::Stop { grace_ms: 0 }).await.is_ok() {
+            // The last event is the shim's own end.
+            while events.recv().await.is_some() {}
+        }
+    };
+    tokio::join!(driver, all);
+}
+
+/// A container of the pod, by name.
+fn spec_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+    let spec = pod.spec.as_ref()?;
+    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name)
 }
 
 /// The image store of this node.

@@ -46,8 +46,25 @@ fn host_network(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
 }
 
+/// A port of the node that nothing would lead to the pod is better refused than ignored.
+fn refuse_host_ports(pod: &Pod) -> Result<(), String> {
+    let Some(spec) = pod.spec.as_ref().filter(|_| !host_network(pod)) else { return Ok(()) };
+    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
+        let asked = container.ports.iter().flatten().find_map(|port| port.host_port.filter(|number| *number != 0));
+        if let Some(port) = asked {
+            return Err(format!(
+                "hostPort {port} of container {} is not supported: use a Service of type NodePort or LoadBalancer, or \
+                 hostNetwork",
+                container.name
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// Makes the pod's sandbox. What a failed try made is taken away again.
 pub(super) async fn sandbox(host: &Arc<Host>, pod: &Pod) -> Result<NewSandbox, String> {
+    refuse_host_ports(pod)?;
     let _permit = host.starts.acquire().await.map_err(|error| error.to_string())?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let address = if host_network(pod) { None } else { Some(host.give_address()?) };
@@ -108,12 +125,7 @@ async fn make_sandbox(
         attached.map_err(|error| format!("failed to set up the pod's network: {error}"))?;
     }
     let (shim, events, driver) = Shim::connect(&dir).await.map_err(failed)?;
-    let record = Record {
-        namespace: pod.metadata.namespace.clone().unwrap_or_default(),
-        name: pod.metadata.name.clone().unwrap_or_default(),
-        address,
-        grace: spec.termination_grace_period_seconds,
-    };
+    let record = Record { pod: pod.clone(), address };
     host.write_record(uid, &record).map_err(failed)?;
     Ok(NewSandbox { shim, events, driver: Box::pin(driver), ips })
 }

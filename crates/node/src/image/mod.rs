@@ -97,7 +97,8 @@ impl Store {
         Self { dir: dir.to_owned() }
     }
 
-    fn records(&self) -> PathBuf {
+    /// Where an image is when it is whole.
+    pub(crate) fn records(&self) -> PathBuf {
         self.dir.join("images")
     }
 

@@ -25,4 +25,5 @@ pub(crate) use quantity::bytes;
 pub use realized::{Container, Ended, Exit, Phase, Realized, Sandbox};
 pub(crate) use recover::{Remembered, adopted, lost, sandbox_lost};
 pub(crate) use spec::{Bind, ContainerSpec, User, container_spec};
+pub(crate) use status::is_backing_off;
 pub use status::{effective_phase, status};

@@ -169,6 +169,14 @@ pub(crate) fn container_id(pod: &Pod, name: &str, attempt: u32) -> String {
     })
 }
 
+/// The container has ended and waits before its next start.
+pub(crate) fn is_backing_off(pod: &Pod, realized: &Realized, name: &str, now: Timestamp) -> bool {
+    let spec = pod.spec.iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+    let spec = spec.into_iter().find(|container| container.name == name);
+    let (Some(spec), Some(container)) = (spec, realized.containers.get(name)) else { return false };
+    !realized.deleted && container.ended().is_some_and(|ended| back_off(pod, spec, container, ended, now).is_some())
+}
+
 /// The kubelet's words for a container that waits before its next start, while it waits.
 fn back_off(pod: &Pod, spec: &ContainerSpec, container: &Container, ended: &Ended, now: Timestamp) -> Option<String> {
     let winding_down = pod.metadata.deletion_timestamp.is_some();

@@ -14,7 +14,8 @@ use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::workload::default::DefaultExecutor;
 use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
-use nix::mount::{MsFlags, mount};
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use oci_spec::runtime::Spec;
 
@@ -99,19 +100,33 @@ pub(super) fn exec(
     Ok(pid?.as_raw())
 }
 
-/// An overlay of the bundle's `upper` over the image's files, at the bundle's `root`.
+/// An overlay of what the container writes over the image's files, at the bundle's `root`.
 fn mount_root(bundle: &Path, lower: &Path) -> Result<(), Box<dyn Error>> {
-    for part in ["upper", "work", "root"] {
-        fs::create_dir_all(bundle.join(part))?;
+    let root = bundle.join("root");
+    fs::create_dir_all(&root)?;
+    match mount_overlay(&root, lower, bundle)? {
+        // Not every filesystem can be written to by an overlay: another overlay cannot, which is what containers have
+        // for their files, and CI machines are containers often. What is written is kept in memory then.
+        Err(Errno::EINVAL) => {
+            let memory = bundle.join("memory");
+            fs::create_dir_all(&memory)?;
+            mount(Some("tmpfs"), &memory, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))?;
+            let mounted = mount_overlay(&root, lower, &memory);
+            // The overlay holds on to it; the name is not needed any more, and would be one more to take away.
+            umount2(&memory, MntFlags::MNT_DETACH)?;
+            Ok(mounted??)
+        }
+        mounted => Ok(mounted?),
     }
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        escaped(lower)?,
-        escaped(&bundle.join("upper"))?,
-        escaped(&bundle.join("work"))?
-    );
-    mount(Some("overlay"), &bundle.join("root"), Some("overlay"), MsFlags::empty(), Some(options.as_str()))?;
-    Ok(())
+}
+
+fn mount_overlay(root: &Path, lower: &Path, written: &Path) -> Result<nix::Result<()>, Box<dyn Error>> {
+    let (upper, work) = (written.join("upper"), written.join("work"));
+    for part in [&upper, &work] {
+        fs::create_dir_all(part)?;
+    }
+    let options = format!("lowerdir={},upperdir={},workdir={}", escaped(lower)?, escaped(&upper)?, escaped(&work)?);
+    Ok(mount(Some("overlay"), root, Some("overlay"), MsFlags::empty(), Some(options.as_str())))
 }
 
 /// The characters that separate mount options and layers, made part of a name.

@@ -7,7 +7,10 @@
 
 mod client;
 mod container;
+mod jobs;
 mod log;
+mod namespaces;
+mod output;
 mod server;
 
 use std::collections::BTreeMap;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use portolan_node::image::Store;
 use portolan_node::{AgentConfig, Capacity, TlsIdentity};
 use portolan_testkit::Netns;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -25,7 +25,9 @@ pub(crate) struct Lab {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) api: Api,
     pub(crate) tls: TlsIdentity,
-    pub(crate) client: (String, String),
+    /// A certificate and its key: the API server's for its nodes, and one that any node has.
+    pub(crate) api_server: (String, String),
+    pub(crate) other_node: (String, String),
     /// Until when each renewal of the Lease is good.
     pub(crate) renewed: watch::Sender<Instant>,
     cgroup: String,
@@ -45,12 +47,13 @@ impl Lab {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
-        let issue = || {
+        let issue = |name: &str| {
             let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec!["node".to_owned()]).unwrap();
+            let mut params = CertificateParams::new(vec!["node".to_owned()]).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
             (params.signed_by(&key, &authority).unwrap().pem(), key.serialize_pem())
         };
-        let (certificate, key) = issue();
+        let (certificate, key) = issue("node");
         let tls = TlsIdentity { certificate, key, client_ca: authority.pem() };
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let cgroup = format!("/portolan-test-{}-{number}/pods", std::process::id());
@@ -60,7 +63,8 @@ impl Lab {
             dir: tempfile::tempdir().unwrap(),
             api: Api::new(),
             tls,
-            client: issue(),
+            api_server: issue("kube-apiserver-kubelet-client"),
+            other_node: issue("system:node:node-2"),
             renewed: watch::Sender::new(Instant::now()),
             cgroup,
         };
@@ -70,7 +74,7 @@ impl Lab {
         lab
     }
 
-    fn images(&self) -> PathBuf {
+    pub(crate) fn images(&self) -> PathBuf {
         self.dir.path().join("images")
     }
 

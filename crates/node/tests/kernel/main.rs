@@ -23,7 +23,7 @@ fn main() {
     if args.first().is_some_and(|word| word == "workload") {
         workload::run(&args[1..]);
     }
-    let tests: [(&str, fn()); 13] = [
+    let tests: [(&str, fn()); 15] = [
         ("a_pod_runs_answers_and_goes", a_pod_runs_answers_and_goes),
         ("the_node_is_registered_and_stays_so", the_node_is_registered_and_stays_so),
         ("exits_follow_the_restart_policy", exits_follow_the_restart_policy),
@@ -36,6 +36,8 @@ fn main() {
         ("a_container_sees_what_its_pod_says", a_container_sees_what_its_pod_says),
         ("logs_are_served_to_the_clusters_own", logs_are_served_to_the_clusters_own),
         ("a_pod_in_the_nodes_network", a_pod_in_the_nodes_network),
+        ("an_image_that_comes_is_used_at_once", an_image_that_comes_is_used_at_once),
+        ("a_node_that_goes_down_lets_its_pods_say_goodbye", a_node_that_goes_down_lets_its_pods_say_goodbye),
         ("nothing_is_left_behind", nothing_is_left_behind),
     ];
     let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
@@ -155,7 +157,17 @@ fn the_node_is_registered_and_stays_so() {
         let renewed =
             |api: &Api| api.get("leases", "kube-node-lease", "node-1").map(|l| l["spec"]["renewTime"].clone());
         let first = renewed(&api);
+        let good_until = *lab.renewed.borrow();
         api.until("the lease is renewed", |api| renewed(api).is_some() && renewed(api) != first).await;
+        lab.renewed.subscribe().wait_for(|until| *until > good_until).await.unwrap();
+        // A Node that was made anew is its owner as the old one was.
+        api.edit("nodes", "", "node-1", |node| node["metadata"]["uid"] = json!("n2"));
+        api.until("the lease belongs to the node", |api| {
+            let lease = api.get("leases", "kube-node-lease", "node-1").unwrap_or_default();
+            let owner = &lease["metadata"]["ownerReferences"][0];
+            (&owner["kind"], &owner["name"], &owner["uid"]) == (&json!("Node"), &json!("node-1"), &json!("n2"))
+        })
+        .await;
     });
 }
 
@@ -182,6 +194,11 @@ fn exits_follow_the_restart_policy() {
         let message = status["state"]["waiting"]["message"].as_str().unwrap().to_owned();
         assert_eq!(message, "back-off 10s restarting failed container=app pod=always_shop(uid-always)");
         assert_eq!(api.pod("always")["status"]["phase"], "Running");
+        let told = "BackOff: Back-off restarting failed container app in pod always_shop(uid-always)";
+        api.until("an event tells", |api| api.events("always").iter().any(|event| event == told)).await;
+        for pod in ["never", "fine", "words"] {
+            assert!(!api.events(pod).iter().any(|event| event.starts_with("BackOff")), "{pod}");
+        }
     });
     assert_eq!(lab.log("never", "app", 0), "hello\noops\n");
 }
@@ -196,6 +213,8 @@ fn what_cannot_start_says_why_and_disturbs_nobody() {
     let volume = json!([{"name": "v", "secret": {"secretName": "absent"}}]);
     lab.create("no-volume", json!({"volumes": volume, "containers": [app(&["polite"])]}));
     lab.create("bad-user", json!({"containers": [{"name": "app", "securityContext": {"runAsNonRoot": true}}]}));
+    let ports = json!([{"containerPort": 80, "hostPort": 8080}]);
+    lab.create("host-port", json!({"containers": [{"name": "app", "args": ["polite"], "ports": ports}]}));
     lab.create("good", json!({"containers": [app(&["polite"])]}));
     lab.with_agent(async |api: Api| {
         ready(&api, "good").await;
@@ -219,7 +238,12 @@ fn what_cannot_start_says_why_and_disturbs_nobody() {
             api.events("no-volume").iter().any(|e| e.contains("secret \"absent\" not found"))
         })
         .await;
-        for pod in ["no-image", "no-volume", "no-command"] {
+        api.until("the port is refused", |api| {
+            api.events("host-port").iter().any(|e| e.contains("hostPort 8080 of container app is not supported"))
+        })
+        .await;
+        assert!(lab.shim("host-port").is_none());
+        for pod in ["no-image", "no-volume", "no-command", "host-port"] {
             delete(&api, pod, 30);
             gone(&api, pod).await;
         }
@@ -230,7 +254,7 @@ fn pods_outlive_their_agent() {
     let lab = Lab::new();
     lab.create("web", json!({"containers": [app(&["serve"])]}));
     lab.create("mortal", json!({"restartPolicy": "Never", "containers": [app(&["polite"])]}));
-    lab.create("orphan", json!({"containers": [app(&["polite"])]}));
+    lab.create("orphan", json!({"containers": [app(&["stubborn"])]}));
     lab.with_agent(async |api: Api| {
         for pod in ["web", "mortal", "orphan"] {
             ready(&api, pod).await;
@@ -456,8 +480,8 @@ fn a_container_sees_what_its_pod_says() {
     }
 }
 
-/// The body of an answer over TLS, with or without a client certificate.
-async fn fetch(lab: &Lab, path: &str, known: bool) -> Result<String, String> {
+/// The body of an answer over TLS, with or without a client certificate and its key.
+async fn fetch(lab: &Lab, path: &str, client: Option<&(String, String)>) -> Result<String, String> {
     use rustls::pki_types::pem::PemObject;
     use rustls::pki_types::{CertificateDer, PrivateKeyDer};
     let mut roots = rustls::RootCertStore::empty();
@@ -465,13 +489,13 @@ async fn fetch(lab: &Lab, path: &str, known: bool) -> Result<String, String> {
     let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
     let config = config.with_root_certificates(roots);
-    let config = if known {
-        let certificate = CertificateDer::from_pem_slice(lab.client.0.as_bytes()).unwrap();
-        config
-            .with_client_auth_cert(vec![certificate], PrivateKeyDer::from_pem_slice(lab.client.1.as_bytes()).unwrap())
-            .unwrap()
-    } else {
-        config.with_no_client_auth()
+    let config = match client {
+        Some((certificate, key)) => {
+            let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
+            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+            config.with_client_auth_cert(vec![certificate], key).unwrap()
+        }
+        None => config.with_no_client_auth(),
     };
     let stream = tokio::net::TcpStream::connect((NODE_IP, 10250)).await.map_err(|error| error.to_string())?;
     let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
@@ -493,16 +517,19 @@ fn logs_are_served_to_the_clusters_own() {
     lab.with_agent(async |api: Api| {
         ready(&api, "talker").await;
         let path = "/containerLogs/shop/talker/app";
-        let follow = fetch(&lab, "/containerLogs/shop/talker/app?follow=true", true);
+        let (known, other) = (Some(&lab.api_server), Some(&lab.other_node));
+        let refused = fetch(&lab, path, other).await.unwrap_err();
+        assert!(refused.contains("403") && refused.contains("system:node:node-2"), "{refused}");
+        let follow = fetch(&lab, "/containerLogs/shop/talker/app?follow=true", known);
         let end = async {
             delete(&api, "talker", 30);
         };
         let (followed, ()) = tokio::join!(follow, end);
         assert_eq!(followed.unwrap(), "one\ntwo\nstarted\nterminating\n");
         gone(&api, "talker").await;
-        assert!(fetch(&lab, path, true).await.unwrap_err().contains("404"));
-        assert_eq!(fetch(&lab, "/healthz", true).await.unwrap(), "ok");
-        fetch(&lab, "/healthz", false).await.unwrap_err();
+        assert!(fetch(&lab, path, known).await.unwrap_err().contains("404"));
+        assert_eq!(fetch(&lab, "/healthz", other).await.unwrap(), "ok");
+        fetch(&lab, "/healthz", None).await.unwrap_err();
     });
 }
 
@@ -516,6 +543,47 @@ fn a_pod_in_the_nodes_network() {
         delete(&api, "host", 1);
         gone(&api, "host").await;
     });
+}
+
+fn an_image_that_comes_is_used_at_once() {
+    let lab = Lab::new();
+    lab.create("early", json!({"containers": [{"name": "app", "image": "late:1", "args": ["polite"]}]}));
+    lab.with_agent(async |api: Api| {
+        api.until("it waits", |api| container(api, "early")["state"]["waiting"]["reason"] == "ErrImagePull").await;
+        let known = lab.images().join("images/docker.io%portolan%workload:latest.json");
+        let mut record: Value = serde_json::from_slice(&std::fs::read(known).unwrap()).unwrap();
+        record["name"] = json!("docker.io/library/late:1");
+        // As an import puts it in place.
+        let new = lab.images().join("tmp/late");
+        std::fs::write(&new, record.to_string()).unwrap();
+        let came = Instant::now();
+        std::fs::rename(new, lab.images().join("images/docker.io%library%late:1.json")).unwrap();
+        ready(&api, "early").await;
+        assert!(came.elapsed() < Duration::from_secs(5), "it came by at its next back-off: {:?}", came.elapsed());
+    });
+}
+
+fn a_node_that_goes_down_lets_its_pods_say_goodbye() {
+    let lab = Lab::new();
+    let shared = lab.dir.path().join("shared");
+    std::fs::create_dir(&shared).unwrap();
+    let volumes = json!([{"name": "shared", "hostPath": {"path": shared}}]);
+    let mounts = json!([{"name": "shared", "mountPath": "/shared"}]);
+    let hook = json!({"preStop": {"exec": {"command": ["/portolan", "workload", "touch", "/shared/stopped"]}}});
+    let endless = json!({"preStop": {"sleep": {"seconds": 600}}});
+    lab.create(
+        "gentle",
+        json!({"volumes": volumes, "containers": [
+        {"name": "app", "args": ["polite"], "lifecycle": hook, "volumeMounts": mounts},
+        {"name": "slow", "args": ["polite"], "lifecycle": endless}]}),
+    );
+    lab.with_agent(async |api: Api| ready(&api, "gentle").await);
+    assert!(lab.shim("gentle").is_some());
+    let started = Instant::now();
+    lab.drain();
+    assert!(started.elapsed() < Duration::from_secs(9), "{:?}", started.elapsed());
+    assert!(shared.join("stopped").exists());
+    assert_eq!(lab.shim("gentle"), None);
 }
 
 fn nothing_is_left_behind() {

@@ -57,4 +57,3 @@ fn decoded(value: &str) -> String {
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
-

@@ -3,33 +3,33 @@
 //! All that takes time runs in `jobs`, whose outcomes come back to the one loop that owns the pod's state. So there
 //! are no locks, and no two actions race.
 
+mod act;
+mod report;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::{Container as Spec, Pod};
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
-use serde_json::{Map, Value, json};
+use k8s_openapi::api::core::v1::Pod;
+use serde_json::{Map, Value};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::hooks::{self, Target};
+use super::hooks::Target;
 use super::host::{Adopted, Host};
-use super::logs::{Containers, Written};
+use super::logs::Containers;
 use super::probing::{Answer, Probing};
-use super::start::{self, NewSandbox, Refused, Wanted, instance_id, log_path};
+use super::spec_of;
+use super::start::{self, NewSandbox, Refused, instance_id};
 use crate::pod::{
-    Action, Container, Ended, Exit, Phase, ProbeKind, Realized, Remembered, Sandbox, Verdict, adopted, lost,
-    next_actions, sandbox_lost, status,
+    Action, Ended, Exit, Phase, ProbeKind, Realized, Remembered, Sandbox, Verdict, adopted, is_backing_off, lost,
+    next_actions, sandbox_lost,
 };
-use crate::shim::{Instance, Request, Shim, ShimEvent, kill};
+use crate::shim::{Instance, Shim, ShimEvent};
 
-/// After a hook a container has at least this long to end by itself, as the kubelet gives it.
-const LEAST_GRACE: Duration = Duration::from_secs(2);
 const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(10);
 const LONGEST_RETRY: SignedDuration = SignedDuration::from_mins(5);
 const MAX_MESSAGE: u64 = 4096;
@@ -83,6 +83,8 @@ struct Worker {
     /// A patch that the API took and did not keep, with the revision it left.
     unkept: Option<(Option<String>, Map<String, Value>)>,
     deleting: bool,
+    /// Tells of images that come.
+    images: watch::Receiver<()>,
 }
 
 /// Works until nothing of the pod is left; gives its uid.
@@ -104,11 +106,6 @@ pub(super) async fn run(host: Arc<Host>, mut seen: watch::Receiver<Seen>, adopte
 
 fn names(pod: &Pod) -> (&str, &str) {
     (pod.metadata.namespace.as_deref().unwrap_or_default(), pod.metadata.name.as_deref().unwrap_or_default())
-}
-
-fn spec_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Spec> {
-    let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name)
 }
 
 impl Worker {
@@ -133,6 +130,7 @@ impl Worker {
             write_after: None,
             unkept: None,
             deleting: false,
+            images: host.images.subscribe(),
             host,
             pod,
             uid,
@@ -217,6 +215,7 @@ impl Worker {
                 },
                 Some(event) = next_event(&mut self.events) => self.hear(event),
                 Some(answer) = self.probing.next() => self.judge(answer),
+                Ok(()) = self.images.changed() => self.look_for_images(),
                 () = sleep_until(wake) => self.write_after = self.write_after.filter(|at| *at > Timestamp::now()),
             }
         }
@@ -243,136 +242,6 @@ impl Worker {
         if revision(&pod) >= revision(&self.pod) {
             self.pod = pod;
         }
-    }
-
-    fn act(&mut self, action: Action, now: Timestamp) {
-        match action {
-            Action::CreateSandbox => {
-                self.realized.sandbox = Sandbox::Creating;
-                let (host, pod) = (self.host.clone(), self.pod.clone());
-                self.jobs.spawn(async move { Outcome::Sandbox(start::sandbox(&host, &pod).await) });
-            }
-            Action::RemoveSandbox => self.remove_sandbox(),
-            Action::StartContainer { name, attempt } => self.start(name, attempt, now),
-            Action::StopContainer { name, grace } => {
-                self.stop(&name, grace.unsigned_abs(), format!("Stopping container {name}"));
-            }
-            Action::Fail { reason, message } => {
-                self.host.events.warning(&self.pod, None, "DeadlineExceeded", message.clone());
-                self.realized.failed = Some((reason, message));
-            }
-            Action::DeleteObject => self.delete_object(now),
-        }
-    }
-
-    fn remove_sandbox(&mut self) {
-        self.realized.sandbox = Sandbox::Removing;
-        self.probing.clear();
-        let (host, uid, address) = (self.host.clone(), self.uid.clone(), self.address.take());
-        let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30);
-        // Only of a pod whose object was never seen is anything left to stop here.
-        let busy = self.realized.containers.values().any(Container::is_active);
-        let grace = if busy { Duration::from_secs(u64::try_from(grace).unwrap_or(0)) } else { Duration::ZERO };
-        let shim = self.shim.take();
-        self.jobs.spawn(async move {
-            if let Some(Sheltered { shim, gone }) = shim {
-                let grace_ms = u64::try_from(grace.as_millis()).unwrap_or(u64::MAX);
-                let stopped = async {
-                    let _ = shim.call(Request::Stop { grace_ms }).await;
-                    gone.cancelled().await;
-                };
-                if tokio::time::timeout(grace + LEAST_GRACE, stopped).await.is_err() {
-                    let dir = host.pod_dir(&uid);
-                    let _ = tokio::task::spawn_blocking(move || kill(&dir)).await;
-                }
-            }
-            host.clean_up(&uid).await;
-            if let Some(address) = address {
-                host.release_address(address);
-            }
-            Outcome::SandboxRemoved
-        });
-    }
-
-    fn start(&mut self, name: String, attempt: u32, now: Timestamp) {
-        let (Some(spec), Some(Sheltered { shim, .. })) = (spec_of(&self.pod, &name).cloned(), &self.shim) else {
-            return;
-        };
-        let container = self.realized.containers.entry(name.clone()).or_default();
-        if let Phase::Exited(ended) = std::mem::replace(&mut container.phase, Phase::Starting) {
-            container.backoff = container.backoff.raised(ended.exit.at, now);
-            container.last = Some(ended);
-        }
-        container.attempt = attempt;
-        let wanted = Wanted {
-            name: name.clone(),
-            attempt,
-            backoff: container.backoff,
-            ips: self.realized.ips.clone(),
-            again: self.failures.contains_key(&name),
-        };
-        let (host, pod, shim, dir) = (self.host.clone(), self.pod.clone(), shim.clone(), self.host.pod_dir(&self.uid));
-        self.jobs.spawn(async move {
-            // The start before the last is of no more interest.
-            if let Some(old) = attempt.checked_sub(2) {
-                let _ = shim.call(Request::Remove { id: instance_id(&wanted.name, old) }).await;
-                let log = log_path(&dir, &wanted.name, old);
-                let _ = std::fs::remove_file(crate::shim::rotated(&log));
-                let _ = std::fs::remove_file(log);
-            }
-            let result = start::container(&host, &pod, &spec, &shim, &wanted).await;
-            Outcome::Started { name, attempt, result }
-        });
-    }
-
-    /// Runs the preStop hook, signals, and kills what is left after `grace`.
-    fn stop(&mut self, name: &str, grace: Duration, why: String) {
-        let (Some(container), Some(Sheltered { shim, .. })) = (self.realized.containers.get_mut(name), &self.shim)
-        else {
-            return;
-        };
-        container.stopping = true;
-        self.probing.stop(name, &[ProbeKind::Startup, ProbeKind::Liveness]);
-        self.host.events.normal(&self.pod, Some(name), "Killing", why);
-        let spec = spec_of(&self.pod, name).cloned().unwrap_or_default();
-        let id = instance_id(name, container.attempt);
-        let target = Target { ip: self.realized.ips.first().copied(), shim: shim.clone(), id: id.clone() };
-        let (host, pod) = (self.host.clone(), self.pod.clone());
-        let stop = self.jobs.spawn(async move {
-            let deadline = tokio::time::Instant::now() + grace;
-            if let Some(hook) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.pre_stop.as_ref()) {
-                let done = tokio::time::timeout(grace, hooks::hook(hook, &spec, &target, grace)).await;
-                if let Err(reason) = done.unwrap_or_else(|_| Err("it took longer than the grace period".to_owned())) {
-                    let message = format!("PreStopHook failed: {reason}");
-                    host.events.warning(&pod, Some(&spec.name), "FailedPreStopHook", message);
-                }
-            }
-            let image = host.store.get(spec.image.as_deref().unwrap_or_default());
-            let signal = image.and_then(|image| image.stop_signal).as_deref().and_then(signal_number);
-            let signal = signal.unwrap_or(nix::libc::SIGTERM);
-            let _ = target.shim.call(Request::Signal { id: id.clone(), signal }).await;
-            let least = tokio::time::Instant::now() + LEAST_GRACE.min(grace);
-            tokio::time::sleep_until(deadline.max(least)).await;
-            let _ = target.shim.call(Request::Signal { id, signal: nix::libc::SIGKILL }).await;
-            Outcome::Stopped
-        });
-        self.stops.insert(name.to_owned(), stop);
-    }
-
-    fn delete_object(&mut self, now: Timestamp) {
-        // The last status first: it says how the containers ended.
-        if self.deleting || self.writing || self.write_after.is_some() || !self.difference(now).is_empty() {
-            return;
-        }
-        self.deleting = true;
-        let api = self.api();
-        let name = names(&self.pod).1.to_owned();
-        let uid = Some(self.uid.clone());
-        self.jobs.spawn(async move {
-            let preconditions = Some(Preconditions { uid, resource_version: None });
-            let params = DeleteParams { preconditions, ..DeleteParams::default().grace_period(0) };
-            Outcome::Deleted(api.delete(&name, &params).await.map(drop))
-        });
     }
 
     fn take(&mut self, outcome: Outcome) {
@@ -416,15 +285,6 @@ impl Worker {
         }
     }
 
-    fn retry_writing(&mut self, error: &kube::Error, now: Timestamp) {
-        if !matches!(error, kube::Error::Api(status) if status.code == 404 || status.code == 409) {
-            tracing::warn!(pod = %self.uid, %error, "cannot write a pod's status");
-        }
-        self.write_failures = (self.write_failures + 1).min(6);
-        let delay = SignedDuration::from_millis(100 << self.write_failures);
-        self.write_after = now.checked_add(delay).ok();
-    }
-
     fn started(&mut self, name: &str, attempt: u32, result: Result<Instance, Refused>, now: Timestamp) {
         let Some(container) = self.realized.containers.get_mut(name) else { return };
         // It may have ended before its start was told.
@@ -452,6 +312,20 @@ impl Worker {
                 if !reason.contains("Image") {
                     self.host.events.warning(&self.pod, Some(name), "Failed", format!("Error: {message}"));
                 }
+                // One that came while this was tried.
+                self.look_for_images();
+            }
+        }
+    }
+
+    /// What waited for an image that is there now waits no longer.
+    fn look_for_images(&mut self) {
+        for (name, container) in &mut self.realized.containers {
+            let Phase::Waiting { reason, retry_at: retry_at @ Some(_), .. } = &mut container.phase else { continue };
+            let image = spec_of(&self.pod, name).and_then(|spec| spec.image.as_deref()).unwrap_or_default();
+            if reason.contains("Image") && self.host.store.get(image).is_some() {
+                *retry_at = None;
+                self.failures.remove(name);
             }
         }
     }
@@ -495,6 +369,11 @@ impl Worker {
         container.phase =
             Phase::Exited(Ended { exit, started_at, message, reason: None, attempt: instance.start.attempt });
         self.over(&name);
+        if is_backing_off(&self.pod, &self.realized, &name, Timestamp::now()) {
+            let (namespace, pod) = names(&self.pod);
+            let message = format!("Back-off restarting failed container {name} in pod {pod}_{namespace}({})", self.uid);
+            self.host.events.warning(&self.pod, Some(&name), "BackOff", message);
+        }
     }
 
     /// A container no longer runs.
@@ -563,76 +442,6 @@ impl Worker {
             }
         }
     }
-
-    /// Says which containers have logs.
-    fn publish(&self) {
-        let mut all = Containers::new();
-        for (name, container) in &self.realized.containers {
-            let attempt = match container.phase {
-                // Of the next start there are none yet.
-                Phase::Waiting { .. } | Phase::Starting => container.attempt.checked_sub(1),
-                Phase::Running { .. } | Phase::Exited(_) => Some(container.attempt),
-            };
-            if let Some(attempt) = attempt {
-                all.insert(name.clone(), Written { attempt, running: container.is_running() });
-            }
-        }
-        if all.is_empty() {
-            // Over before this agent was there.
-            let statuses = self.pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
-            for status in statuses.filter(|status| status.container_id.is_some()) {
-                let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-                all.insert(status.name.clone(), Written { attempt, running: false });
-            }
-        }
-        self.written.send_if_modified(|known| {
-            let new = *known != all;
-            *known = all;
-            new
-        });
-    }
-
-    fn api(&self) -> Api<Pod> {
-        Api::namespaced(self.host.client.clone(), names(&self.pod).0)
-    }
-
-    /// What the object's status does not say as it should, as a merge patch.
-    fn difference(&self, now: Timestamp) -> Map<String, Value> {
-        let desired = status(&self.pod, &self.realized, std::slice::from_ref(&self.host.config.node_ip), now);
-        let object = |status: Value| match status {
-            Value::Object(fields) => fields,
-            _ => Map::new(),
-        };
-        let known = object(json!(self.pod.status.clone().unwrap_or_default()));
-        let mut patch: Map<String, Value> =
-            object(json!(desired)).into_iter().filter(|(key, value)| known.get(key) != Some(value)).collect();
-        let unkept = self.unkept.as_ref().is_some_and(|(revision, unkept)| {
-            *revision == self.pod.metadata.resource_version
-                && patch.iter().all(|(key, value)| unkept.get(key) == Some(value))
-        });
-        if unkept {
-            patch.clear();
-        }
-        patch
-    }
-
-    fn write_status(&mut self, now: Timestamp) {
-        if self.writing || self.realized.deleted || self.write_after.is_some() {
-            return;
-        }
-        let patch = self.difference(now);
-        if patch.is_empty() {
-            return;
-        }
-        self.writing = true;
-        let (api, name) = (self.api(), names(&self.pod).1.to_owned());
-        // The uid makes it a conflict if another pod has the name now.
-        let body = json!({"metadata": {"uid": self.uid}, "status": patch});
-        self.jobs.spawn(async move {
-            let result = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await;
-            Outcome::Status(patch, result.map(Box::new))
-        });
-    }
 }
 
 async fn next_event(events: &mut Option<mpsc::UnboundedReceiver<ShimEvent>>) -> Option<ShimEvent> {
@@ -659,13 +468,4 @@ fn last_words(dir: &std::path::Path, id: &str) -> Option<String> {
     let file = std::fs::File::open(dir.join("c").join(id).join(start::TERMINATION)).ok()?;
     file.take(MAX_MESSAGE).read_to_end(&mut bytes).ok()?;
     Some(String::from_utf8_lossy(&bytes).into_owned()).filter(|text| !text.is_empty())
-}
-
-/// `SIGUSR1`, `USR1` or `10`.
-fn signal_number(name: &str) -> Option<i32> {
-    let name = name.trim();
-    name.parse().ok().or_else(|| {
-        let full = if name.starts_with("SIG") { name.to_owned() } else { format!("SIG{name}") };
-        full.parse::<nix::sys::signal::Signal>().ok().map(|signal| signal as i32)
-    })
 }
