@@ -1,7 +1,8 @@
 //! A request's body -> JSON, within bounds of size and time.
 //!
-//! Invariant: no request makes the server hold more than [`LIMIT`] bytes of body, and all together hold no more than the
-//! budget that [`Budget`] hands out.
+//! Invariants: no request makes the server hold more than [`LIMIT`] bytes of body, and all together hold no more than the
+//! budget that [`Budget`] hands out. A body counts by what has arrived of it and not by what it promises, and small ones
+//! count apart from large ones; so those who send slowly keep nobody else waiting.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use portolan_kinds::{Status, protobuf};
 use serde_json::Value;
-use tokio::sync::Semaphore;
+use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
 /// As kube-apiserver's own.
@@ -21,14 +22,50 @@ pub(crate) const LIMIT: usize = 3 << 20;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A body too large is read away this long, so that a client that reads only after it has written gets its answer.
 const DRAIN: Duration = Duration::from_secs(5);
-const BUDGET_KIB: usize = 48 << 10;
+/// This much of a body is small: most are no larger.
+const SMALL: usize = 16 << 10;
+/// Bodies that arrive at one time, each with its first [`SMALL`] bytes.
+const BODIES: usize = 4096;
+/// What larger bodies hold beyond that, all together.
+const LARGE_KIB: usize = 48 << 10;
+/// In such steps they ask for it.
+const STEP_KIB: u32 = 64;
 
 /// Memory for the bodies of all requests together.
-pub(crate) struct Budget(Semaphore);
+pub(crate) struct Budget {
+    bodies: Semaphore,
+    large_kib: Semaphore,
+}
 
 impl Budget {
     pub(crate) fn new() -> Self {
-        Self(Semaphore::new(BUDGET_KIB))
+        Self { bodies: Semaphore::new(BODIES), large_kib: Semaphore::new(LARGE_KIB) }
+    }
+}
+
+/// What one body holds of the budget.
+struct Share<'a> {
+    budget: &'a Budget,
+    bytes: usize,
+    large: Option<SemaphorePermit<'a>>,
+}
+
+impl<'a> Share<'a> {
+    fn new(budget: &'a Budget) -> Self {
+        Self { budget, bytes: SMALL, large: None }
+    }
+
+    /// Waits until there is room for `bytes` in all.
+    async fn grow_to(&mut self, bytes: usize) -> Result<(), AcquireError> {
+        while self.bytes < bytes {
+            let more = self.budget.large_kib.acquire_many(STEP_KIB).await?;
+            self.bytes += 1024 * more.num_permits();
+            match &mut self.large {
+                Some(large) => large.merge(more),
+                none => *none = Some(more),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -49,11 +86,11 @@ pub(crate) async fn read(parts: &Parts, body: Incoming, budget: &Budget) -> Resu
         }
         return Err(Status::too_large(LIMIT));
     }
-    let kib = u32::try_from(declared.unwrap_or(LIMIT).div_ceil(1024)).unwrap_or(u32::MAX);
     let late = |_| Status::timeout("the request's body did not arrive in time", 0);
-    let permit = timeout_at(deadline, budget.0.acquire_many(kib)).await.map_err(late)?;
-    let collected = timeout_at(deadline, collect(body, declared.unwrap_or(0))).await.map_err(late)?;
-    drop(permit);
+    let one_of_many = timeout_at(deadline, budget.bodies.acquire()).await.map_err(late)?;
+    let share = Share::new(budget);
+    let collected = timeout_at(deadline, collect(body, declared.unwrap_or(0), share)).await.map_err(late)?;
+    drop(one_of_many);
     match collected? {
         Collected::Whole(bytes) => Ok(bytes),
         Collected::TooLarge(rest) => {
@@ -68,7 +105,7 @@ enum Collected {
     TooLarge(Incoming),
 }
 
-async fn collect(mut body: Incoming, expected: usize) -> Result<Collected, Status> {
+async fn collect(mut body: Incoming, expected: usize, mut share: Share<'_>) -> Result<Collected, Status> {
     let mut bytes = Vec::with_capacity(expected);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Status::bad_request("unexpected EOF"))?;
@@ -76,6 +113,7 @@ async fn collect(mut body: Incoming, expected: usize) -> Result<Collected, Statu
             if bytes.len() + data.len() > LIMIT {
                 return Ok(Collected::TooLarge(body));
             }
+            share.grow_to(bytes.len() + data.len()).await.map_err(Status::internal)?;
             bytes.extend_from_slice(&data);
         }
     }
@@ -87,10 +125,10 @@ async fn drain(mut body: Incoming) {
     while let Ok(Some(Ok(_))) = timeout_at(deadline, body.frame()).await {}
 }
 
-/// The media type of the body, without its parameters.
-pub(crate) fn media_type(parts: &Parts) -> &str {
+/// The media type of the body, in lower case and without its parameters.
+pub(crate) fn media_type(parts: &Parts) -> String {
     let header = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    header.split(';').next().unwrap_or_default().trim()
+    header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
 /// # Errors
@@ -122,9 +160,30 @@ fn first_line(text: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
     use serde_json::json;
 
     use super::*;
+
+    #[tokio::test]
+    async fn bodies_count_by_what_has_arrived() {
+        let budget = Budget::new();
+        let mut small: Vec<Share<'_>> = (0..BODIES).map(|_| Share::new(&budget)).collect();
+        for share in &mut small {
+            share.grow_to(SMALL).await.unwrap();
+        }
+        let mut large: Vec<Share<'_>> = Vec::new();
+        while budget.large_kib.available_permits() > 0 {
+            large.push(Share::new(&budget));
+            large.last_mut().unwrap().grow_to(LIMIT).await.unwrap();
+        }
+        assert_eq!(large.len(), (LARGE_KIB << 10).div_ceil(LIMIT));
+        let mut late = Share::new(&budget);
+        late.grow_to(SMALL).await.unwrap();
+        assert!(late.grow_to(SMALL + 1).now_or_never().is_none(), "more than the budget was given out");
+        large.pop();
+        late.grow_to(SMALL + 1).await.unwrap();
+    }
 
     #[test]
     fn bodies() {

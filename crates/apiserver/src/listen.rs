@@ -30,6 +30,9 @@ const PING: Duration = Duration::from_secs(30);
 const PONG: Duration = Duration::from_secs(15);
 /// After shutdown, requests at work have this long.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// What the kernel keeps for a client that does not read, in bytes, of which it makes twice as much. Left to itself it
+/// goes up to megabytes a connection, and a thousand idle readers of watches use up the memory of the whole TCP stack.
+const SEND_BUFFER: usize = 128 << 10;
 
 pub(crate) async fn serve(
     server: Arc<Server>,
@@ -101,6 +104,7 @@ async fn connection(
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(PING).with_interval(PONG).with_retries(3);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+    SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER)?;
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(pki::user_of);

@@ -66,11 +66,21 @@ pub(crate) fn success(code: u16, group: &str, plural: &str, name: &str, uid: &st
     value(code, &status)
 }
 
+/// Characters of all warnings together, and of each once that is not enough: clients refuse long heads.
+const WARNINGS: usize = 4096;
+const WARNING_EACH: usize = 256;
+
 /// Adds the warnings that kubectl shows in yellow. Sources: RFC 7234 §5.5, KEP-1693.
 pub(crate) fn warn(response: &mut Reply, warnings: &[String]) {
+    let total: usize = warnings.iter().map(|warning| warning.chars().count()).sum();
+    let longest = if total > WARNINGS { WARNING_EACH } else { WARNINGS };
+    let mut left = WARNINGS;
     for warning in warnings {
-        let quoted = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        if let Ok(header) = HeaderValue::from_str(&format!("299 - \"{quoted}\"")) {
+        let text: String = warning.chars().take(longest).collect();
+        let Some(rest) = left.checked_sub(text.chars().count()) else { break };
+        left = rest;
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(header) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
             response.headers_mut().append(WARNING, header);
         }
     }
@@ -102,4 +112,23 @@ pub(crate) fn large_json(bytes: Vec<u8>, accept_encoding: &str) -> Reply {
     response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_never_make_a_head_too_long() {
+        let lengths = |warnings: &[String]| -> Vec<usize> {
+            let mut reply = value(200, &json!({}));
+            warn(&mut reply, warnings);
+            reply.headers().get_all(WARNING).iter().map(|header| header.as_bytes().len() - "299 - \"\"".len()).collect()
+        };
+        assert_eq!(lengths(&["x".repeat(4000)]), [4000]);
+        assert_eq!(lengths(&["x".repeat(100_000), "y".into()]), [256, 1]);
+        assert_eq!(lengths(&vec!["x".repeat(1000); 100]), [256; 16]);
+        // Other letters than ASCII's pass, and what no header can carry is left out.
+        assert_eq!(lengths(&["é".into(), "a\nb".into()]), [2]);
+    }
 }

@@ -170,17 +170,21 @@ impl Server {
             }
             _ => {}
         }
+        let form = form?;
+        // Before its turn: who sends slowly must not keep others from theirs.
+        let bytes = match verb {
+            "get" | "list" => Bytes::new(),
+            _ => body::read(&parts, body, &self.budget).await?,
+        };
         let busy =
             |_| Status::too_many_requests("the server has received too many requests, please try again later", 1);
         let turn = tokio::time::timeout(PATIENCE, self.at_work.acquire()).await.map_err(busy)?;
-        let form = form?;
         let reply = match (verb, target.sub) {
             ("get", Sub::Scale) => scale::get(&self, Asked { user: &user, target: &target, options: &options }),
             ("get", _) => read::get(&self.store, &target, &options, form).await,
             ("list", _) => read::list(&self.store, &target, &options, form, header(&parts, ACCEPT_ENCODING)).await,
             _ => {
-                let bytes = body::read(&parts, body, &self.budget).await?;
-                let media = body::media_type(&parts).to_owned();
+                let media = body::media_type(&parts);
                 if matches!(verb, "delete" | "deletecollection") && !bytes.is_empty() {
                     options.take_delete_body(&body::decode(&media, &bytes)?)?;
                 }

@@ -6,11 +6,13 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use json_patch::PatchOperation;
 use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
 use portolan_store::{Expect, Op, Store, WriteError};
 use serde_json::Value;
 
 use crate::authz::{self, User};
+use crate::body;
 use crate::object;
 use crate::options::Options;
 use crate::route::{Sub, Target};
@@ -58,7 +60,12 @@ pub(crate) enum Unwritten {
     Failed(Status),
 }
 
+/// Whatever came in piece by piece, by patches, an object is not larger than the largest body.
 pub(crate) async fn commit(store: &Store, ops: Vec<Op>) -> Result<Vec<Option<portolan_store::Entry>>, Unwritten> {
+    let large = |op: &Op| matches!(op, Op::Put { value, .. } if value.bytes.len() > body::LIMIT);
+    if ops.iter().any(large) {
+        return Err(Unwritten::Failed(Status::too_large(body::LIMIT)));
+    }
     store.write(ops.into()).await.map_err(|error| match error {
         WriteError::Conflict { op, .. } => Unwritten::Race(op),
         WriteError::Closed => Unwritten::Failed(Status::unavailable("the server is shutting down")),
@@ -386,9 +393,9 @@ pub(crate) async fn bind(
 }
 
 /// PATCH.
-pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Written, Status> {
+pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes: &[u8]) -> Result<Written, Status> {
     let kind = asked.kind();
-    let apply = Patch::parse(media, body)?;
+    let apply = Patch::parse(media, bytes)?;
     change(server, asked, false, |old| {
         let patched = apply.to(kind, old)?;
         kind.decode(patched, asked.options.field_validation)
@@ -406,8 +413,8 @@ impl Patch {
     /// As kube-apiserver's own limit.
     const MOST_OPERATIONS: usize = 10_000;
 
-    pub(crate) fn parse(media: &str, body: &[u8]) -> Result<Self, Status> {
-        let json = || crate::body::json(body);
+    pub(crate) fn parse(media: &str, bytes: &[u8]) -> Result<Self, Status> {
+        let json = || body::json(bytes);
         match media {
             "application/json-patch+json" => {
                 let patch: json_patch::Patch = serde_json::from_value(json()?)
@@ -433,11 +440,31 @@ impl Patch {
     pub(crate) fn to(&self, kind: &Kind, old: &Value) -> Result<Value, Status> {
         match self {
             Self::Json(patch) => {
+                let rejected = |why: &dyn std::fmt::Display| {
+                    Status::unprocessable(format!(
+                        "the server rejected our request due to an error in our request: {why}"
+                    ))
+                };
                 let mut new = old.clone();
-                json_patch::patch(&mut new, &patch.0).map_err(|error| {
-                    let why = format!("the server rejected our request due to an error in our request: {error}");
-                    Status::unprocessable(why)
-                })?;
+                let mut copied = 0;
+                for (index, operation) in patch.0.iter().enumerate() {
+                    // A few copies of copies would fill any memory.
+                    if let PatchOperation::Copy(copy) = operation {
+                        copied += copy.from.resolve(&new).map_or(0, |value| value.to_string().len());
+                        if copied > body::LIMIT {
+                            return Err(rejected(&format!(
+                                "Unable to complete the copy, the accumulated size increase of copy is {copied}, \
+                                 exceeding the limit {}",
+                                body::LIMIT
+                            )));
+                        }
+                    }
+                    let applied = json_patch::patch_unsafe(&mut new, std::slice::from_ref(operation));
+                    applied.map_err(|mut error| {
+                        error.operation = index;
+                        rejected(&error)
+                    })?;
+                }
                 Ok(new)
             }
             Self::Merge(patch) => Ok(portolan_kinds::patch::json_merge(old, patch)),

@@ -94,3 +94,59 @@ async fn nonsense_instead_of_tls_or_http_harms_nobody() {
     assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 4"), "{answer}");
     assert_eq!(client.get("/api/v1/pods").await.code, 200);
 }
+
+#[tokio::test]
+async fn copies_of_copies_do_not_fill_the_memory() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    client.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let mut patch = vec![json!({"op": "add", "path": "/data", "value": {"x": "y"}})];
+    patch.extend((0..40).map(|round| json!({"op": "copy", "from": "/data", "path": format!("/data/c{round}")})));
+    let path = format!("{CONFIG_MAPS}/a");
+    let patch = serde_json::to_vec(&patch).unwrap();
+    let media = [("content-type", "application/json-patch+json")];
+    let (code, message) = client.send(Method::PATCH, &path, &media, patch).await.failure();
+    assert_eq!(code, 422);
+    assert!(message.contains("the accumulated size increase of copy is"), "{message}");
+    // An operation that fails is named by its place, also when others before it did not.
+    let patch = json!([{"op": "add", "path": "/data", "value": {}}, {"op": "remove", "path": "/data/nothing"}]);
+    let (_, message) = client.send(Method::PATCH, &path, &media, patch.to_string()).await.failure();
+    assert!(message.contains("'/1'"), "{message}");
+}
+
+#[tokio::test]
+async fn no_object_grows_larger_than_a_body_piece_by_piece() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let pods = "/api/v1/namespaces/default/pods";
+    client.post(pods, &pod).await.ok();
+    let mut codes = Vec::new();
+    for round in 0..4 {
+        let condition = json!({"type": format!("t{round}"), "status": "True", "message": "x".repeat(1 << 20)});
+        let patch = json!({"status": {"conditions": [condition]}}).to_string();
+        let media = [("content-type", "application/strategic-merge-patch+json")];
+        codes.push(client.send(Method::PATCH, &format!("{pods}/p/status"), &media, patch).await.code);
+    }
+    assert_eq!(codes, [200, 200, 413, 413]);
+}
+
+/// More of them than requests may be at work, and each promises more than its share of the memory for bodies.
+#[tokio::test]
+async fn those_who_send_slowly_keep_nobody_waiting() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let mut slow = Vec::new();
+    for _ in 0..600 {
+        let mut stream = client.connect().await;
+        stream.write_all(head(3 << 20).as_bytes()).await.unwrap();
+        stream.write_all(b"{").await.unwrap();
+        slow.push(stream);
+    }
+    let patience = std::time::Duration::from_secs(5);
+    let answers = async {
+        assert_eq!(client.post(CONFIG_MAPS, &config_map("a")).await.code, 201);
+        assert_eq!(client.get(CONFIG_MAPS).await.code, 200);
+    };
+    tokio::time::timeout(patience, answers).await.expect("the slow ones have their own time");
+}
