@@ -15,7 +15,7 @@ mod scenes;
 mod stage;
 mod steady;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -68,29 +68,31 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
         () = &mut interrupted => None,
     };
     progress.close();
-    if arguments.keep && matches!(told, Some(Ok(()))) {
-        eprintln!("\nThe cluster stays up until Ctrl-C: export KUBECONFIG={}", cluster.kubeconfig().display());
+    if !reports.is_empty() {
+        println!("\n{}", report::table(&reports));
+    }
+    let written = arguments.json.as_deref().map_or(Ok(()), |file| write_json(file, &reports));
+    if arguments.keep && told.is_some() && !reports.is_empty() {
+        eprintln!("The cluster stays up until Ctrl-C: export KUBECONFIG={}", cluster.kubeconfig().display());
         interrupted.await;
     }
-    eprintln!("\nStopping the cluster.");
+    eprintln!("Stopping the cluster.");
     let cleaned = cluster.stop().await.and_then(|()| nothing_left());
-
+    written?;
     let Some(told) = told else {
         cleaned?;
         return Ok(ExitCode::from(INTERRUPTED));
     };
-    if !reports.is_empty() {
-        println!("\n{}", report::table(&reports));
-    }
-    if let Some(file) = &arguments.json {
-        let text = serde_json::to_vec_pretty(&reports).context("cannot write the reports as JSON")?;
-        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
-    }
     told?;
     cleaned?;
     let held = reports.iter().filter(|report| report.ok).count();
     println!("{held} of {} scenes hold.", scenes::COUNT);
     Ok(if held == scenes::COUNT { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn write_json(file: &Path, reports: &[SceneReport]) -> Result<()> {
+    let text = serde_json::to_vec_pretty(reports).context("cannot write the reports as JSON")?;
+    std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
 }
 
 /// Starts the cluster and plays every scene on it.

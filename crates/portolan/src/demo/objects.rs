@@ -24,7 +24,8 @@ fn backend_template(owner: &str, version: &str) -> Value {
                 "name": "backend",
                 "image": IMAGE,
                 "imagePullPolicy": "IfNotPresent",
-                "args": ["image", "--drain", "1s"],
+                // Longer than the news of a pod's end may take on a busy machine with a slow disk.
+                "args": ["image", "--drain", "3s"],
                 "env": [{"name": "VERSION", "value": version}],
                 "ports": [{"name": "http", "containerPort": 8080}],
                 "readinessProbe": {"httpGet": {"path": "/readyz", "port": "http"}, "periodSeconds": 1},

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::workload::figures::Figures;
+use crate::workload::figures::{Failure, Figures};
 
 /// How many failed requests a scene may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,10 @@ pub(super) struct SceneReport {
     /// From the kill to the end of the latest failed request.
     pub(super) failed_after_ms: Option<u64>,
     pub(super) time_to_converge_ms: Option<u64>,
+    /// When the kill was, in milliseconds since the epoch, as the failures' times are.
+    pub(super) killed_ms: Option<u64>,
+    /// The first of them, as the clients told them.
+    pub(super) failed_requests: Vec<Failure>,
     pub(super) ok: bool,
     /// Why it does not hold.
     pub(super) problems: Vec<String>,
@@ -36,7 +40,6 @@ pub(super) struct SceneReport {
 /// A scene while it is played.
 pub(super) struct Scene {
     limit: Limit,
-    kill_ms: Option<u64>,
     report: SceneReport,
 }
 
@@ -49,15 +52,17 @@ impl Scene {
             failures: 0,
             failed_after_ms: None,
             time_to_converge_ms: None,
+            killed_ms: None,
+            failed_requests: Vec::new(),
             ok: false,
             problems: Vec::new(),
             remarks: Vec::new(),
         };
-        Self { limit, kill_ms: None, report }
+        Self { limit, report }
     }
 
     pub(super) fn killed_at(&mut self, ms: u64) {
-        self.kill_ms = Some(ms);
+        self.report.killed_ms = Some(ms);
     }
 
     pub(super) fn converged_after(&mut self, ms: u64) {
@@ -84,7 +89,9 @@ impl Scene {
         if figures.answered == 0 {
             report.problems.push(format!("{who} got no answer at all"));
         }
-        let after_kill = |ms: u64| self.kill_ms.map(|kill| ms.saturating_sub(kill));
+        let killed_ms = report.killed_ms;
+        let after_kill = |ms: u64| killed_ms.map(|kill| ms.saturating_sub(kill));
+        report.failed_requests.extend(figures.failures.iter().cloned());
         report.failed_after_ms = report.failed_after_ms.max(figures.last_failure_ms.and_then(after_kill));
         let late = match (self.limit, figures.last_failure_ms.and_then(after_kill)) {
             (Limit::Within(limit), Some(after)) => u128::from(after) > limit.as_millis(),
@@ -161,7 +168,7 @@ mod tests {
     use expect_test::expect;
 
     use super::*;
-    use crate::workload::figures::{Failure, Recorder};
+    use crate::workload::figures::Recorder;
 
     fn figures(answered: u64, failed_at: &[u64]) -> Figures {
         let mut recorder = Recorder::new(1000);
