@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Api, Cluster, SOON};
+use crate::cluster::{Api, Cluster, SOON, http_from};
 use crate::machine::{eventually, on_a_machine};
 
 fn pods(api: &Api) -> Vec<Value> {
@@ -70,6 +70,80 @@ fn killing_the_agent_leaves_its_pods_running() {
         });
         assert!(cluster.stop().success());
     });
+}
+
+#[test]
+fn a_node_that_was_given_up_by_mistake_goes_on_as_before() {
+    on_a_machine(|machine| {
+        let cluster = Cluster::up(machine, &["--nodes", "3"]);
+        let api = cluster.client();
+        api.deploy("web", 3);
+        let service = api.service(json!({
+            "metadata": { "name": "web" },
+            "spec": { "type": "NodePort", "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": 8080 }] },
+        }));
+        let port = u16::try_from(service["spec"]["ports"][0]["nodePort"].as_u64().unwrap()).unwrap();
+        let state = |api: &Api| -> Vec<(String, Value, Value)> {
+            let mut all: Vec<_> = pods(api)
+                .iter()
+                .map(|pod| {
+                    let container = &pod["status"]["containerStatuses"][0];
+                    let name = pod["metadata"]["name"].as_str().unwrap().to_owned();
+                    (name, container["containerID"].clone(), container["restartCount"].clone())
+                })
+                .collect();
+            all.sort_by(|a, b| a.0.cmp(&b.0));
+            all
+        };
+        let before = state(&api);
+        let victim = pods(&api)[0].clone();
+        let node = victim["spec"]["nodeName"].as_str().unwrap().to_owned();
+        let other = ["node1", "node2", "node3"].into_iter().find(|name| **name != *node).unwrap();
+        let address = api.get(&format!("/api/v1/nodes/{other}"))["status"]["addresses"][0]["address"].clone();
+        let address: std::net::IpAddr = address.as_str().unwrap().parse().unwrap();
+        eventually("the Service answers", SOON, || http_from("portolan-outside", address, port));
+        // From now on not one request may fail: the pods never stop.
+        let answered = || http_from("portolan-outside", address, port).unwrap();
+        let is_ready = |object: &Value| {
+            let conditions = object["status"]["conditions"].as_array().unwrap();
+            conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True")
+        };
+        let name = victim["metadata"]["name"].as_str().unwrap();
+        let pod = format!("/api/v1/namespaces/default/pods/{name}");
+        let until = |what: &str, holds: &dyn Fn() -> bool| {
+            eventually(what, SOON, || {
+                answered();
+                if holds() { Ok(()) } else { Err(api.get(&format!("/api/v1/nodes/{node}"))["status"].to_string()) }
+            });
+        };
+        let serving = |name: &str| {
+            let slices = api.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices");
+            let endpoints: Vec<Value> = slices["items"].as_array().unwrap().iter().flat_map(endpoints).collect();
+            endpoints
+                .iter()
+                .any(|endpoint| endpoint["targetRef"]["name"] == name && endpoint["conditions"]["ready"] == true)
+        };
+        until("all serve", &|| before.iter().all(|(name, ..)| serving(name)));
+        let agent = agent_of(&node, &cluster);
+        nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGSTOP).unwrap();
+        until("the node is given up", &|| !is_ready(&api.get(&format!("/api/v1/nodes/{node}"))));
+        until("its pod is out of the Service", &|| !is_ready(&api.get(&pod)) && !serving(name));
+        nix::sys::signal::kill(agent, nix::sys::signal::Signal::SIGCONT).unwrap();
+        until("the node is Ready again", &|| is_ready(&api.get(&format!("/api/v1/nodes/{node}"))));
+        until("its pod is in the Service again", &|| is_ready(&api.get(&pod)) && serving(name));
+        let mut missing: BTreeSet<String> = before.iter().map(|(name, ..)| name.clone()).collect();
+        eventually("every pod answers", SOON, || {
+            missing.remove(&answered());
+            if missing.is_empty() { Ok(()) } else { Err(format!("{missing:?}")) }
+        });
+        assert_eq!(state(&api), before);
+        assert_eq!(agent_of(&node, &cluster), agent);
+        assert!(cluster.stop().success());
+    });
+}
+
+fn endpoints(slice: &Value) -> Vec<Value> {
+    slice["endpoints"].as_array().cloned().unwrap_or_default()
 }
 
 /// The agent's process: the child of the node's first process that runs `portolan agent`.
