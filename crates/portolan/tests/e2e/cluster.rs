@@ -83,6 +83,15 @@ impl<'a> Cluster<'a> {
         self.child.wait().unwrap()
     }
 
+    /// Stops the control plane in its tracks for as long as `work` takes; nodes go on.
+    pub(crate) fn without_control_plane<T>(&self, work: impl FnOnce() -> T) -> T {
+        let up = Pid::from_raw(self.child.id().cast_signed());
+        kill(up, Signal::SIGSTOP).unwrap();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        kill(up, Signal::SIGCONT).unwrap();
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
     /// As if the machine room burnt down.
     pub(crate) fn kill(mut self) {
         self.child.kill().unwrap();

@@ -4,11 +4,13 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::process::Command;
 
+use nlink::netlink::namespace::Netns;
+use nlink::netlink::{Connection, Route};
 use serde_json::json;
 
 use crate::cluster::{Api, Cluster, SOON, http, http_from};
 use crate::lifecycle::external_address;
-use crate::machine::{eventually, on_a_machine, skip};
+use crate::machine::{block_on, eventually, on_a_machine, skip};
 
 const OUTSIDE: &str = "portolan-outside";
 
@@ -36,6 +38,38 @@ fn shares(requests: usize, mut request: impl FnMut() -> Result<String, String>) 
         *shares.entry(request().unwrap()).or_default() += 1;
     }
     shares
+}
+
+#[test]
+fn an_external_address_is_not_answered_for_by_nodes_that_cannot_say_that_they_live() {
+    on_a_machine(|machine| {
+        let cluster = Cluster::up(machine, &["--nodes", "2"]);
+        let api = cluster.client();
+        api.deploy("web", 1);
+        api.service(json!({
+            "metadata": { "name": "web" },
+            "spec": {
+                "type": "LoadBalancer",
+                "selector": { "app": "web" },
+                "ports": [{ "port": 80, "targetPort": "http" }],
+            },
+        }));
+        let external: IpAddr = external_address(&api, "web").parse().unwrap();
+        // Whoever asks has never heard of the address.
+        let request = || {
+            let outside = Netns::open(OUTSIDE).unwrap();
+            let forget = || block_on(async { Connection::<Route>::new().unwrap().flush_neighbors("eth0").await });
+            outside.run(forget).unwrap().unwrap();
+            http_from(OUTSIDE, external, 80)
+        };
+        eventually("it answers", SOON, request);
+        cluster.without_control_plane(|| {
+            // Were they to answer, two could: nobody can tell them that they were given up.
+            eventually("nobody answers for it", SOON, || request().map_or_else(Ok, Err));
+        });
+        eventually("it answers again", SOON, request);
+        assert!(cluster.stop().success());
+    });
 }
 
 #[test]
@@ -137,6 +171,23 @@ fn a_service_without_selector_leads_where_its_slice_says() {
         let address = (ip(&service["spec"]["clusterIP"]), 80).into();
         eventually("the machine outside answers", SOON, || http(address));
         assert_eq!(shares(5, || http(address)).values().sum::<usize>(), 5);
+        // A pod's own address means nothing to that machine, so the pod comes under its node's.
+        for (name, host) in [("by-name", "legacy.default.svc.cluster.local"), ("by-address", "10.203.0.2:9000")] {
+            api.post(
+                "/api/v1/namespaces/default/pods",
+                &json!({
+                    "metadata": { "name": name },
+                    "spec": {
+                        "restartPolicy": "Never",
+                        "containers": [{ "name": "ask", "image": "portolan/workload", "args": ["get", format!("http://{host}/")] }],
+                    },
+                }),
+            );
+            eventually(&format!("pod {name} is answered"), SOON, || {
+                let status = &api.get(&format!("/api/v1/namespaces/default/pods/{name}"))["status"];
+                if status["phase"] == "Succeeded" { Ok(()) } else { Err(status.to_string()) }
+            });
+        }
         server.kill().unwrap();
         server.wait().unwrap();
         assert!(cluster.stop().success());
