@@ -30,6 +30,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -42,7 +43,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::image;
-use crate::net::routes;
+use crate::net::{masquerade_egress, routes};
 use crate::shim::{Request, ShimEvent};
 use hooks::Target;
 use host::{Adopted, Host, adopt_one};
@@ -60,6 +61,8 @@ pub struct AgentConfig {
     pub node_ip: IpAddr,
     /// The link to the other nodes, as `eth0`.
     pub uplink: String,
+    /// All nodes' pods. A pod that talks to anybody else does so under the node's address.
+    pub pod_networks: Vec<IpNet>,
     pub cluster_dns: Vec<IpAddr>,
     pub cluster_domain: String,
     /// Where the pods' cgroups go, as `/portolan/node-1/pods`. With cgroup v2 no process may be in it or, but for the
@@ -107,6 +110,8 @@ pub enum Error {
     },
     #[error("another agent uses the state directory {path}; stop it first")]
     StateDirInUse { path: PathBuf },
+    #[error("cannot lay the rule that lets pods reach machines beyond the cluster")]
+    Egress(#[source] nlink::Error),
     #[error("cannot open a netlink socket")]
     Netlink(#[source] nlink::Error),
     #[error("cannot serve container logs on {address}")]
@@ -133,6 +138,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let _lock = lock(&config)?;
     let logs = logs::Server::bind(&config)?;
+    masquerade_egress(&config.pod_networks, &config.uplink).await.map_err(Error::Egress)?;
     let (events, write_events) = events::Events::new(client.clone(), &config.node_name);
     let host = Arc::new(Host::new(client.clone(), config, events).map_err(Error::Netlink)?);
     let (nodes, watch_nodes) = Cache::<Node>::new(Api::all(client.clone()), watcher::Config::default());

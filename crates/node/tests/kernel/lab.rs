@@ -85,6 +85,7 @@ impl Lab {
             image_dir: self.images(),
             node_ip: NODE_IP.parse().unwrap(),
             uplink: "eth0".into(),
+            pod_networks: vec!["10.244.0.0/16".parse().unwrap()],
             cluster_dns: vec!["10.96.0.10".parse().unwrap()],
             cluster_domain: "cluster.local".into(),
             cgroup_parent: self.cgroup.clone(),
