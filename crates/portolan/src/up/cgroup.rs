@@ -16,12 +16,19 @@ use super::plan::CGROUP;
 const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "freezer"];
 
 /// The roots of the mounted hierarchies.
-fn hierarchies() -> io::Result<BTreeSet<PathBuf>> {
+#[derive(Debug, PartialEq, Eq, Default)]
+struct Hierarchies {
+    all: BTreeSet<PathBuf>,
+    /// Those that a node has to be enrolled in.
+    that_count: BTreeSet<PathBuf>,
+}
+
+fn hierarchies() -> io::Result<Hierarchies> {
     Ok(mounted(&fs::read_to_string("/proc/self/mountinfo")?))
 }
 
-fn mounted(mountinfo: &str) -> BTreeSet<PathBuf> {
-    let mut roots = BTreeSet::new();
+fn mounted(mountinfo: &str) -> Hierarchies {
+    let mut roots = Hierarchies::default();
     for line in mountinfo.lines() {
         let Some((mount, filesystem)) = line.split_once(" - ") else { continue };
         let Some(target) = mount.split(' ').nth(4) else { continue };
@@ -31,18 +38,19 @@ fn mounted(mountinfo: &str) -> BTreeSet<PathBuf> {
             Some("cgroup") => {
                 filesystem.nth(1).is_some_and(|options| options.split(',').any(|option| CONTROLLERS.contains(&option)))
             }
-            _ => false,
+            _ => continue,
         };
         if counts {
-            roots.insert(PathBuf::from(target));
+            roots.that_count.insert(PathBuf::from(target));
         }
+        roots.all.insert(PathBuf::from(target));
     }
     roots
 }
 
 /// Puts a node's first process into the node's own cgroup of each hierarchy; its descendants follow.
 pub(crate) fn enroll(node: &str, pid: libc::pid_t) -> io::Result<()> {
-    for root in hierarchies()? {
+    for root in hierarchies()?.that_count {
         // A leaf of its own, because v2 allows processes only in leaves and pods come beside it.
         let leaf = root.join(CGROUP).join(node).join("init");
         fs::create_dir_all(&leaf)?;
@@ -54,7 +62,8 @@ pub(crate) fn enroll(node: &str, pid: libc::pid_t) -> io::Result<()> {
 /// Kills what still runs in a cluster's cgroups and removes them. Returns how many processes and directories there were.
 pub(crate) fn sweep() -> io::Result<(usize, usize)> {
     let (mut processes, mut directories) = (0, 0);
-    for root in hierarchies()? {
+    // Nodes are in some hierarchies; the runtime of the pods makes theirs in every one.
+    for root in hierarchies()?.all {
         let top = root.join(CGROUP);
         if top.is_dir() {
             processes += kill_all(&top)?;
@@ -120,15 +129,29 @@ mod tests {
 31 30 0:27 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
 32 30 0:28 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
 33 30 0:29 / /sys/fs/cgroup/systemd rw - cgroup cgroup rw,name=systemd
+35 30 0:31 / /sys/fs/cgroup/blkio rw - cgroup cgroup rw,blkio
 34 30 0:30 / /sys/fs/cgroup/unified rw shared:1 - cgroup2 cgroup2 rw
 ";
-        let names: Vec<_> = mounted(hybrid).iter().map(|path| path.display().to_string()).collect();
+        let names = |roots: &BTreeSet<PathBuf>| roots.iter().map(|root| root.display().to_string()).collect::<Vec<_>>();
+        let found = mounted(hybrid);
         assert_eq!(
-            names,
+            names(&found.that_count),
             ["/sys/fs/cgroup/cpu,cpuacct", "/sys/fs/cgroup/memory", "/sys/fs/cgroup/unified"],
-            "named hierarchies without a controller are left alone"
+            "a node is not enrolled where no controller counts"
+        );
+        assert_eq!(
+            names(&found.all),
+            [
+                "/sys/fs/cgroup/blkio",
+                "/sys/fs/cgroup/cpu,cpuacct",
+                "/sys/fs/cgroup/memory",
+                "/sys/fs/cgroup/systemd",
+                "/sys/fs/cgroup/unified"
+            ],
+            "what a runtime may have made is looked for everywhere"
         );
         let unified = "30 20 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        assert_eq!(mounted(unified), BTreeSet::from([PathBuf::from("/sys/fs/cgroup")]));
+        let root = BTreeSet::from([PathBuf::from("/sys/fs/cgroup")]);
+        assert_eq!(mounted(unified), Hierarchies { all: root.clone(), that_count: root });
     }
 }

@@ -44,7 +44,12 @@ impl Machine {
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         mount(none, "/run", Some("tmpfs"), MsFlags::empty(), none).unwrap();
         block_on(async { Connection::<Route>::new().unwrap().set_link_up("lo").await.unwrap() });
-        Self { directory: tempfile::tempdir().unwrap(), _lock: lock }
+        let machine = Self { directory: tempfile::tempdir().unwrap(), _lock: lock };
+        // Cgroups are the machine's own still: what an earlier test that failed left there would pass for this one's.
+        let cleaned = machine.portolan(&["clean"]);
+        assert!(cleaned.status.success(), "{}", String::from_utf8_lossy(&cleaned.stderr));
+        assert_eq!(machine.remains(), BTreeSet::new(), "a fresh machine");
+        machine
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
