@@ -32,7 +32,7 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments) -> Result<()> {
-    // Blocked here and taken with sigwait: a PID 1 without handlers would never see them.
+    // Blocked, by whoever started this too, and taken with sigwait: a PID 1 without handlers would never see them.
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGPWR] {
         signals.add(signal);

@@ -147,9 +147,14 @@ unsafe fn become_node(
             libc::_exit(FAILED);
         }
         libc::setsid();
-        let mut none: libc::sigset_t = std::mem::zeroed();
-        libc::sigemptyset(&raw mut none);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        // What `node_init` waits for is held back from the first moment: the kernel drops a signal that a PID 1 neither
+        // handles nor blocks, and with it the order to shut down that comes while the node still boots.
+        let mut held: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut held);
+        for signal in [libc::SIGCHLD, libc::SIGTERM, libc::SIGPWR] {
+            libc::sigaddset(&raw mut held, signal);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const held, std::ptr::null_mut());
         for (target, file) in (0..).zip(files) {
             if libc::dup2(file, target) < 0 {
                 libc::_exit(FAILED);
@@ -158,5 +163,41 @@ unsafe fn become_node(
         libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
         libc::execve(c"/proc/self/exe".as_ptr(), argv, envp);
         libc::_exit(FAILED)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::signal::SigSet;
+
+    use super::*;
+
+    const HELD: &str = "SIGTERM and SIGPWR are held back";
+
+    /// Run by the test below, as a node's first process.
+    #[test]
+    #[ignore = "is a part of another test"]
+    fn says_what_is_held_back() {
+        let mask = SigSet::thread_get_mask().unwrap();
+        if mask.contains(Signal::SIGTERM) && mask.contains(Signal::SIGPWR) {
+            println!("{HELD}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_node_holds_back_the_order_to_stop_until_it_can_obey() {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("CI").is_none(), "needs root, to make namespaces");
+            eprintln!("skipped: needs root, to make namespaces");
+            return;
+        }
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let child = concat!(module_path!(), "::says_what_is_held_back").split_once("::").unwrap().1;
+        let arguments = ["test", "--exact", child, "--ignored", "--nocapture"].map(str::to_owned);
+        let network = Netns::current().unwrap();
+        let node = NodeProcess::spawn(&arguments, &network, log.as_file(), |_| Ok(())).unwrap();
+        node.exited().await.unwrap();
+        let said = std::fs::read_to_string(log.path()).unwrap();
+        assert!(said.contains(HELD), "{said}");
     }
 }
