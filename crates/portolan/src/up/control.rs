@@ -3,7 +3,9 @@
 //! One JSON object a line over a socket in the data directory that only its owner may open. What goes over it is about
 //! machines (is the power on?), which the Kubernetes API has no words for; everything else uses the API.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -47,20 +49,27 @@ pub(crate) struct NodeLine {
 /// A request and where its answer goes.
 pub(crate) type Call = (Request, oneshot::Sender<Response>);
 
-fn socket_path(data_dir: &Path) -> PathBuf {
-    data_dir.join("control.sock")
+const SOCKET: &str = "control.sock";
+
+/// A name for the socket that fits the 108 bytes a socket's address has, however long the data directory's own name
+/// is. Valid while `data_dir` is open.
+fn socket_path(data_dir: &File) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", data_dir.as_raw_fd()))
 }
 
 /// Binds the socket. The caller holds the data directory's lock, so a socket that is there is a dead cluster's.
 pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener> {
-    let path = socket_path(data_dir);
-    if path.exists() {
-        std::fs::remove_file(&path)?;
-    }
-    let listener = UnixListener::bind(&path)
-        .with_context(|| format!("cannot listen on {} (a socket's path may have 107 bytes)", path.display()))?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let listen = || {
+        let directory = File::open(data_dir)?;
+        let path = socket_path(&directory);
+        if path.exists() {
+            std::fs::remove_file(&path)?;
+        }
+        let listener = UnixListener::bind(&path)?;
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+        std::io::Result::Ok(listener)
+    };
+    listen().with_context(|| format!("cannot listen on {}", data_dir.join(SOCKET).display()))
 }
 
 /// Takes requests until dropped and hands them to the supervisor.
@@ -102,8 +111,8 @@ async fn answer(stream: UnixStream, calls: mpsc::Sender<Call>) -> Result<()> {
 
 /// The asking side.
 pub(crate) fn ask(data_dir: &Path, request: &Request) -> Result<Response> {
-    let path = socket_path(data_dir);
-    let mut stream = std::os::unix::net::UnixStream::connect(&path).with_context(|| {
+    let connect = || std::os::unix::net::UnixStream::connect(socket_path(&File::open(data_dir)?));
+    let mut stream = connect().with_context(|| {
         format!("no cluster runs on {}; start one with `portolan up`, or name its --data-dir", data_dir.display())
     })?;
     let mut text = serde_json::to_string(request)?;
@@ -115,4 +124,30 @@ pub(crate) fn ask(data_dir: &Path, request: &Request) -> Result<Response> {
         bail!("the cluster on {} ended before it answered", data_dir.display());
     }
     Ok(serde_json::from_str(&line)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_answered_however_long_the_directory_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let long = directory.path().join("x".repeat(120));
+        std::fs::create_dir(&long).unwrap();
+        let (calls, mut receiver) = mpsc::channel(1);
+        let listener = bind(&long).unwrap();
+        let asking = tokio::task::spawn_blocking(move || ask(&long, &Request::List).unwrap());
+        let supervising = async {
+            let (request, answer): Call = receiver.recv().await.unwrap();
+            assert_eq!(request, Request::List);
+            answer.send(Response::Nodes(Vec::new())).unwrap();
+        };
+        tokio::select! {
+            () = serve(listener, calls) => unreachable!("it serves until dropped"),
+            ((), answer) = async { tokio::join!(supervising, asking) } => {
+                assert_eq!(answer.unwrap(), Response::Nodes(Vec::new()));
+            }
+        }
+    }
 }
