@@ -2,7 +2,7 @@
 //!
 //! Invariants: it talks to the Kubernetes API and to its own kernel, and to nothing else; it may be killed and started
 //! again at any moment without a pod, a connection or a rule noticing. SIGTERM stops it and leaves pods running; SIGPWR
-//! says that the machine is going down, and ends them first.
+//! says that the machine is going down: the node leaves every Service, and then its pods end.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -18,6 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::leave::leave;
 use crate::service_plane;
 
 /// How long pods get to end when the machine goes down, whatever their own grace period says.
@@ -77,7 +78,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut power = signal(SignalKind::from_raw(nix::libc::SIGPWR))?;
     let client = portolan_client::connect(&config.kubeconfig).await?;
+    // The pods' keeper ends first, so that the plane still forwards while the node takes its leave.
     let shutdown = CancellationToken::new();
+    let keeping_pods = shutdown.child_token();
     let (renewed, renewals) = watch::channel(Instant::now());
     let mut parts = JoinSet::new();
     let pods = portolan_node::AgentConfig {
@@ -86,6 +89,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         image_dir: config.image_dir.clone(),
         node_ip: config.node_address,
         uplink: config.uplink.clone(),
+        pod_networks: config.pod_cidrs.clone(),
         cluster_dns: config.cluster_dns.clone(),
         cluster_domain: config.cluster_domain.clone(),
         cgroup_parent: config.cgroup_parent.clone(),
@@ -107,12 +111,12 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         dns_upstreams: config.dns_upstreams.clone(),
     };
     {
-        let (client, pods, shutdown) = (client.clone(), pods.clone(), shutdown.clone());
-        parts.spawn(
-            async move { portolan_node::run(client, pods, renewed, shutdown).await.context("cannot go on running pods") },
-        );
+        let (client, pods, ending) = (client.clone(), pods.clone(), keeping_pods.clone());
+        parts.spawn(async move {
+            portolan_node::run(client, pods, renewed, ending).await.context("cannot go on running pods")
+        });
     }
-    parts.spawn(service_plane::run(client, plane, renewals, shutdown.clone()));
+    parts.spawn(service_plane::run(client.clone(), plane, renewals, shutdown.clone()));
     let end = tokio::select! {
         _ = terminate.recv() => End::Agent,
         _ = power.recv() => End::Node,
@@ -121,6 +125,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             anyhow::bail!("a part of the agent ended by itself");
         }
     };
+    if end == End::Node {
+        keeping_pods.cancel();
+        if let Some(ended) = parts.join_next().await {
+            ended??;
+        }
+        leave(&client, &config.node_name).await;
+    }
     shutdown.cancel();
     while let Some(ended) = parts.join_next().await {
         ended??;

@@ -6,6 +6,7 @@ mod demo;
 mod explain;
 mod fence;
 mod images;
+mod leave;
 mod node;
 mod node_init;
 mod service_plane;
