@@ -1,17 +1,19 @@
 //! `--apply`: manifest files -> objects in the cluster.
 //!
 //! Invariants: every file is read and parsed before the cluster is made, and every object is tried with `dryRun=All`
-//! before the first is written, so that a mistake in one applies none. What exists already is merge-patched.
+//! before the first is written, so that a mistake in one applies none. What exists already is merge-patched. As with
+//! kubectl, a field that the API does not know is a mistake.
 
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::api::{DynamicObject, ListParams, Patch, PatchParams};
 use kube::core::GroupVersionKind;
 use kube::discovery::{ApiCapabilities, ApiResource, Scope};
-use kube::{Api, Client};
+use kube::{Api, Client, ResourceExt};
 use serde_json::Value;
 
 /// One object and where it was written.
@@ -96,12 +98,24 @@ impl Manifest {
         (types.kind == "Namespace" && types.api_version == "v1").then_some(self.object.metadata.name.as_deref()?)
     }
 
+    /// A refusal in the API's words, with where the object was written.
+    fn judge(&self, outcome: Result<(), kube::Error>) -> Result<()> {
+        match outcome {
+            Err(kube::Error::Api(status)) => bail!("{}: {}", self.origin, status.message),
+            outcome => outcome.with_context(|| self.origin.clone()),
+        }
+    }
+
     async fn target(&self, client: &Client) -> Result<Target> {
         let types = self.object.types.as_ref().context("the kind is missing")?;
         let kind = GroupVersionKind::try_from(types).with_context(|| self.origin.clone())?;
-        let (resource, capabilities): (ApiResource, ApiCapabilities) = kube::discovery::pinned_kind(client, &kind)
-            .await
-            .with_context(|| format!("{}: the cluster has no {} in {}", self.origin, types.kind, types.api_version))?;
+        let (resource, capabilities): (ApiResource, ApiCapabilities) =
+            match kube::discovery::pinned_kind(client, &kind).await {
+                Err(kube::Error::Api(_) | kube::Error::Discovery(_)) => {
+                    bail!("{}: the cluster has no {} in {}", self.origin, types.kind, types.api_version)
+                }
+                found => found.with_context(|| self.origin.clone())?,
+            };
         let namespace = match capabilities.scope {
             Scope::Namespaced => Some(self.object.metadata.namespace.clone().unwrap_or_else(|| "default".to_owned())),
             Scope::Cluster => None,
@@ -110,11 +124,13 @@ impl Manifest {
             Some(namespace) => Api::namespaced_with(client.clone(), namespace, &resource),
             None => Api::all_with(client.clone(), &resource),
         };
-        Ok(Target { api, namespace })
+        Ok(Target { client: client.clone(), resource, api, namespace })
     }
 }
 
 struct Target {
+    client: Client,
+    resource: ApiResource,
     api: Api<DynamicObject>,
     namespace: Option<String>,
 }
@@ -122,30 +138,52 @@ struct Target {
 impl Target {
     async fn write(&self, manifest: &Manifest, dry_run: bool) -> Result<()> {
         let name = manifest.object.metadata.name.as_deref().unwrap_or_default();
-        let create = PostParams { dry_run, ..PostParams::default() };
-        let outcome = match self.api.create(&create, &manifest.object).await {
+        let outcome = match create(&self.client, self.api.resource_url(), &manifest.object, dry_run).await {
             Err(kube::Error::Api(status)) if status.is_already_exists() => {
-                let patch = PatchParams { dry_run, ..PatchParams::default() };
-                self.api.patch(name, &patch, &Patch::Merge(&manifest.object)).await
+                let patch = PatchParams { dry_run, ..PatchParams::default() }.validation_strict();
+                self.api.patch(name, &patch, &Patch::Merge(&manifest.object)).await.map(drop)
             }
             outcome => outcome,
         };
-        match outcome {
-            Ok(_) => Ok(()),
-            Err(kube::Error::Api(status)) => bail!("{}: {}", manifest.origin, status.message),
-            Err(error) => Err(error).with_context(|| manifest.origin.clone()),
-        }
+        manifest.judge(outcome)
+    }
+
+    /// Tries an object whose namespace does not exist yet in one that does.
+    async fn try_elsewhere(&self, manifest: &Manifest) -> Result<()> {
+        const ELSEWHERE: &str = "default";
+        let mut object = manifest.object.clone();
+        object.metadata.namespace = Some(ELSEWHERE.to_owned());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), ELSEWHERE, &self.resource);
+        manifest.judge(match create(&self.client, api.resource_url(), &object, true).await {
+            // Somebody has the name there: it says nothing about the object.
+            Err(kube::Error::Api(status)) if status.is_already_exists() => Ok(()),
+            outcome => outcome,
+        })
     }
 }
 
+/// `kube` has no word for strictness when it creates.
+async fn create(client: &Client, url: &str, object: &DynamicObject, dry_run: bool) -> Result<(), kube::Error> {
+    let dry_run = if dry_run { "&dryRun=All" } else { "" };
+    let body = serde_json::to_vec(object).map_err(kube::Error::SerdeError)?;
+    let request = http::Request::post(format!("{url}?fieldValidation=Strict{dry_run}"))
+        .header(http::header::CONTENT_TYPE, "application/json")
+        .body(body)
+        .map_err(kube::Error::HttpError)?;
+    client.request::<Value>(request).await.map(drop)
+}
+
 pub(crate) async fn apply(client: &Client, manifests: Vec<Manifest>) -> Result<()> {
-    let new_namespaces: BTreeSet<&str> = manifests.iter().filter_map(Manifest::makes_namespace).collect();
+    let mut new_namespaces: BTreeSet<&str> = manifests.iter().filter_map(Manifest::makes_namespace).collect();
+    for namespace in Api::<Namespace>::all(client.clone()).list(&ListParams::default()).await? {
+        new_namespaces.remove(&*namespace.name_any());
+    }
     let mut targets = Vec::with_capacity(manifests.len());
     for manifest in &manifests {
         let target = manifest.target(client).await?;
-        // What goes into a namespace that does not exist yet cannot be tried.
-        if !target.namespace.as_deref().is_some_and(|namespace| new_namespaces.contains(namespace)) {
-            target.write(manifest, true).await?;
+        match target.namespace.as_deref().is_some_and(|namespace| new_namespaces.contains(namespace)) {
+            true => target.try_elsewhere(manifest).await?,
+            false => target.write(manifest, true).await?,
         }
         targets.push(target);
     }
