@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 
+use super::plan::Ties;
+
 pub(crate) const DEFAULT: &str = "/var/lib/portolan";
 const MACHINE_LOCK: &str = "/run/portolan.lock";
 
@@ -69,6 +71,28 @@ fn take(path: &Path, owner: &str) -> Result<Result<Flock<File>, String>> {
         }
         Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
     }
+}
+
+fn ties(data_dir: &Path) -> PathBuf {
+    data_dir.join("cluster.json")
+}
+
+/// Refuses a plan that the state in the directory, if there is any, cannot be used with.
+pub(crate) fn check_ties(data_dir: &Path, plan: &Ties) -> Result<()> {
+    let path = ties(data_dir);
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text.with_context(|| format!("cannot read {}", path.display()))?,
+    };
+    let made_with: Ties = serde_json::from_slice(&text).with_context(|| {
+        format!("{} does not say what the cluster was made with; remove it if the flags are the same", path.display())
+    })?;
+    made_with.check(plan, &data_dir.display().to_string())
+}
+
+/// To be called when state is about to be made, and not before: a start that fails earlier ties nobody.
+pub(crate) fn write_ties(data_dir: &Path, plan: &Ties) -> Result<()> {
+    write_private(&ties(data_dir), &serde_json::to_vec_pretty(plan)?)
 }
 
 /// One node's own disk.

@@ -95,15 +95,6 @@ impl Fabric {
     /// Gives the host its one link, with an address in the node network and a route to the Services through `via`.
     pub(crate) async fn link_host(&self, plan: &Plan, via: Ipv4Addr) -> Result<HostLink> {
         let host = Connection::<Route>::new()?;
-        let wanted = [("--node-network", plan.node_network), ("--service-cidr", plan.service_cidr)];
-        for (flag, range) in wanted {
-            if let Some(taken) = overlapping_route(&host, range).await? {
-                bail!(
-                    "this machine already has a route to {taken}, which {flag} {range} overlaps; \
-                     choose another range with {flag}, or do without the link with --no-host-link"
-                );
-            }
-        }
         let current = Netns::current()?;
         self.route.add_link(VethLink::new("host", HOST_LINK).peer_netns_fd(&current)).await?;
         self.route.enslave("host", BRIDGE).await?;
@@ -127,6 +118,23 @@ impl HostLink {
         let route = Ipv4Route::from_addr(self.services.network(), self.services.prefix_len()).gateway(node);
         self.route.replace_route(route).await.context("cannot route the Service addresses over the host link")
     }
+}
+
+/// Says whether the host can have its link, before anything is made.
+///
+/// # Errors
+/// Names the route that is in the way, and the flag.
+pub(crate) async fn check_host_routes(plan: &Plan) -> Result<()> {
+    let host = Connection::<Route>::new()?;
+    for (flag, range) in [("--node-network", plan.node_network), ("--service-cidr", plan.service_cidr)] {
+        if let Some(taken) = overlapping_route(&host, range).await? {
+            bail!(
+                "this machine already has a route to {taken}, which {flag} {range} overlaps; \
+                 choose another range with {flag}, or do without the link with --no-host-link"
+            );
+        }
+    }
+    Ok(())
 }
 
 /// A route of this namespace, other than a default route, that covers or lies within `range`.

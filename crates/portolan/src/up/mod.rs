@@ -43,6 +43,8 @@ use crate::clean;
 /// How long a start may take before it is given up, with what was missing.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
 const API_PORT: u16 = 6443;
+/// How often the sizes of the nodes' logs are looked at.
+const LOG_AUDIT_PERIOD: Duration = Duration::from_secs(60);
 /// A node renews its Lease every second; missing two renewals is being dead.
 const NODE_LEASE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A dead node's pods are replaced this much later, so that a node that only stumbled keeps them.
@@ -120,9 +122,13 @@ pub(crate) async fn run(mut arguments: Arguments) -> Result<()> {
     arguments.data_dir = std::path::absolute(&arguments.data_dir)?;
     let manifests = apply::read(&arguments.apply)?;
     let _locks = data_dir::lock(&arguments.data_dir)?;
+    data_dir::check_ties(&arguments.data_dir, &plan.ties())?;
     let remains = clean::sweep().await?;
     if !remains.is_empty() {
         tracing::info!("removed what an earlier cluster left: {}", remains.join(", "));
+    }
+    if !arguments.no_host_link {
+        fabric::check_host_routes(&plan).await?;
     }
     let outcome = cluster(&arguments, &plan, manifests, started).await;
     clean::sweep().await.context("the cluster stopped, but not everything of it could be removed")?;
@@ -224,6 +230,7 @@ async fn start(
         .with_context(|| format!("cannot listen on {host_api}; choose another port with --api-port"))?;
     let control_api = SocketAddr::from((plan.control(), API_PORT));
     let node_listener = fabric.run(|| TcpListener::bind(control_api))?.context("cannot listen on the fabric")?;
+    data_dir::write_ties(data_dir, &plan.ties())?;
     let server = open_api_server(arguments, plan, control_api, &fabric).await?;
 
     let private = |name: &str, content: &str| -> Result<PathBuf> {
@@ -363,6 +370,7 @@ async fn serve(
 ) -> Result<()> {
     let mut becoming_ready = std::pin::pin!(become_ready(arguments, plan, manifests));
     let mut ready = false;
+    let mut audit = tokio::time::interval(LOG_AUDIT_PERIOD);
     loop {
         tokio::select! {
             outcome = &mut becoming_ready, if !ready => {
@@ -375,6 +383,7 @@ async fn serve(
                 let _ = answer.send(room.handle(request).await);
             }
             exited = room.node_exited() => room.lost_power(exited).await,
+            _ = audit.tick() => room.bound_logs(),
             error = parts.failed() => return Err(error),
             stopped = stop.requested() => return Err(stopped.into()),
         }

@@ -7,6 +7,7 @@ use std::net::Ipv4Addr;
 use anyhow::{Result, bail, ensure};
 use ipnet::Ipv4Net;
 use portolan_controllers::AddressRange;
+use serde::{Deserialize, Serialize};
 
 /// Every namespace that a cluster makes starts with this; `ip netns` lists them.
 pub(crate) const NAMESPACE_PREFIX: &str = "portolan-";
@@ -49,7 +50,40 @@ impl NodePlan {
     }
 }
 
+/// What the state of a cluster is tied to: addresses within these stand in its objects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Ties {
+    service_cidr: Ipv4Net,
+    cluster_dns: Ipv4Addr,
+    pod_cidr: Ipv4Net,
+}
+
+impl Ties {
+    /// # Errors
+    /// Names the first flag that is not as the state in `place` needs it.
+    pub(crate) fn check(&self, plan: &Self, place: &str) -> Result<()> {
+        let rows = [
+            ("--service-cidr", self.service_cidr.to_string(), plan.service_cidr.to_string()),
+            ("--cluster-dns", self.cluster_dns.to_string(), plan.cluster_dns.to_string()),
+            ("--pod-cidr", self.pod_cidr.to_string(), plan.pod_cidr.to_string()),
+        ];
+        for (flag, made_with, asked_for) in rows {
+            ensure!(
+                made_with == asked_for,
+                "{flag} is {asked_for}, but the cluster in {place} was made with {flag} {made_with}, which its objects \
+                 hold; give that, or another --data-dir"
+            );
+        }
+        Ok(())
+    }
+}
+
 impl Plan {
+    pub(crate) fn ties(&self) -> Ties {
+        Ties { service_cidr: self.service_cidr, cluster_dns: self.cluster_dns, pod_cidr: self.pod_cidr }
+    }
+
     /// # Errors
     /// When the ranges overlap, are too small, or the DNS address is not a Service address.
     pub(crate) fn new(
@@ -145,6 +179,22 @@ mod tests {
         assert_eq!(plan.nodes[2].address.to_string(), "10.203.0.13");
         assert_eq!(plan.nodes[2].namespace(), "portolan-node3");
         assert_eq!(plan.pool.to_string(), "10.203.0.200-10.203.0.250");
+    }
+
+    #[test]
+    fn a_state_keeps_the_ranges_it_was_made_with() {
+        let first = plan(3, "10.203.0.0/24", "10.244.0.0/16", "10.96.0.0/12").unwrap().ties();
+        let elsewhere = plan(7, "10.204.0.0/24", "10.244.0.0/16", "10.96.0.0/12").unwrap().ties();
+        assert!(first.check(&elsewhere, "/data").is_ok(), "nodes and their network may change");
+        let rows = [
+            (("10.245.0.0/16", "10.96.0.0/12"), "--pod-cidr is 10.245.0.0/16, but the cluster in /data was made with"),
+            (("10.244.0.0/16", "10.96.0.0/16"), "--service-cidr is 10.96.0.0/16, but"),
+        ];
+        for ((pod, service), expected) in rows {
+            let other = plan(3, "10.203.0.0/24", pod, service).unwrap().ties();
+            let error = first.check(&other, "/data").unwrap_err().to_string();
+            assert!(error.contains(expected), "{error:?} should contain {expected:?}");
+        }
     }
 
     #[test]

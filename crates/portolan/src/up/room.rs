@@ -4,8 +4,9 @@
 //! switched on again finds its disk as it was and its network as after a boot.
 
 use std::fs::File;
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -23,6 +24,8 @@ use crate::{agent, node_init};
 
 /// How long pods get to end when their node is shut down in order.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// A node's log that grew beyond this is moved to `log.old`, and begins anew.
+const LARGEST_LOG: u64 = 4 << 20;
 const KUBELET_PORT: u16 = 10250;
 
 /// What is on a node's disk before it is switched on.
@@ -92,7 +95,7 @@ impl MachineRoom {
         for slot in &mut self.slots {
             slot.switch_on()?;
         }
-        self.reroute_host().await
+        self.reroute_host(None).await
     }
 
     /// Shuts all nodes down in order, and switches off those that do not end in time.
@@ -141,6 +144,15 @@ impl MachineRoom {
         }
     }
 
+    /// Keeps a node that complains for days from filling the disk.
+    pub(crate) fn bound_logs(&self) {
+        for slot in &self.slots {
+            if let Err(error) = bound_log(&slot.settings.log, LARGEST_LOG) {
+                tracing::warn!(%error, "cannot shorten {}", slot.settings.log.display());
+            }
+        }
+    }
+
     pub(crate) async fn handle(&mut self, request: Request) -> Response {
         let outcome = match request {
             Request::List => return Response::Nodes(self.list()),
@@ -179,6 +191,8 @@ impl MachineRoom {
             // The cable first: in a power cut nothing gets out any more, not even a reset from the dying kernel.
             self.fabric.set_port(&self.slots[index].settings.node, false).await?;
         } else if let Some(process) = &self.slots[index].process {
+            // The host goes another way from now on, as Services do once the node says that it leaves.
+            self.reroute_host(Some(index)).await?;
             process.signal(Signal::SIGPWR)?;
         }
         let grace = if power_off { Duration::ZERO } else { SHUTDOWN_GRACE };
@@ -189,7 +203,7 @@ impl MachineRoom {
 
     async fn isolate(&mut self, index: usize) -> Result<()> {
         self.fabric.set_port(&self.slots[index].settings.node, false).await?;
-        self.reroute_host().await
+        self.reroute_host(None).await
     }
 
     async fn start(&mut self, name: &str) -> Result<String> {
@@ -199,15 +213,15 @@ impl MachineRoom {
         }
         self.fabric.renew_node(&self.slots[index].settings.node, self.prefix).await?;
         self.slots[index].switch_on()?;
-        self.reroute_host().await?;
+        self.reroute_host(None).await?;
         Ok(format!("{name} is on"))
     }
 
-    /// The host's route to the Services leads through the first node that runs.
-    async fn reroute_host(&self) -> Result<()> {
-        let running = self.slots.iter().find(|slot| slot.process.is_some());
-        match (&self.host_link, running) {
-            (Some(link), Some(slot)) => link.route_through(slot.settings.node.address).await,
+    /// The host's route to the Services leads through the first node that runs, but for one that is about to stop.
+    async fn reroute_host(&self, leaving: Option<usize>) -> Result<()> {
+        let mut running = self.slots.iter().enumerate().filter(|(_, slot)| slot.process.is_some());
+        match (&self.host_link, running.find(|(index, _)| Some(*index) != leaving)) {
+            (Some(link), Some((_, slot))) => link.route_through(slot.settings.node.address).await,
             _ => Ok(()),
         }
     }
@@ -231,5 +245,37 @@ impl Slot {
             let _ = process.signal(Signal::SIGKILL);
             let _ = process.exited().await;
         }
+    }
+}
+
+/// The writers append, so they go on at the new end.
+fn bound_log(path: &Path, largest: u64) -> io::Result<()> {
+    let log = File::options().write(true).open(path)?;
+    if log.metadata()?.len() > largest {
+        std::fs::copy(path, path.with_extension("old"))?;
+        log.set_len(0)?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_log_that_grew_begins_anew_under_its_writer() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut writer = File::options().create(true).append(true).open(&path).unwrap();
+        writer.write_all(b"0123456789").unwrap();
+        bound_log(&path, 10).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"0123456789", "not larger than allowed");
+        writer.write_all(b"a").unwrap();
+        bound_log(&path, 10).unwrap();
+        writer.write_all(b"next").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"next");
+        assert_eq!(std::fs::read(directory.path().join("log.old")).unwrap(), b"0123456789a");
     }
 }

@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use nix::mount::{MsFlags, mount, umount};
+
 use crate::cluster::{Cluster, SOON};
 use crate::machine::{eventually, on_a_machine};
 
@@ -163,6 +165,127 @@ fn a_power_cut_moves_pods_and_the_external_address() {
                 }
             });
         }
+        assert!(cluster.stop().success());
+    });
+}
+
+#[test]
+fn a_node_shut_down_in_order_costs_no_request() {
+    on_a_machine(|machine| {
+        let cluster = Cluster::up(machine, &[]);
+        let api = cluster.client();
+        api.deploy("web", 6);
+        api.service(serde_json::json!({
+            "metadata": { "name": "web" },
+            "spec": { "type": "NodePort", "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": "http", "nodePort": 30080 }] },
+        }));
+        let first = "10.203.0.11".parse().unwrap();
+        eventually("the NodePort answers", SOON, || crate::cluster::http_from("portolan-outside", first, 30080));
+        let asked = std::sync::atomic::AtomicBool::new(true);
+        let failures = std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                let mut failures = Vec::new();
+                while asked.load(std::sync::atomic::Ordering::Relaxed) {
+                    failures.extend(crate::cluster::http_from("portolan-outside", first, 30080).err());
+                }
+                failures
+            });
+            for node in ["node2", "node3"] {
+                cluster.node(&["stop", node]);
+                cluster.node(&["start", node]);
+                eventually("pods are back", SOON, || {
+                    let pods = api.get(&format!("/api/v1/pods?fieldSelector=spec.nodeName={node}"));
+                    let ready = |pod: &serde_json::Value| pod["status"]["containerStatuses"][0]["ready"] == true;
+                    match pods["items"].as_array().unwrap().iter().all(ready) {
+                        true => Ok(()),
+                        false => Err(pods["items"].to_string()),
+                    }
+                });
+            }
+            asked.store(false, std::sync::atomic::Ordering::Relaxed);
+            load.join().unwrap()
+        });
+        assert!(failures.is_empty(), "{} requests failed, as with {:?}", failures.len(), failures.first());
+        assert!(cluster.stop().success());
+    });
+}
+
+#[test]
+fn a_state_is_not_used_with_other_ranges_than_it_was_made_with() {
+    on_a_machine(|machine| {
+        assert!(Cluster::up(machine, &["--nodes", "1"]).stop().success());
+        let data = machine.path("data").display().to_string();
+        let rows: [(&[&str], &str); 3] = [
+            (&["--service-cidr", "10.96.0.0/16"], "--service-cidr is 10.96.0.0/16, but the cluster in"),
+            (&["--cluster-dns", "10.96.0.53"], "was made with --cluster-dns 10.96.0.10"),
+            (&["--pod-cidr", "10.245.0.0/16"], "was made with --pod-cidr 10.244.0.0/16"),
+        ];
+        for (arguments, expected) in rows {
+            let output = machine.portolan(&[&["up", "--data-dir", &data], arguments].concat());
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success() && message.contains(expected), "{message:?} should contain {expected:?}");
+        }
+        // The network of the nodes is in no object that outlives them.
+        let elsewhere = Cluster::up(machine, &["--nodes", "1", "--node-network", "10.204.0.0/24"]);
+        assert!(elsewhere.stop().success());
+    });
+}
+
+#[test]
+fn pods_run_where_an_overlay_cannot_be_written_to() {
+    on_a_machine(|machine| {
+        // As in a container on most machines: its own root is an overlay, which takes no other as its upper layer.
+        let directory = machine.path("overlay");
+        for part in ["lower", "upper", "work", "root"] {
+            std::fs::create_dir_all(directory.join(part)).unwrap();
+        }
+        let part = |name: &str| directory.join(name).display().to_string();
+        let options = format!("lowerdir={},upperdir={},workdir={}", part("lower"), part("upper"), part("work"));
+        let root = directory.join("root");
+        mount(Some("overlay"), &root, Some("overlay"), MsFlags::empty(), Some(&*options)).unwrap();
+        std::os::unix::fs::symlink(root.join("data"), machine.path("data")).unwrap();
+        std::fs::create_dir(root.join("data")).unwrap();
+        let cluster = Cluster::up(machine, &["--nodes", "1"]);
+        cluster.client().deploy("web", 1);
+        assert!(cluster.stop().success());
+        umount(&root).unwrap();
+    });
+}
+
+#[test]
+fn manifests_with_a_mistake_are_applied_not_at_all() {
+    on_a_machine(|machine| {
+        let manifest = machine.path("mistake.yaml");
+        let data = machine.path("data").display().to_string();
+        let service =
+            "apiVersion: v1\nkind: Service\nmetadata: {name: NAME, namespace: team}\nspec: {ports: [PORT]}\n---\n";
+        let team = "apiVersion: v1\nkind: Namespace\nmetadata: {name: team}\n---\n";
+        let good = service.replace("NAME", "good").replace("PORT", "{port: 80}");
+        let rows = [
+            ("{port: 80, targetport: 8080}", "document 3: ", "targetport"),
+            ("{port: 80000}", "document 3: ", "spec.ports[0].port"),
+        ];
+        for (port, place, expected) in rows {
+            let bad = service.replace("NAME", "bad").replace("PORT", port);
+            std::fs::write(&manifest, format!("{good}{team}{bad}")).unwrap();
+            let output = machine.portolan(&[
+                "up",
+                "--nodes",
+                "1",
+                "--data-dir",
+                &data,
+                "--apply",
+                &manifest.display().to_string(),
+            ]);
+            let message = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(!output.status.success(), "{message}");
+            assert!(message.contains(place) && message.contains(expected), "{message:?} should name {expected:?}");
+        }
+        std::fs::write(&manifest, format!("{good}{team}")).unwrap();
+        let cluster = Cluster::up(machine, &["--nodes", "1", "--apply", &manifest.display().to_string()]);
+        let services = cluster.client().get("/api/v1/namespaces/team/services");
+        assert_eq!(services["items"].as_array().map(Vec::len), Some(1), "{services}");
+        assert_eq!(services["items"][0]["metadata"]["name"], "good");
         assert!(cluster.stop().success());
     });
 }
