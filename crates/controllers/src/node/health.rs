@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// So many timeouts without any renewal make a node silent.
-const SILENT: u32 = 5;
+/// So many timeouts without any renewal, after it was first doubted, make a node silent.
+const SILENT: u32 = 4;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Health {
@@ -30,6 +30,9 @@ struct Seen {
     at: Instant,
     /// It was given extra time after a silence; a second time it is not.
     spared: bool,
+    /// When this process first doubted it. Silence counts from here, so that a process that was itself stopped for a
+    /// while does not take its own sleep for the nodes'.
+    doubted: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -48,7 +51,7 @@ impl Pulse {
     /// A node exists. Its time begins now, even if its lease is old: this process has not watched it before.
     pub(crate) fn appeared(&mut self, node: &str, now: Instant) {
         if !self.nodes.contains_key(node) {
-            self.nodes.insert(node.to_owned(), Seen { mark: String::new(), at: now, spared: false });
+            self.nodes.insert(node.to_owned(), Seen { mark: String::new(), at: now, spared: false, doubted: None });
         }
     }
 
@@ -62,7 +65,7 @@ impl Pulse {
         if seen.mark == mark {
             return;
         }
-        *seen = Seen { mark: mark.to_owned(), at: now, spared: false };
+        *seen = Seen { mark: mark.to_owned(), at: now, spared: false, doubted: None };
         let silence = self.renewals.back().map(|last| now - *last);
         if silence.is_some_and(|silence| silence >= self.timeout * 3 / 4) {
             // The others' renewals are likely on their way behind this one.
@@ -78,6 +81,15 @@ impl Pulse {
         }
     }
 
+    /// Notes that somebody looks at the node now. See [`Seen::doubted`].
+    pub(crate) fn look(&mut self, node: &str, now: Instant) {
+        if let Some(seen) = self.nodes.get_mut(node)
+            && now >= seen.at + self.timeout
+        {
+            seen.doubted.get_or_insert(now);
+        }
+    }
+
     pub(crate) fn health(&self, node: &str, now: Instant) -> Health {
         let Some(seen) = self.nodes.get(node) else { return Health::Alive };
         if now < seen.at + self.timeout {
@@ -88,10 +100,10 @@ impl Pulse {
         let heard = self.renewals.partition_point(|at| *at < from);
         if self.renewals.get(heard).is_some_and(|at| *at <= until) {
             Health::Dead
-        } else if now < seen.at + self.timeout * SILENT {
-            Health::Doubtful
-        } else {
+        } else if seen.doubted.is_some_and(|since| now >= since + self.timeout * SILENT) {
             Health::Silent
+        } else {
+            Health::Doubtful
         }
     }
 
@@ -100,7 +112,7 @@ impl Pulse {
         let seen = self.nodes.get(node)?;
         let heard = self.renewals.partition_point(|at| *at < seen.at + self.timeout / 2);
         let proven = self.renewals.get(heard).map(|at| *at + self.settle());
-        let silent = seen.at + self.timeout * SILENT;
+        let silent = seen.doubted.unwrap_or(now) + self.timeout * SILENT;
         match self.health(node, now) {
             Health::Alive => Some(seen.at + self.timeout),
             Health::Doubtful => Some(proven.map_or(silent, |proven| proven.min(silent))),
@@ -131,6 +143,11 @@ mod tests {
 
     /// Nodes renew at the given milliseconds; then who is what at the time asked.
     fn check(renewals: &[(u64, &str)], at: u64, expected: &[(&str, Health)]) {
+        check_looking(renewals, &[], at, expected);
+    }
+
+    /// The same, and somebody looks at them at the given milliseconds after the last renewal.
+    fn check_looking(renewals: &[(u64, &str)], looks: &[u64], at: u64, expected: &[(&str, Health)]) {
         let start = Instant::now();
         let time = |millis| start + Duration::from_millis(millis);
         let mut pulse = Pulse::new(TIMEOUT);
@@ -140,6 +157,7 @@ mod tests {
         for (millis, node) in renewals {
             pulse.renewed(node, &millis.to_string(), time(*millis));
         }
+        looks.iter().for_each(|look| ["a", "b", "c"].iter().for_each(|node| pulse.look(node, time(*look))));
         for (node, health) in expected {
             assert_eq!(pulse.health(node, time(at)), *health, "{node} at {at} after {renewals:?}");
         }
@@ -163,7 +181,14 @@ mod tests {
         for at in [2200, 3000, 10_000] {
             check(&renewals, at, &[("a", Health::Doubtful)]);
         }
-        check(&renewals, 60_000, &[("a", Health::Silent), ("b", Health::Silent), ("c", Health::Silent)]);
+        check_looking(&renewals, &[2100, 2400, 2700], 10_600, &[("a", Health::Silent), ("c", Health::Doubtful)]);
+        check_looking(&renewals, &[2100, 2400, 2700], 10_700, &[("a", Health::Silent), ("c", Health::Silent)]);
+    }
+
+    #[test]
+    fn a_process_that_slept_itself_takes_no_node_for_silent() {
+        let renewals = [(100, "a"), (400, "b"), (700, "c")];
+        check_looking(&renewals, &[600, 60_000], 60_000, &[("a", Health::Doubtful), ("c", Health::Doubtful)]);
     }
 
     #[test]

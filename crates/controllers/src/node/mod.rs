@@ -169,6 +169,7 @@ impl Nodes {
     fn judge(&mut self, name: &str, queue: &mut Queue<Task>) -> Option<Effects> {
         let node = self.nodes.get(&Key::new("", name))?;
         let now = Instant::now();
+        self.pulse.look(name, now);
         let health = self.pulse.health(name, now);
         if let Some(deadline) = self.pulse.deadline(name, now) {
             queue.add_at(Task::Node(name.to_owned()), deadline);
