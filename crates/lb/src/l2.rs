@@ -210,7 +210,9 @@ impl Answerer {
     /// Until the next announcement.
     fn patience(&self) -> PollTimeout {
         let state = lock(&self.state);
-        let Some(next) = state.schedule.next().filter(|_| state.is_alive(Instant::now())) else { return PollTimeout::NONE };
+        let Some(next) = state.schedule.next().filter(|_| state.is_alive(Instant::now())) else {
+            return PollTimeout::NONE;
+        };
         // Rounded up, or the last millisecond would be spent spinning.
         let millis = next.saturating_duration_since(Instant::now()).as_micros().div_ceil(1_000);
         PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX)

@@ -1,5 +1,7 @@
 //! The real binary on a machine of its own: network and mount namespaces made for each test, as root.
 
+#![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
+
 mod cluster;
 mod kubectl;
 mod lifecycle;
