@@ -1,19 +1,24 @@
-//! Ends UDP flows that conntrack would keep sending where a Service no longer leads.
+//! Ends flows that conntrack would keep sending where a Service no longer leads.
 //!
 //! A UDP flow has no end that the kernel could see: as long as a client keeps talking, its packets follow the entry made
 //! by the first one, past every rule. Two cases need help: the flow goes to a backend that was removed, or it began
-//! before its destination was a Service's and so was never translated. TCP connections end by themselves.
+//! before its destination was a Service's and so was never translated.
+//!
+//! TCP connections end by themselves, once there is one. An attempt that the backend never answered, because its node had
+//! lost its power, stays for two minutes, and the next connection from the same port would follow it to the dead. An
+//! answered connection is left alone: its backend may be finishing what it began.
 //!
 //! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for. What it does is
 //! bounded by one deletion a change, or one dump for a large change.
 //!
 //! Source: kernel `nf_conntrack_netlink.c` (a filtered flush, from 6.12; `nlink` falls back to dump and delete).
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 
-use nlink::netlink::netfilter::{ConntrackEntry, ConntrackFilter, IpProtocol};
+use nlink::netlink::netfilter::{ConntrackEntry, ConntrackFilter, ConntrackStatus, IpProtocol};
 use nlink::netlink::{Connection, Netfilter};
+use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
@@ -23,9 +28,10 @@ use crate::Error;
 /// More of these at once are looked for in one dump instead of one by one.
 const ONE_BY_ONE: usize = 16;
 
-/// A kind of UDP flow that has to end.
+/// A kind of flow that has to end: of UDP any, of other protocols those that were never answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Stale {
+    pub protocol: Protocol,
     /// `None` for any of the node's addresses.
     pub destination: Option<IpAddr>,
     pub port: u16,
@@ -68,7 +74,7 @@ impl Cleaner {
                     }
                 }
                 if let Err(error) = end(&connection, &stale).await {
-                    tracing::warn!(%error, "stale UDP flows could not be ended; they go on until their clients pause");
+                    tracing::warn!(%error, "stale flows could not be ended; they go on until their clients pause");
                 }
                 for done in waiting {
                     // Whoever asked may have stopped waiting.
@@ -104,16 +110,29 @@ async fn end(connection: &Connection<Netfilter>, stale: &[Stale]) -> nlink::Resu
         return Ok(());
     }
     let wanted: HashSet<Stale> = stale.iter().copied().collect();
-    for entry in connection.get_conntrack_matching(&ConntrackFilter::new().proto(IpProtocol::Udp)).await? {
-        if kinds_of(&entry).iter().any(|kind| wanted.contains(kind)) {
-            delete(connection, &entry).await?;
+    let protocols: BTreeSet<Protocol> = stale.iter().map(|stale| stale.protocol).collect();
+    for protocol in protocols {
+        for entry in connection.get_conntrack_matching(&endable(protocol)).await? {
+            if kinds_of(protocol, &entry).iter().any(|kind| wanted.contains(kind)) {
+                delete(connection, &entry).await?;
+            }
         }
     }
     Ok(())
 }
 
+/// The flows of the protocol that may be ended at all.
+fn endable(protocol: Protocol) -> ConntrackFilter {
+    let unanswered = |filter: ConntrackFilter| filter.status(ConntrackStatus::empty(), ConntrackStatus::SEEN_REPLY);
+    match protocol {
+        Protocol::Udp => ConntrackFilter::new().proto(IpProtocol::Udp),
+        Protocol::Tcp => unanswered(ConntrackFilter::new().proto(IpProtocol::Tcp)),
+        Protocol::Sctp => unanswered(ConntrackFilter::new().proto(IpProtocol::Other(132))),
+    }
+}
+
 async fn end_one(connection: &Connection<Netfilter>, stale: &Stale) -> nlink::Result<()> {
-    let mut filter = ConntrackFilter::new().proto(IpProtocol::Udp).orig_dst_port(stale.port);
+    let mut filter = endable(stale.protocol).orig_dst_port(stale.port);
     if let Some(destination) = stale.destination {
         filter = filter.orig_dst(destination);
     }
@@ -125,7 +144,7 @@ async fn end_one(connection: &Connection<Netfilter>, stale: &Stale) -> nlink::Re
         // "The same address in both directions" is no filter the kernel has.
         StaleFlow::Untranslated(_) => {
             for entry in connection.get_conntrack_matching(&filter).await? {
-                if kinds_of(&entry).contains(stale) {
+                if kinds_of(stale.protocol, &entry).contains(stale) {
                     delete(connection, &entry).await?;
                 }
             }
@@ -135,7 +154,7 @@ async fn end_one(connection: &Connection<Netfilter>, stale: &Stale) -> nlink::Re
 }
 
 /// What would have to be stale for the flow to end, with and without the destination named.
-fn kinds_of(entry: &ConntrackEntry) -> Vec<Stale> {
+fn kinds_of(protocol: Protocol, entry: &ConntrackEntry) -> Vec<Stale> {
     let (orig, reply) = (&entry.orig, &entry.reply);
     let (Some(destination), Some(port)) = (orig.dst_ip, orig.dst_port) else { return Vec::new() };
     let (Some(address), Some(reply_port)) = (reply.src_ip, reply.src_port) else { return Vec::new() };
@@ -144,7 +163,7 @@ fn kinds_of(entry: &ConntrackEntry) -> Vec<Stale> {
     } else {
         StaleFlow::To(Backend { address, port: reply_port })
     };
-    [Some(destination), None].map(|destination| Stale { destination, port, flow }).into()
+    [Some(destination), None].map(|destination| Stale { protocol, destination, port, flow }).into()
 }
 
 async fn delete(connection: &Connection<Netfilter>, entry: &ConntrackEntry) -> nlink::Result<()> {

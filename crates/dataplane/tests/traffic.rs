@@ -197,6 +197,28 @@ fn udp_flows_follow_their_service() {
 }
 
 #[test]
+fn an_attempt_at_a_dead_backend_does_not_bind_the_next_one_from_the_same_port() {
+    require_root!();
+    let lab = Lab::new();
+    // The pod does not forward: what comes for this address is swallowed, as by a node without power.
+    lab.at("node-1").route(lab::net("10.244.1.99/32"), lab::address("pod-a", false), "pod-a");
+    lab.at("node-1").block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let mut delta = lab::apply(&mut snapshot, &CART.replace("  sessionAffinity: ClientIP\n", ""));
+        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a"]).replace("10.244.1.2]", "10.244.1.99]")));
+        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        let dial = Dial::tcp(address("10.96.1.1:80")).from(address("10.244.1.9:41000"));
+        let patience = Duration::from_millis(200);
+        assert_eq!(lab.at("pod-x").run(|| dial.clone().patience(patience).once()), Outcome::Silent);
+        let delta = lab::apply(&mut snapshot, &cart_slice(&["pod-b"]));
+        projection.apply(&snapshot, &delta).await;
+        projection.settled().await;
+        assert_eq!(lab.at("pod-x").run(|| dial.once()).by(), Some("pod-b"));
+    });
+}
+
+#[test]
 fn an_open_connection_outlives_the_change_of_its_service() {
     require_root!();
     let lab = Lab::new();

@@ -69,7 +69,7 @@ impl<R: Ruleset> Reconciler<R> {
         &self.realized
     }
 
-    /// Brings the kernel in line with what the delta names, or with all of the snapshot. Gives the UDP flows that the
+    /// Brings the kernel in line with what the delta names, or with all of the snapshot. Gives the flows that the
     /// change makes stale.
     pub(super) async fn apply(
         &mut self,
@@ -401,12 +401,11 @@ impl Change {
     }
 
     fn stale(&self) -> Vec<Stale> {
-        if self.frontend.protocol != Protocol::Udp {
-            return Vec::new();
-        }
-        let stale = |flow| Stale { destination: self.destination(), port: self.frontend.port, flow };
+        let Frontend { protocol, port, .. } = self.frontend;
+        let stale = |flow| Stale { protocol, destination: self.destination(), port, flow };
         let removed = self.removed.iter().map(|backend| stale(StaleFlow::To(*backend)));
-        removed.chain(self.opened.then(|| stale(StaleFlow::Untranslated(self.frontend.family())))).collect()
+        let opened = self.opened && protocol == Protocol::Udp;
+        removed.chain(opened.then(|| stale(StaleFlow::Untranslated(self.frontend.family())))).collect()
     }
 
     fn sessions(&self) -> Vec<Session> {
