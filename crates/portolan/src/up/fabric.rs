@@ -50,7 +50,8 @@ impl Fabric {
     async fn attach(&self, namespace: &str, port: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
         let inside =
             Netns::create(namespace).with_context(|| format!("cannot make the network namespace {namespace}"))?;
-        self.route.add_link(VethLink::new(port, UPLINK).peer_netns_fd(&inside)).await?;
+        let cable = VethLink::new(port, UPLINK).peer_netns_fd(&inside).peer_address(hardware_address(address));
+        self.route.add_link(cable).await?;
         self.route.enslave(port, BRIDGE).await?;
         self.route.set_link_up(port).await?;
         let route = Connection::<Route>::new_in(&inside)?;
@@ -105,6 +106,13 @@ impl Fabric {
         link.route_through(via).await?;
         Ok(link)
     }
+}
+
+/// A machine keeps its hardware address when it is switched off and on: its neighbours know it by that. Locally
+/// administered (RFC 7042), and made of the one thing that is unique here.
+fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x50, a, b, c, d]
 }
 
 /// The host's way in. Services are routed through one node at a time, as a router outside a cluster would.
