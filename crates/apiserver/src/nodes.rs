@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Request;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue};
+use http::{Request, StatusCode};
 use http_body_util::{BodyExt, Empty};
+use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use portolan_kinds::Status;
 use rustls::ClientConfig;
@@ -31,6 +32,8 @@ pub type NodeDialer =
     Arc<dyn Fn(SocketAddr) -> Pin<Box<dyn Future<Output = io::Result<TcpStream>> + Send>> + Send + Sync>;
 
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of a node's reason that are passed on.
+const REASON: usize = 4096;
 
 pub(crate) struct Nodes {
     tls: TlsConnector,
@@ -69,6 +72,9 @@ impl Nodes {
         request.headers_mut().insert(HOST, HeaderValue::from_str(name).map_err(|error| failed(&error))?);
         let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
         let (parts, body) = response.into_parts();
+        if !parts.status.is_success() {
+            return Err(refusal(parts.status, &reason(body).await));
+        }
         let mut reply = Reply::new(body.map_err(|error| -> BodyError { Box::new(error) }).boxed_unsync());
         *reply.status_mut() = parts.status;
         if let Some(media) = parts.headers.get(CONTENT_TYPE) {
@@ -81,6 +87,27 @@ impl Nodes {
         let server = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
         let stream = (self.dial)(address).await?;
         self.tls.connect(server, stream).await
+    }
+}
+
+/// What a node says why it does not answer; of more than a few lines, the beginning.
+async fn reason(mut body: Incoming) -> String {
+    let mut bytes = Vec::new();
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while bytes.len() < REASON {
+        let Ok(Some(Ok(frame))) = tokio::time::timeout_at(deadline, body.frame()).await else { break };
+        bytes.extend_from_slice(&frame.into_data().unwrap_or_default());
+    }
+    bytes.truncate(REASON);
+    String::from_utf8_lossy(&bytes).trim().to_owned()
+}
+
+/// A node speaks plain text, but clients understand a Status only.
+fn refusal(code: StatusCode, reason: &str) -> Status {
+    if code.is_client_error() {
+        Status::bad_request(reason)
+    } else {
+        Status::internal(format!("the node answered with {code}: {reason}"))
     }
 }
 

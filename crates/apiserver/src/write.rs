@@ -130,8 +130,7 @@ fn namespace_check(store: &Store, kind: &Kind, namespace: &str, name: &str) -> R
     let key = object::key(crate::known_kind("", "namespaces"), "", namespace);
     let Some(entry) = store.get(&key).0 else { return Err(Status::not_found("", "namespaces", namespace)) };
     if object::is_deleting(&object::decode(&entry.value)) {
-        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
-        return Err(Status::forbidden(kind.group, kind.plural, name, &why));
+        return Err(Status::namespace_terminating(kind.group, kind.plural, name, namespace));
     }
     Ok(Some(Op::Check { key, expect: Expect::At(entry.revision) }))
 }

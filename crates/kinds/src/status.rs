@@ -230,6 +230,20 @@ impl Status {
         Self::new(403, "Forbidden", message).with_details(details(group, plural, name))
     }
 
+    /// 403 for a new object in a namespace that is going. Controllers know it by its cause, and do not try again.
+    pub fn namespace_terminating(group: &str, plural: &str, name: &str, namespace: &str) -> Self {
+        let why = format!("unable to create new content in namespace {namespace} because it is being terminated");
+        let mut status = Self::forbidden(group, plural, name, &why);
+        if let Value::Object(map) = &mut status.details {
+            let cause = json!({
+                "reason": "NamespaceTerminating", "field": "metadata.namespace",
+                "message": format!("namespace {namespace} is being terminated")
+            });
+            map.insert("causes".into(), json!([cause]));
+        }
+        status
+    }
+
     /// 404 for a named object.
     pub fn not_found(group: &str, plural: &str, name: &str) -> Self {
         Self::new(404, "NotFound", format!("{} \"{name}\" not found", qualified(group, plural)))

@@ -40,8 +40,9 @@ async fn endpoint(cluster: &Cluster, certificate_of: &str) -> SocketAddr {
             let mut request = vec![0; 2048];
             let read = stream.read(&mut request).await.unwrap();
             let line = String::from_utf8_lossy(&request[..read]).lines().next().unwrap_or_default().to_owned();
+            let code = if line.contains("previous=true") { "400 Bad Request" } else { "200 OK" };
             let answer =
-                format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{line}", line.len());
+                format!("HTTP/1.1 {code}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n{line}", line.len());
             stream.write_all(answer.as_bytes()).await.unwrap();
             let _ = stream.shutdown().await;
         }
@@ -76,6 +77,16 @@ async fn the_node_is_asked() {
     assert_eq!(line, "GET /containerLogs/default/p/c?tailLines=5&follow=true HTTP/1.1");
     assert_eq!(cluster.admin().get(&format!("{LOG}?container=x")).await.code, 400);
     assert_eq!(cluster.admin().get("/api/v1/namespaces/default/pods/absent/log").await.code, 404);
+}
+
+#[tokio::test]
+async fn a_refusal_is_in_a_form_that_clients_understand() {
+    let cluster = Cluster::start().await;
+    let address = endpoint(&cluster, "n1").await;
+    pod_on(&cluster, "n1", address).await;
+    let answer = cluster.admin().get(&format!("{LOG}?previous=true")).await;
+    assert_eq!(answer.json()["kind"], "Status");
+    assert_eq!(answer.failure(), (400, "GET /containerLogs/default/p/c?previous=true HTTP/1.1".to_owned()));
 }
 
 #[tokio::test]
