@@ -6,10 +6,20 @@ use portolan_kinds::Status;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
     Whole,
-    /// As rows, for people.
-    Table,
+    /// As rows, for people; with this much of each object beside its row.
+    Table(Include),
     /// Only the metadata.
     Partial,
+}
+
+/// `includeObject`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) enum Include {
+    None,
+    #[default]
+    Metadata,
+    /// `kubectl get --sort-by` looks for its field here.
+    Object,
 }
 
 /// Which discovery document is wanted.
@@ -48,14 +58,14 @@ fn clauses(accept: &str) -> impl Iterator<Item = Clause<'_>> {
 ///
 /// # Errors
 /// 406 when nothing can be served.
-pub(crate) fn form(accept: &str) -> Result<Form, Status> {
+pub(crate) fn form(accept: &str, include: Include) -> Result<Form, Status> {
     clauses(accept)
         .filter(Clause::is_json)
         .find_map(|clause| {
             let meta_v1 = clause.get("g") == "meta.k8s.io" && clause.get("v") == "v1";
             match clause.get("as") {
                 "" => Some(Form::Whole),
-                "Table" if meta_v1 => Some(Form::Table),
+                "Table" if meta_v1 => Some(Form::Table(include)),
                 "PartialObjectMetadata" | "PartialObjectMetadataList" if meta_v1 => Some(Form::Partial),
                 _ => None,
             }
@@ -87,7 +97,7 @@ mod tests {
             ("application/vnd.kubernetes.protobuf,application/json", Ok(Form::Whole)),
             (
                 "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
-                Ok(Form::Table),
+                Ok(Form::Table(Include::Object)),
             ),
             ("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", Ok(Form::Whole)),
             ("application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1", Ok(Form::Partial)),
@@ -96,7 +106,7 @@ mod tests {
             ("application/vnd.kubernetes.protobuf", Err(406)),
             ("text/html", Err(406)),
         ] {
-            assert_eq!(form(accept).map_err(|status| status.code()), expected, "{accept}");
+            assert_eq!(form(accept, Include::Object).map_err(|status| status.code()), expected, "{accept}");
         }
     }
 

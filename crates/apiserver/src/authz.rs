@@ -5,6 +5,7 @@
 //! NodeRestriction); everybody may ask for health and version. What depends on the object itself, such as whether a
 //! pod is the node's own, is [`node_may_touch`].
 
+use http::HeaderMap;
 use portolan_kinds::Status;
 use serde_json::Value;
 
@@ -47,6 +48,37 @@ impl User {
         self.groups.iter().any(|own| own == group)
     }
 
+    pub(crate) fn may_everything(&self) -> bool {
+        self.is_in(MASTERS) || self.name == CONTROLLERS
+    }
+
+    /// The user that this one asks to be taken for, as `kubectl --as` does.
+    ///
+    /// # Errors
+    /// 403 for all who may not do everything themselves.
+    pub(crate) fn impersonating(self, headers: &HeaderMap) -> Result<Self, Status> {
+        let texts = |name: &str| -> Vec<String> {
+            let values = headers.get_all(name).into_iter();
+            values.map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned()).collect()
+        };
+        let (names, mut groups) = (texts("impersonate-user"), texts("impersonate-group"));
+        let Some(name) = names.into_iter().next() else {
+            if groups.is_empty() {
+                return Ok(self);
+            }
+            return Err(Status::bad_request("impersonating groups without impersonating a user is not possible"));
+        };
+        if !self.may_everything() {
+            let asked = Request { verb: "impersonate", resource: "users", name: &name, ..Request::default() };
+            return Err(refusal(&self, &asked));
+        }
+        if name == Self::anonymous().name {
+            return Ok(Self::anonymous());
+        }
+        groups.push("system:authenticated".into());
+        Ok(Self { name, groups })
+    }
+
     /// The node that this user is, if it is one.
     pub(crate) fn as_node(&self) -> Option<&str> {
         self.name.strip_prefix(NODE_PREFIX).filter(|_| self.is_in(NODES))
@@ -68,8 +100,7 @@ pub(crate) struct Request<'a> {
 /// # Errors
 /// 403, in Kubernetes' words.
 pub(crate) fn authorize(user: &User, request: &Request<'_>) -> Result<(), Status> {
-    let allowed =
-        user.is_in(MASTERS) || user.name == CONTROLLERS || user.as_node().is_some_and(|node| node_may(node, request));
+    let allowed = user.may_everything() || user.as_node().is_some_and(|node| node_may(node, request));
     if allowed { Ok(()) } else { Err(refusal(user, request)) }
 }
 
@@ -212,6 +243,29 @@ mod tests {
         assert!(authorize(&named, &request("list -/services")).is_err());
         assert!(authorize_path(&User::anonymous(), "get", "/apis").is_err());
         assert!(authorize_path(&User::node("n1"), "get", "/apis").is_ok());
+    }
+
+    #[test]
+    fn impersonation() {
+        let headers = |list: &[(&'static str, &str)]| -> HeaderMap {
+            list.iter().map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap())).collect()
+        };
+        let admin = User::admin();
+        assert_eq!(admin.clone().impersonating(&HeaderMap::new()).unwrap(), admin);
+        let jane = headers(&[("impersonate-user", "jane"), ("impersonate-group", "a"), ("impersonate-group", "b")]);
+        let user = admin.clone().impersonating(&jane).unwrap();
+        assert_eq!(
+            (user.name.as_str(), user.groups),
+            ("jane", ["a", "b", "system:authenticated"].map(String::from).into())
+        );
+        assert_eq!(
+            User::node("n1").impersonating(&jane).unwrap_err().message(),
+            "users \"jane\" is forbidden: User \"system:node:n1\" cannot impersonate resource \"users\" in API group \"\" \
+             at the cluster scope"
+        );
+        let anonymous = headers(&[("impersonate-user", "system:anonymous"), ("impersonate-group", MASTERS)]);
+        assert!(!admin.clone().impersonating(&anonymous).unwrap().may_everything());
+        assert_eq!(admin.impersonating(&headers(&[("impersonate-group", "a")])).unwrap_err().code(), 400);
     }
 
     #[test]

@@ -131,6 +131,18 @@ pub(crate) fn media_type(parts: &Parts) -> String {
     header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
+/// An object, and what about its text is to be warned of.
+///
+/// # Errors
+/// 415 for other media types, 400 for what is not what it says it is, or no object.
+pub(crate) fn object(media_type: &str, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    let (value, repeated) = match media_type {
+        "" | "application/json" | "*/*" => crate::json::parse(bytes).map_err(|error| not_json(&error))?,
+        _ => (decode(media_type, bytes)?, Vec::new()),
+    };
+    if value.is_object() { Ok((value, repeated)) } else { Err(Status::bad_request("the body must be an object")) }
+}
+
 /// # Errors
 /// 415 for other media types, 400 for what is not what it says it is.
 pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> Result<Value, Status> {
@@ -143,10 +155,12 @@ pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> Result<Value, Status> {
 }
 
 pub(crate) fn json(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes).map_err(|error| {
-        let why = if error.is_eof() { "unexpected end of JSON input".to_owned() } else { error.to_string() };
-        Status::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
-    })
+    serde_json::from_slice(bytes).map_err(|error| not_json(&error))
+}
+
+fn not_json(error: &serde_json::Error) -> Status {
+    let why = if error.is_eof() { "unexpected end of JSON input".to_owned() } else { error.to_string() };
+    Status::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
 }
 
 fn yaml(bytes: &[u8]) -> Result<Value, Status> {

@@ -16,7 +16,9 @@ mod body;
 mod bootstrap;
 mod delete;
 mod discovery;
+mod expire;
 mod filter;
+mod json;
 mod listen;
 mod nodes;
 mod object;
@@ -25,6 +27,7 @@ mod pki;
 mod pods;
 mod read;
 mod respond;
+mod review;
 mod route;
 mod scale;
 mod selector;
@@ -150,7 +153,10 @@ impl ApiServer {
     /// # Errors
     /// When a listener cannot be used.
     pub async fn serve(&self, listeners: Vec<std::net::TcpListener>, shutdown: CancellationToken) -> Result<(), Error> {
-        let served = listen::serve(self.server.clone(), self.tls.clone(), listeners, shutdown).await;
+        let served = tokio::select! {
+            served = listen::serve(self.server.clone(), self.tls.clone(), listeners, shutdown) => served,
+            never = expire::run(&self.server.store) => match never {},
+        };
         self.server.tasks.close();
         self.server.tasks.wait().await;
         let store = self.server.store.clone();

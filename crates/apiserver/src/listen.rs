@@ -21,6 +21,8 @@ use crate::server::{Peer, Server};
 
 /// Connections at one time, over all listeners. More wait to be accepted.
 const CONNECTIONS: usize = 4096;
+/// Of them without a client certificate; who comes later is sent away. Their handshakes count only as connections.
+const STRANGERS: usize = 256;
 const STREAMS: u32 = 1000;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A request's head must arrive within this; so an idle HTTP/1 connection lives no longer.
@@ -41,12 +43,13 @@ pub(crate) async fn serve(
     shutdown: CancellationToken,
 ) -> io::Result<()> {
     let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let strangers = Arc::new(Semaphore::new(STRANGERS));
     let mut loops = JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let acceptor = TlsAcceptor::from(tls.clone());
-        loops.spawn(accept(server.clone(), acceptor, listener, room.clone(), shutdown.clone()));
+        loops.spawn(accept(server.clone(), acceptor, listener, room.clone(), strangers.clone(), shutdown.clone()));
     }
     while loops.join_next().await.is_some() {}
     Ok(())
@@ -57,6 +60,7 @@ async fn accept(
     acceptor: TlsAcceptor,
     listener: TcpListener,
     room: Arc<Semaphore>,
+    strangers: Arc<Semaphore>,
     shutdown: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
@@ -68,8 +72,9 @@ async fn accept(
         };
         let Some((stream, permit)) = accepted else { continue };
         let (server, acceptor, shutdown) = (server.clone(), acceptor.clone(), shutdown.clone());
+        let strangers = strangers.clone();
         connections.spawn(async move {
-            if let Err(error) = connection(server, acceptor, stream, shutdown).await {
+            if let Err(error) = connection(server, acceptor, stream, &strangers, shutdown).await {
                 tracing::debug!(error = &*error, "connection ended");
             }
             drop(permit);
@@ -99,6 +104,7 @@ async fn connection(
     server: Arc<Server>,
     acceptor: TlsAcceptor,
     stream: TcpStream,
+    strangers: &Semaphore,
     shutdown: CancellationToken,
 ) -> Result<(), AnyError> {
     stream.set_nodelay(true)?;
@@ -108,6 +114,7 @@ async fn connection(
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(pki::user_of);
+    let _stranger = if user.is_none() { Some(strangers.try_acquire()?) } else { None };
     let peer = Arc::new(Peer { user, shutdown: shutdown.clone() });
     let service = service_fn(move |request| {
         let (server, peer) = (server.clone(), peer.clone());

@@ -3,6 +3,8 @@
 use portolan_kinds::{FieldValidation, Status};
 use serde_json::Value;
 
+use crate::accept::Include;
+
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Options {
     pub(crate) watch: bool,
@@ -17,6 +19,7 @@ pub(crate) struct Options {
     pub(crate) send_initial_events: Option<bool>,
     pub(crate) dry_run: bool,
     pub(crate) field_validation: FieldValidation,
+    pub(crate) include_object: Include,
     pub(crate) delete: DeleteOptions,
 }
 
@@ -80,6 +83,7 @@ impl Options {
                 "allowWatchBookmarks" => options.allow_bookmarks = flag(&value),
                 "sendInitialEvents" => options.send_initial_events = Some(flag(&value)),
                 "dryRun" => options.dry_run = dry_run(&value)?,
+                "includeObject" => options.include_object = include_object(&value)?,
                 "fieldValidation" => options.field_validation = field_validation(&value)?,
                 "gracePeriodSeconds" => options.delete.grace_period_seconds = Some(number(&name, &value)?),
                 "propagationPolicy" => options.delete.propagation = Propagation::parse(&value)?,
@@ -166,6 +170,17 @@ fn field_validation(value: &str) -> Result<FieldValidation, Status> {
     }
 }
 
+fn include_object(value: &str) -> Result<Include, Status> {
+    match value {
+        "None" => Ok(Include::None),
+        "" | "Metadata" => Ok(Include::Metadata),
+        "Object" => Ok(Include::Object),
+        other => Err(Status::bad_request(format!(
+            "unrecognized includeObject value \"{other}\": it must be None, Metadata or Object"
+        ))),
+    }
+}
+
 fn orphan(orphan: bool) -> Propagation {
     if orphan { Propagation::Orphan } else { Propagation::Background }
 }
@@ -189,6 +204,7 @@ mod tests {
             ("limit=x", 400),
             ("timeoutSeconds=-1", 400),
             ("dryRun=Some", 422),
+            ("includeObject=x", 400),
             ("fieldValidation=x", 422),
             ("propagationPolicy=x", 422),
         ] {

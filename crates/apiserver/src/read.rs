@@ -64,9 +64,11 @@ impl Continue {
 
     fn decode(token: &str) -> Result<Self, Status> {
         let bytes = URL_SAFE_NO_PAD.decode(token).ok();
-        bytes
-            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
-            .ok_or_else(|| Status::bad_request("continue key is not valid: it was not given out by this server"))
+        bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok()).ok_or_else(Self::unknown)
+    }
+
+    fn unknown() -> Status {
+        Status::bad_request("continue key is not valid: it was not given out by this server")
     }
 }
 
@@ -115,6 +117,9 @@ pub(crate) async fn list(
             return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
         }
         let Continue { revision, after: (namespace, name) } = Continue::decode(&options.continue_token)?;
+        if Revision(revision) > store.revision() {
+            return Err(Continue::unknown());
+        }
         page.at = Some(Revision(revision));
         page.after = Some(object::key(target.kind, &namespace, &name));
     }

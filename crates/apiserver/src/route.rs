@@ -5,6 +5,8 @@
 use percent_encoding::percent_decode_str;
 use portolan_kinds::{Kind, Status};
 
+use crate::review::Review;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Health,
@@ -21,6 +23,7 @@ pub(crate) enum Route {
     OpenApiV2,
     OpenApiV3Index,
     OpenApiV3(String),
+    Review(Review),
     Object(Target),
 }
 
@@ -130,6 +133,11 @@ fn resources(group: &str, version: &str) -> Result<Route, Status> {
 }
 
 fn target(group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
+    if let [plural] = rest
+        && let Some(review) = Review::of(group, version, plural)
+    {
+        return Ok(Route::Review(review));
+    }
     let (namespace, rest) = match rest {
         // `/namespaces/x/status` is a part of the namespace; `/namespaces/x/pods` is a collection in it.
         ["namespaces", _, "status" | "finalize"] if group.is_empty() => (None, rest),
@@ -209,6 +217,8 @@ mod tests {
             ("/api/v1/nodes/n", "nodes ns=- name=n sub="),
             ("/api/v1/namespaces/a/nodes/n", "404"),
             ("/apis/apps/v1/namespaces/a/deployments/d/scale", "deployments ns=a name=d sub=scale"),
+            ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "Review(Access)"),
+            ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews/x", "404"),
             ("/apis/apps/v1/namespaces/a/widgets", "404"),
             ("/api/v1/widgets", "404"),
             ("/nonsense", "404"),

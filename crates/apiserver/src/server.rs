@@ -8,7 +8,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName};
 use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
-use portolan_kinds::Status;
+use portolan_kinds::{FieldValidation, Status};
 use portolan_store::Store;
 use serde_json::Value;
 use tokio::sync::Semaphore;
@@ -87,6 +87,16 @@ impl Server {
             None if parts.headers.contains_key(AUTHORIZATION) => return Err(Status::unauthorized()),
             None => User::anonymous(),
         };
+        let user = user.impersonating(&parts.headers)?;
+        if let Ok(Route::Review(review)) = route {
+            authz::authorize_path(&user, "create", parts.uri.path())?;
+            if parts.method != Method::POST {
+                return Err(Status::unknown_resource());
+            }
+            let bytes = body::read(&parts, body, &self.budget).await?;
+            let (asked, _) = body::object(&body::media_type(&parts), &bytes)?;
+            return Ok(respond::value(201, &review.answer(&user, &asked)?));
+        }
         let Ok(Route::Object(target)) = route else {
             // Strangers learn not even what exists.
             let verb = parts.method.as_str().to_ascii_lowercase();
@@ -135,7 +145,9 @@ impl Server {
                 }
                 reply
             }
-            Route::Health | Route::Version | Route::Object(_) => return Err(Status::unknown_resource()),
+            Route::Health | Route::Version | Route::Review(_) | Route::Object(_) => {
+                return Err(Status::unknown_resource());
+            }
         })
     }
 
@@ -160,7 +172,7 @@ impl Server {
                 name: target.name.as_deref().unwrap_or_default(),
             },
         )?;
-        let form = accept::form(header(&parts, ACCEPT));
+        let form = accept::form(header(&parts, ACCEPT), options.include_object);
         // Long-running requests take no turn.
         match (verb, target.sub) {
             ("watch", _) => return watch::watch(&self.store, &target, &options, form?, peer.shutdown.clone()).await,
@@ -212,22 +224,26 @@ impl Server {
         bytes: Bytes,
     ) -> Result<Reply, Status> {
         let asked = Asked { user, target, options };
-        let decoded = || -> Result<Value, Status> {
-            let value = body::decode(media, &bytes)?;
-            if value.is_object() { Ok(value) } else { Err(Status::bad_request("the body must be an object")) }
+        let (body, mut warnings) = match verb {
+            "create" | "update" => body::object(media, &bytes)?,
+            _ => (Value::Null, Vec::new()),
         };
+        target.kind.refuse_repeated(&warnings, options.field_validation)?;
         let shown = |written: Written| {
             let code = if written.created { 201 } else { 200 };
             let mut reply = respond::json(code, show::one(target.kind, &written.stored, form));
-            respond::warn(&mut reply, &written.warnings);
+            if options.field_validation == FieldValidation::Warn {
+                warnings.extend(written.warnings);
+                respond::warn(&mut reply, &warnings);
+            }
             reply
         };
         match (verb, target.sub) {
-            ("create", Sub::None) => write::create(self, asked, decoded()?).await.map(shown),
-            ("create", Sub::Binding) => pods::bind(self, asked, &decoded()?).await,
-            ("create", Sub::Eviction) => pods::evict(self, asked, &decoded()?).await,
-            ("update", Sub::Scale) => scale::update(self, asked, &decoded()?).await,
-            ("update", _) => write::update(self, asked, decoded()?).await.map(shown),
+            ("create", Sub::None) => write::create(self, asked, body).await.map(shown),
+            ("create", Sub::Binding) => pods::bind(self, asked, &body).await,
+            ("create", Sub::Eviction) => pods::evict(self, asked, &body).await,
+            ("update", Sub::Scale) => scale::update(self, asked, &body).await,
+            ("update", _) => write::update(self, asked, body).await.map(shown),
             ("patch", Sub::Scale) => scale::patch(self, asked, media, &bytes).await,
             ("patch", _) => write::patch(self, asked, media, &bytes).await.map(shown),
             ("delete", _) => delete::reply_one(self, asked, form).await,

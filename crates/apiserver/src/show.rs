@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::accept::Form;
+use crate::accept::{Form, Include};
 use crate::object;
 
 /// One object.
@@ -21,9 +21,9 @@ pub(crate) fn one(kind: &'static Kind, stored: &Bytes, form: Form) -> Bytes {
             push_metadata(stored, &mut bytes);
             bytes.into()
         }
-        Form::Table => {
+        Form::Table(include) => {
             let revision = object::text(&object::decode(stored), "/metadata/resourceVersion").to_owned();
-            table(kind, [stored], json!({"resourceVersion": revision})).to_string().into()
+            table(kind, [stored], json!({"resourceVersion": revision}), include).to_string().into()
         }
     }
 }
@@ -47,8 +47,7 @@ fn push_metadata(stored: &[u8], bytes: &mut Vec<u8>) {
     bytes.push(b'}');
 }
 
-fn partial(stored: &[u8]) -> Value {
-    let metadata = object::decode(stored)["metadata"].take();
+fn partial(metadata: Value) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 }
 
@@ -62,12 +61,24 @@ fn columns(kind: &Kind) -> Vec<Value> {
     kind.columns().iter().map(column).collect()
 }
 
-fn table<'a>(kind: &'static Kind, objects: impl IntoIterator<Item = &'a Bytes>, metadata: Value) -> Value {
+fn table<'a>(
+    kind: &'static Kind,
+    objects: impl IntoIterator<Item = &'a Bytes>,
+    metadata: Value,
+    include: Include,
+) -> Value {
     let now = Timestamp::now();
-    let rows: Vec<_> = objects
-        .into_iter()
-        .map(|stored| json!({"cells": kind.row(&converted(kind, stored), now), "object": partial(stored)}))
-        .collect();
+    let row = |stored: &Bytes| {
+        let mut object = converted(kind, stored);
+        let cells = kind.row(&object, now);
+        let object = match include {
+            Include::None => Value::Null,
+            Include::Metadata => partial(object["metadata"].take()),
+            Include::Object => object,
+        };
+        json!({"cells": cells, "object": object})
+    };
+    let rows: Vec<_> = objects.into_iter().map(row).collect();
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
         "columnDefinitions": columns(kind), "rows": rows
@@ -95,8 +106,9 @@ impl ListMeta {
 }
 
 pub(crate) fn list(kind: &'static Kind, entries: &[(Key, Entry)], meta: &ListMeta, form: Form) -> Vec<u8> {
-    if form == Form::Table {
-        return table(kind, entries.iter().map(|(_, entry)| &entry.value), meta.to_json()).to_string().into_bytes();
+    if let Form::Table(include) = form {
+        let objects = entries.iter().map(|(_, entry)| &entry.value);
+        return table(kind, objects, meta.to_json(), include).to_string().into_bytes();
     }
     let (list_kind, api_version) = match form {
         Form::Partial => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
@@ -149,13 +161,11 @@ pub(crate) fn bookmark(kind: &'static Kind, revision: Revision, initial_events_e
     if initial_events_end {
         metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});
     }
-    let partial =
-        |metadata| json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata});
     let object = match form {
         Form::Whole => json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}),
         Form::Partial => partial(metadata),
         // The row carries the annotation, since the metadata of a table has no place for it.
-        Form::Table => json!({
+        Form::Table(_) => json!({
             "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": revision.to_string()},
             "columnDefinitions": columns(kind),
             "rows": [{"cells": vec![Value::Null; kind.columns().len()], "object": partial(metadata)}]

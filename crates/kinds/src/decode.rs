@@ -3,7 +3,7 @@
 //! Invariant: what comes out has no nulls, no unknown fields and no empty optional fields, so that equal objects are
 //! equal values and a no-op update can be seen. Works in place and allocates only for errors.
 //!
-//! Deliberately not here: duplicate keys (the JSON reader keeps the last), and what is required (validation says).
+//! Deliberately not here: duplicate keys (whoever reads the text sees them), and what is required (validation says).
 
 use serde_json::Value;
 
@@ -29,14 +29,18 @@ pub(crate) fn decode(
         ))
     })?;
     if validation == FieldValidation::Strict && !unknown.is_empty() {
-        return Err(Status::bad_request(format!(
-            "{sent_kind} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
-            kind.version,
-            kind.kind,
-            unknown.join(", ")
-        )));
+        return Err(not_strict(kind, &sent_kind, &unknown));
     }
     Ok((body, unknown))
+}
+
+pub(crate) fn not_strict(kind: &Kind, sent_kind: &str, mistakes: &[String]) -> Status {
+    Status::bad_request(format!(
+        "{sent_kind} in version \"{}\" cannot be handled as a {}: strict decoding error: {}",
+        kind.version,
+        kind.kind,
+        mistakes.join(", ")
+    ))
 }
 
 /// Checks a body of a type that is not stored, such as `meta.v1.DeleteOptions`. The error is the message's tail.

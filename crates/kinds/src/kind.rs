@@ -102,6 +102,17 @@ impl Kind {
         decode::decode(self, body, validation)
     }
 
+    /// What a strict client is told of fields that its text has more than once.
+    ///
+    /// # Errors
+    /// 400, if there are any and `validation` is strict.
+    pub fn refuse_repeated(&self, repeated: &[String], validation: FieldValidation) -> Result<(), Status> {
+        if repeated.is_empty() || validation != FieldValidation::Strict {
+            return Ok(());
+        }
+        Err(decode::not_strict(self, self.kind, repeated))
+    }
+
     /// Fills in what the client left out. Idempotent.
     pub fn default(&self, object: &mut Value) {
         defaults::default(self.strategy, object);

@@ -16,6 +16,9 @@ use std::path::{Path, PathBuf};
 const ROOTS: &[&str] = &[
     "apps.v1.Deployment",
     "apps.v1.ReplicaSet",
+    "authentication.v1.SelfSubjectReview",
+    "authorization.v1.SelfSubjectAccessReview",
+    "authorization.v1.SelfSubjectRulesReview",
     "autoscaling.v1.Scale",
     "coordination.v1.Lease",
     "core.v1.Binding",

@@ -77,3 +77,53 @@ async fn discovery_and_openapi() {
     let unknown = client.get("/apis/nonsense/v1/things").await.failure();
     assert_eq!(unknown, (404, "the server could not find the requested resource".to_owned()));
 }
+
+#[tokio::test]
+async fn everybody_may_ask_about_themselves() {
+    let cluster = Cluster::start().await;
+    let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let may = async |client: &crate::harness::Client, headers: &[(&str, &str)]| {
+        let spec = json!({"resourceAttributes": {"verb": "delete", "resource": "services", "namespace": "default"}});
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        let answer = client.send(Method::POST, path, &headers, json!({"spec": spec}).to_string()).await;
+        assert_eq!(answer.code, 201, "{:?}", answer.bytes);
+        answer.json()["status"]["allowed"].as_bool().unwrap()
+    };
+    assert!(may(&cluster.admin(), &[]).await);
+    assert!(!may(&cluster.client(&User::node("n1")), &[]).await);
+    assert!(!may(&cluster.admin(), &[("impersonate-user", "jane")]).await);
+    assert!(may(&cluster.admin(), &[("impersonate-user", "jane"), ("impersonate-group", "system:masters")]).await);
+    assert_eq!(cluster.stranger().post(path, &json!({"spec": {}})).await.code, 403);
+    let jane = [("impersonate-user", "jane")];
+    assert_eq!(cluster.admin().send(Method::GET, CONFIG_MAPS, &jane, "").await.code, 403);
+    assert_eq!(cluster.client(&User::node("n1")).send(Method::GET, "/api/v1/pods", &jane, "").await.code, 403);
+    let myself = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let answer = cluster.admin().post(myself, &json!({})).await.ok();
+    assert_eq!(answer["status"]["userInfo"]["username"], "kubernetes-admin");
+}
+
+#[tokio::test]
+async fn strangers_do_not_take_all_connections() {
+    let cluster = Cluster::start().await;
+    let mut strangers = Vec::new();
+    for _ in 0..256 {
+        strangers.push(cluster.stranger().connect().await);
+    }
+    let health = "GET /healthz HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    // Those that are counted are those whose handshake the server has seen to its end, so let each say something.
+    for stranger in &mut strangers {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        stranger.write_all(health.as_bytes()).await.unwrap();
+        let read = tokio::time::timeout(crate::harness::DEADLINE, stranger.read(&mut [0; 1024])).await.unwrap();
+        assert_ne!(read.unwrap(), 0);
+    }
+    assert_eq!(cluster.stranger().exchange(health).await, "");
+    assert_eq!(cluster.admin().get(CONFIG_MAPS).await.code, 200);
+    strangers.clear();
+    let again = async {
+        while cluster.stranger().exchange(health).await.is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::harness::DEADLINE, again).await.expect("there is room again");
+}

@@ -209,3 +209,23 @@ async fn deletecollection_takes_what_the_selector_says() {
     assert_eq!(names(&gone), ["c01", "c03"]);
     assert_eq!(names(&client.get(CONFIG_MAPS).await.ok()), ["c00", "c02", "c04"]);
 }
+
+#[tokio::test]
+async fn tables_carry_as_much_of_the_object_as_is_asked_for() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    client.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let object = async |query: &str| {
+        let answer = client.send(Method::GET, &format!("{CONFIG_MAPS}{query}"), &accept, "").await;
+        answer.ok()["rows"][0]["object"].clone()
+    };
+    let metadata = object("").await;
+    assert_eq!((&metadata["kind"], &metadata["metadata"]["name"]), (&json!("PartialObjectMetadata"), &json!("a")));
+    assert_eq!(metadata["data"], json!(null));
+    // What `kubectl get --sort-by` asks for.
+    let whole = object("?includeObject=Object").await;
+    assert_eq!((&whole["kind"], &whole["data"]["k"]), (&json!("ConfigMap"), &json!("v")));
+    assert_eq!(object("/a?includeObject=Object").await["data"]["k"], "v");
+    assert_eq!(object("?includeObject=None").await, json!(null));
+}

@@ -261,10 +261,12 @@ async fn a_namespace_goes_when_its_controller_says_so() {
     client.post(namespaces, &json!({"metadata": {"name": "ns"}})).await.ok();
     let deleting = client.delete("/api/v1/namespaces/ns").await.ok();
     assert_eq!(deleting["status"]["phase"], "Terminating");
-    let refused = client.post("/api/v1/namespaces/ns/configmaps", &config_map("a")).await.failure();
+    let refused = client.post("/api/v1/namespaces/ns/configmaps", &config_map("a")).await;
+    // By this controllers know that trying again is of no use.
+    assert_eq!(refused.json()["details"]["causes"][0]["reason"], "NamespaceTerminating");
     let words =
         "configmaps \"a\" is forbidden: unable to create new content in namespace ns because it is being terminated";
-    assert_eq!(refused, (403, words.to_owned()));
+    assert_eq!(refused.failure(), (403, words.to_owned()));
     assert_eq!(client.get("/api/v1/namespaces/ns").await.code, 200);
     let mut body = deleting.clone();
     body["spec"]["finalizers"] = json!([]);
@@ -379,4 +381,36 @@ async fn an_event_is_one_object_in_two_groups() {
     assert_eq!(core["involvedObject"]["name"], "p");
     let list = client.get("/apis/events.k8s.io/v1/events").await.ok();
     assert_eq!(list["items"][0]["note"], "hello");
+}
+
+#[tokio::test]
+async fn a_field_that_stands_there_twice_is_spoken_of() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let body = r#"{"metadata": {"name": "a"}, "data": {"k": "1", "k": "2"}}"#;
+    let send = async |query: &str| {
+        client
+            .send(Method::POST, &format!("{CONFIG_MAPS}?{query}"), &[("content-type", "Application/JSON")], body)
+            .await
+    };
+    let words = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \"data.k\"";
+    assert_eq!(send("fieldValidation=Strict").await.failure(), (400, words.to_owned()));
+    let answer = send("dryRun=All").await;
+    assert_eq!(answer.headers["warning"], r#"299 - "duplicate field \"data.k\"""#);
+    let answer = send("fieldValidation=Ignore").await;
+    assert!(!answer.headers.contains_key("warning"));
+    assert_eq!(answer.ok()["data"]["k"], "2", "the last one counts");
+}
+
+#[tokio::test]
+async fn every_pod_has_an_account() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    for (name, given, expected) in [("a", None, "default"), ("b", Some("robot"), "robot")] {
+        let spec = json!({"serviceAccountName": given, "containers": [{"name": "c", "image": "i"}]});
+        let pod = json!({"metadata": {"name": name}, "spec": spec});
+        let pod = client.post("/api/v1/namespaces/default/pods", &pod).await.ok();
+        assert_eq!(pod["spec"]["serviceAccountName"], expected);
+        assert_eq!(pod["spec"]["serviceAccount"], expected);
+    }
 }

@@ -34,7 +34,8 @@ pub(super) fn config_map(errors: &mut Errors, new: &Value, old: Option<&Value>) 
         size += decoded_length(value.as_str().unwrap_or_default());
     }
     if size > MAX_SIZE {
-        errors.push(FieldError::too_long("", MAX_SIZE));
+        // The path of the whole object, as upstream spells it.
+        errors.push(FieldError::too_long("[]", MAX_SIZE));
     }
 }
 

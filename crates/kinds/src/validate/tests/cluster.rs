@@ -23,7 +23,7 @@ fn the_other_kinds() {
                 json!({"data": {"a": ""}, "binaryData": {"a": "YQ=="}}),
                 &["data[a]: Invalid value: \"a\": duplicate of key present in binaryData"],
             ),
-            (json!({"data": {"a": "x".repeat(1_048_577)}}), &[": Too long: may not be more than 1048576 bytes"]),
+            (json!({"data": {"a": "x".repeat(1_048_577)}}), &["[]: Too long: may not be more than 1048576 bytes"]),
         ],
     );
     updates(
