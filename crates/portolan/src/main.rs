@@ -81,6 +81,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         command => {
             // Fails only if a provider is installed already, which nothing before this line does.
             let _ = rustls::crypto::ring::default_provider().install_default();
+            raise_file_limit();
             // Two threads: the control plane or an agent is mostly waiting, and memory counts.
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             return runtime.block_on(async {
@@ -99,4 +100,31 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// As many open files as the machine allows, up to a million: every connection, watch and container takes some, and the
+/// 1024 that a shell gives are soon used up by the clients of an API server. Go's programs do the same.
+fn raise_file_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    const MOST: u64 = 1 << 20;
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        let wanted = hard.min(MOST);
+        if soft >= wanted { Ok(()) } else { setrlimit(Resource::RLIMIT_NOFILE, wanted, hard) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "cannot raise the limit on open files");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
+    #[test]
+    fn the_limit_on_open_files_is_raised() {
+        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        setrlimit(Resource::RLIMIT_NOFILE, hard.min(512), hard).unwrap();
+        super::raise_file_limit();
+        assert_eq!(getrlimit(Resource::RLIMIT_NOFILE).unwrap(), (hard.min(1 << 20), hard));
+    }
 }
