@@ -24,9 +24,9 @@ use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::Api;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::runtime::watcher;
+use kube::{Api, ResourceExt};
 use portolan_apiserver::{ApiServer, User};
 use portolan_client::Cache;
 use portolan_controllers::AddressRange;
@@ -42,6 +42,8 @@ use crate::clean;
 
 /// How long a start may take before it is given up, with what was missing.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
+/// After this long a start says what it waits for.
+const SLOW_START: Duration = Duration::from_secs(10);
 const API_PORT: u16 = 6443;
 /// How often the sizes of the nodes' logs are looked at.
 const LOG_AUDIT_PERIOD: Duration = Duration::from_secs(60);
@@ -309,6 +311,7 @@ async fn run_controllers(
 ) -> Result<()> {
     let client = portolan_client::connect(&kubeconfig).await?;
     create_dns_service(&client, plan.cluster_dns).await?;
+    retire_nodes(&client, &plan).await.context("cannot remove the nodes that this cluster no longer has")?;
     let config = portolan_controllers::Config {
         pod_cidr: plan.pod_cidr.into(),
         lb_pools: vec![plan.pool],
@@ -318,6 +321,23 @@ async fn run_controllers(
         eviction_delay: EVICTION_DELAY,
     };
     portolan_controllers::run(client, config, shutdown).await.context("the controllers failed")
+}
+
+/// A cluster started with fewer nodes than before: the machines do not exist any more, and Nodes that nobody will ever
+/// switch on again would keep their pods waiting. What other Nodes somebody made is theirs.
+async fn retire_nodes(client: &kube::Client, plan: &Plan) -> Result<(), kube::Error> {
+    let nodes = Api::<Node>::all(client.clone());
+    for node in nodes.list_metadata(&ListParams::default()).await? {
+        let name = node.name_any();
+        if plan::is_machine(&name) && !plan.nodes.iter().any(|node| node.name == name) {
+            tracing::info!("{name} is no longer a part of this cluster");
+            match nodes.delete(&name, &DeleteParams::default()).await {
+                Err(kube::Error::Api(status)) if status.is_not_found() => {}
+                deleted => drop(deleted?),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The Service that pods send their DNS queries to. Each node's agent adds its own endpoint, and `internalTrafficPolicy:
@@ -397,6 +417,7 @@ async fn become_ready(arguments: &Arguments, plan: &Plan, manifests: Vec<apply::
     let dns = watcher::Config::default().labels("kubernetes.io/service-name=kube-dns");
     let (slices, drive_slices) = Cache::<EndpointSlice>::new(Api::namespaced(client.clone(), "kube-system"), dns);
     let (mut node_changes, mut slice_changes) = (nodes.subscribe(), slices.subscribe());
+    let mut slow = tokio::time::interval_at(tokio::time::Instant::now() + SLOW_START, SLOW_START);
     let wait = async {
         loop {
             let missing = not_ready(plan, &nodes, &slices);
@@ -404,6 +425,7 @@ async fn become_ready(arguments: &Arguments, plan: &Plan, manifests: Vec<apply::
                 return;
             }
             tokio::select! {
+                _ = slow.tick() => tracing::info!("still waiting: {}", missing.join(", ")),
                 Some(_) = node_changes.recv() => {}
                 Some(_) = slice_changes.recv() => {}
                 else => return,

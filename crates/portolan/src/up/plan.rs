@@ -24,6 +24,9 @@ pub(crate) const UPLINK: &str = "eth0";
 /// Every cgroup of a cluster is below this one, in each hierarchy.
 pub(crate) const CGROUP: &str = "portolan";
 
+/// Nodes are called this and their number.
+const NODE: &str = "node";
+
 const MAX_NODES: u8 = 100;
 
 /// Where everything is. Host numbers within the node network: 1 control, 2 outside, 3 host, 11 and up the nodes,
@@ -42,6 +45,11 @@ pub(crate) struct Plan {
 pub(crate) struct NodePlan {
     pub(crate) name: String,
     pub(crate) address: Ipv4Addr,
+}
+
+/// Whether a node of this name can be one of a cluster's own machines.
+pub(crate) fn is_machine(name: &str) -> bool {
+    name.strip_prefix(NODE).is_some_and(|number| number.parse::<u8>().is_ok_and(|n| number == n.to_string()))
 }
 
 impl NodePlan {
@@ -126,7 +134,7 @@ impl Plan {
             None => format!("{}-{}", host(200), host(250)).parse()?,
         };
         let nodes = (1..=nodes)
-            .map(|number| NodePlan { name: format!("node{number}"), address: host(10 + u32::from(number)) })
+            .map(|number| NodePlan { name: format!("{NODE}{number}"), address: host(10 + u32::from(number)) })
             .collect();
         Ok(Self {
             node_network: node_network.trunc(),
@@ -178,6 +186,8 @@ mod tests {
         assert_eq!(plan.outside().to_string(), "10.203.0.2");
         assert_eq!(plan.nodes[2].address.to_string(), "10.203.0.13");
         assert_eq!(plan.nodes[2].namespace(), "portolan-node3");
+        assert!(plan.nodes.iter().all(|node| is_machine(&node.name)));
+        assert!(["node", "node01", "node-1", "mynode1", "node1x"].iter().all(|name| !is_machine(name)));
         assert_eq!(plan.pool.to_string(), "10.203.0.200-10.203.0.250");
     }
 

@@ -68,13 +68,23 @@ fn state_survives_kill_9_and_the_next_start() {
         let external = external_address(&api, "web");
         cluster.kill();
 
-        let cluster = Cluster::up(machine, &["--nodes", "2"]);
+        // With a machine less, whose pods have to go elsewhere.
+        let cluster = Cluster::up(machine, &["--nodes", "1"]);
         let api = cluster.client();
         let again = api.get("/api/v1/namespaces/default/services/web");
         assert_eq!(again["spec"]["clusterIP"], service["spec"]["clusterIP"]);
         assert_eq!(again["spec"]["ports"][0]["nodePort"], service["spec"]["ports"][0]["nodePort"]);
         assert_eq!(external_address(&api, "web"), external);
+        eventually("all pods are where they can run", SOON, || {
+            let pods = api.get("/api/v1/namespaces/default/pods");
+            let here = |pod: &serde_json::Value| pod["spec"]["nodeName"] == "node1";
+            match pods["items"].as_array().unwrap().iter().filter(|pod| here(pod)).count() {
+                2 if pods["items"].as_array().unwrap().len() == 2 => Ok(()),
+                _ => Err(pods.to_string()),
+            }
+        });
         api.wait_ready("web", 2);
+        assert_eq!(api.get("/api/v1/nodes")["items"].as_array().map(Vec::len), Some(1), "node2 is gone for good");
         eventually("the same address answers", SOON, || {
             crate::cluster::http_from("portolan-outside", external.parse().unwrap(), 80)
         });
