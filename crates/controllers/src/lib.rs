@@ -25,7 +25,6 @@ mod node;
 mod nodeipam;
 mod pod;
 mod podgc;
-mod quantity;
 mod queue;
 mod refusal;
 mod replicaset;

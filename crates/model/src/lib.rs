@@ -9,6 +9,7 @@
 #![forbid(unsafe_code)]
 
 pub mod forwarding;
+pub mod quantity;
 mod snapshot;
 pub mod translate;
 mod vocabulary;

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, ResourceRequirements};
 use kube::ResourceExt;
+use portolan_model::quantity;
 
-use crate::{meta, pod, quantity};
+use crate::{meta, pod};
 
 /// What pods ask of a node: millicores, bytes, pieces and whatever else has a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

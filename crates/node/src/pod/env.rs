@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
 
-use super::quantity::{bytes, milli};
+use super::{bytes, milli};
 
 /// The ConfigMaps and Secrets a pod names, as the agent fetched them.
 pub(crate) trait Lookup {

@@ -10,7 +10,6 @@ mod env;
 mod files;
 mod plan;
 mod probe;
-mod quantity;
 mod realized;
 mod recover;
 mod spec;
@@ -21,9 +20,21 @@ pub(crate) use env::{Lookup, ServiceEnv, environment, expand, field};
 pub(crate) use files::{hostname, hosts, resolv_conf};
 pub use plan::{Action, Plan, next_actions};
 pub(crate) use probe::{Check, Kind as ProbeKind, Probe, Verdict, probes};
-pub(crate) use quantity::bytes;
 pub use realized::{Container, Ended, Exit, Phase, Realized, Sandbox};
 pub(crate) use recover::{Remembered, adopted, lost, sandbox_lost};
 pub(crate) use spec::{Bind, ContainerSpec, User, container_spec};
 pub(crate) use status::is_backing_off;
 pub use status::{effective_phase, status};
+
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use portolan_model::quantity;
+
+/// Of memory. Negative amounts are nonsense here; the API server refuses them.
+pub(crate) fn bytes(amount: &Quantity) -> Option<u64> {
+    quantity::whole(amount).and_then(|bytes| u64::try_from(bytes).ok())
+}
+
+/// Thousandths of a CPU.
+pub(crate) fn milli(amount: &Quantity) -> Option<u64> {
+    quantity::milli(amount).and_then(|milli| u64::try_from(milli).ok())
+}

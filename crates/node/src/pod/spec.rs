@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Container, Pod};
 use serde_json::{Value, json};
 
 use super::env::expand;
-use super::quantity::{bytes, milli};
+use super::{bytes, milli};
 use crate::cgroup::Limits;
 use crate::image::Image;
 

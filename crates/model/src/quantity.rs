@@ -1,17 +1,19 @@
 //! Kubernetes quantities ("250m", "64Mi") -> whole numbers.
 //!
 //! Invariant: total; nonsense is `None`, and too large saturates. Fractions round up, as a request must.
+//!
+//! Deliberately not here: writing quantities, and telling which spelling is canonical.
 //! Source: the resource.Quantity format in the Kubernetes API reference.
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 /// In thousandths of the unit: millicores for cpu.
-pub(crate) fn milli(quantity: &Quantity) -> Option<i64> {
+pub fn milli(quantity: &Quantity) -> Option<i64> {
     parse(&quantity.0, 1000)
 }
 
 /// In whole units: bytes for memory, pieces for pods.
-pub(crate) fn whole(quantity: &Quantity) -> Option<i64> {
+pub fn whole(quantity: &Quantity) -> Option<i64> {
     parse(&quantity.0, 1)
 }
 
