@@ -51,7 +51,9 @@ impl<'a> Cluster<'a> {
         let mut cluster = Self { machine, child, ready_line: String::new(), log };
         match ready {
             Ok(line) => cluster.ready_line = line,
-            Err(error) => panic!("the cluster did not become ready ({error}):\n{}", cluster.logs()),
+            Err(error) => {
+                panic!("the cluster did not become ready ({error}):\n{}{:#?}", cluster.logs(), machine.remains())
+            }
         }
         cluster
     }
@@ -206,8 +208,8 @@ impl Api {
     pub(crate) fn wait_ready(&self, name: &str, replicas: usize) {
         eventually(&format!("{replicas} pods of {name} Ready"), SOON, || {
             let deployment = self.get(&format!("/apis/apps/v1/namespaces/default/deployments/{name}"));
-            match deployment["status"]["readyReplicas"].as_u64().unwrap_or(0) as usize {
-                ready if ready == replicas => Ok(()),
+            match deployment["status"]["readyReplicas"].as_u64().unwrap_or(0) {
+                ready if ready == replicas as u64 => Ok(()),
                 _ => Err(format!(
                     "{} {}",
                     deployment["status"],

@@ -163,9 +163,7 @@ fn ready(api: &Api, node: &str) -> Result<(), String> {
 /// Links in the node's namespace beside its loopback and its uplink.
 fn pod_links(node: &str) -> usize {
     let namespace = format!("portolan-{node}");
-    let links = block_on(async {
-        Connection::<Route>::new_in(namespace.as_str()).unwrap().get_links().await.unwrap()
-    });
+    let links = block_on(async { Connection::<Route>::new_in(namespace.as_str()).unwrap().get_links().await.unwrap() });
     links.iter().filter(|link| !["lo", "eth0"].contains(&link.name_or("?"))).count()
 }
 
@@ -182,7 +180,10 @@ fn stray_elements(node: &str, services: &[IpAddr], external: IpAddr) -> BTreeSet
     // The range of all pods stays, of course.
     let text = String::from_utf8_lossy(&output.stdout).replace("10.244.0.0/16", "");
     assert!(text.contains("table ip portolan"), "{text}");
-    text.lines().filter(|line| wanted.iter().any(|want| line.contains(want))).map(|line| line.trim().to_owned()).collect()
+    text.lines()
+        .filter(|line| wanted.iter().any(|want| line.contains(want)))
+        .map(|line| line.trim().to_owned())
+        .collect()
 }
 
 #[test]
