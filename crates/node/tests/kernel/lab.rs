@@ -128,6 +128,17 @@ impl Lab {
         text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(|line| format!("{line}\n")).collect()
     }
 
+    /// Waits until the pod's app has said that it started. Before, it is running but not yet listening to signals, and the
+    /// first process of a PID namespace does not get those it has no handler for.
+    pub(crate) async fn started(&self, pod: &str) {
+        let log = self.pod_dir(pod).join("logs/app/0.log");
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !std::fs::read_to_string(&log).is_ok_and(|text| text.contains(" started\n")) {
+            assert!(Instant::now() < deadline, "{pod} does not say that it started");
+            tokio::task::yield_now().await;
+        }
+    }
+
     pub(crate) fn pod_dir(&self, pod: &str) -> PathBuf {
         self.dir.path().join("state/pods").join(format!("uid-{pod}"))
     }

@@ -259,6 +259,7 @@ fn pods_outlive_their_agent() {
         for pod in ["web", "mortal", "orphan"] {
             ready(&api, pod).await;
         }
+        lab.started("mortal").await;
     });
     let (before, address) = (lab.api.pod("web"), ip(&lab.api, "web"));
     assert_eq!(lab.netns.run(|| workload::get(&format!("{address}:8080"))), "web");
@@ -306,6 +307,7 @@ fn a_pod_is_stopped_gently_and_then_not() {
         for pod in ["gentle", "stubborn", "forced"] {
             ready(&api, pod).await;
         }
+        lab.started("gentle").await;
         assert!(shared.join("started").exists());
         // A second name for the log, which goes with the pod.
         std::fs::hard_link(&log, &kept).unwrap();
@@ -595,6 +597,7 @@ fn nothing_is_left_behind() {
         for number in 0..4 {
             ready(&api, &format!("web-{number}")).await;
         }
+        lab.started("web-0").await;
         delete(&api, "web-0", 30);
         gone(&api, "web-0").await;
     });
