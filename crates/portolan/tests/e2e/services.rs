@@ -1,7 +1,7 @@
 //! Every type of Service, from every side, with real requests.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::process::Command;
 
 use nlink::netlink::namespace::Netns;
@@ -245,6 +245,45 @@ fn names_resolve_as_the_dns_specification_says() {
                 other => Err(format!("{other:?}")),
             }
         });
+        assert!(cluster.stop().success());
+    });
+}
+
+/// A resolver that gives every name the same address.
+fn resolver(socket: &UdpSocket, address: [u8; 4]) {
+    let mut buffer = [0; 512];
+    while let Ok((length, client)) = socket.recv_from(&mut buffer) {
+        let query = &buffer[..length];
+        // Up to the end of the question: the header, the labels, type and class. What comes after is EDNS.
+        let labels = query[12..].iter().position(|byte| *byte == 0).unwrap();
+        let question = &query[12..12 + labels + 5];
+        let mut answer = query[..2].to_vec();
+        answer.extend([0x81, 0x80, 0, 1, 0, 1, 0, 0, 0, 0]);
+        answer.extend(question);
+        answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4]);
+        answer.extend(address);
+        socket.send_to(&answer, client).unwrap();
+    }
+}
+
+#[test]
+fn names_outside_the_cluster_come_from_the_machines_resolvers() {
+    if Command::new("dig").arg("-v").output().is_err() {
+        return skip("needs dig (Debian: bind9-dnsutils)");
+    }
+    on_a_machine(|machine| {
+        let resolv_conf = machine.path("resolv.conf");
+        std::fs::write(&resolv_conf, "nameserver 127.0.0.1\n").unwrap();
+        let none = None::<&str>;
+        nix::mount::mount(Some(&resolv_conf), "/etc/resolv.conf", none, nix::mount::MsFlags::MS_BIND, none).unwrap();
+        let socket = UdpSocket::bind("127.0.0.1:53").unwrap();
+        std::thread::spawn(move || resolver(&socket, [192, 0, 2, 53]));
+        let cluster = Cluster::up(machine, &["--nodes", "1"]);
+        let output = Command::new("dig")
+            .args(["@10.96.0.10", "+short", "+time=2", "+tries=2", "www.example.org", "A"])
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "192.0.2.53");
         assert!(cluster.stop().success());
     });
 }
