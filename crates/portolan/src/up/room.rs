@@ -22,8 +22,9 @@ use super::spawn::NodeProcess;
 use super::{Arguments, cgroup, data_dir};
 use crate::{agent, node_init};
 
-/// How long pods get to end when their node is shut down in order.
-const SHUTDOWN_GRACE: Duration = Duration::from_secs(5);
+/// How long an ordered shutdown may take: the agent leaves every Service (1 s at most), and pods get 3 s and 2 s more for a
+/// hook that used them up. Then the power goes.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(8);
 /// A node's log that grew beyond this is moved to `log.old`, and begins anew.
 const LARGEST_LOG: u64 = 4 << 20;
 const KUBELET_PORT: u16 = 10250;
