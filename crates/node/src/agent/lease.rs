@@ -1,6 +1,6 @@
-//! This node's Lease: the word, every second, that it lives; and until when that word is good.
+//! This node's Lease: the word, every half second, that it lives; and until when that word is good.
 //!
-//! Invariant: whoever gives a node up does so no sooner than [`EXPIRY`] after a renewal reached the API. A renewal is
+//! Invariant: whoever gives a node up does so no sooner than [`LEASE_EXPIRY`] after a renewal reached the API. A renewal is
 //! reckoned from before it was sent, and for less than that, so that the node knows first. Source:
 //! `component-helpers/apimachinery/lease`.
 
@@ -20,12 +20,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::host::Host;
 
 const NAMESPACE: &str = "kube-node-lease";
-const RENEWAL: Duration = Duration::from_secs(1);
-/// What the Lease says of itself, and the lifecycle controller goes by.
-const EXPIRY: Duration = Duration::from_secs(2);
+const RENEWAL: Duration = Duration::from_millis(500);
+/// What a lifecycle controller goes by: a node is dead after three renewals that did not come.
+pub const LEASE_EXPIRY: Duration = Duration::from_millis(1500);
 /// How long a renewal is good for, with time left to act on its end.
-const GOOD_FOR: Duration = Duration::from_millis(1700);
-const RETRY: Duration = Duration::from_millis(200);
+const GOOD_FOR: Duration = Duration::from_millis(1200);
+const RETRY: Duration = Duration::from_millis(100);
 
 /// Renews the Lease for ever, and tells `renewed` until when each renewal is good.
 pub(super) async fn renew(host: &Host, nodes: &Cache<Node>, renewed: &watch::Sender<Instant>) {
@@ -54,7 +54,8 @@ fn lease(name: &str, node: Option<&Node>, now: Timestamp) -> Value {
     }
     let spec = json!({
         "holderIdentity": name,
-        "leaseDurationSeconds": EXPIRY.as_secs(),
+        // The API knows whole seconds only.
+        "leaseDurationSeconds": LEASE_EXPIRY.as_millis().div_ceil(1000),
         "renewTime": MicroTime(now),
     });
     json!({"metadata": metadata, "spec": spec})
@@ -106,7 +107,7 @@ mod tests {
             }
         });
         let _ = timeout(Duration::from_secs(5), renewing).await;
-        let expected = [(0, 0), (1000, 1700), (1205, 1700), (2205, 2905), (3205, 2905), (4205, 4905)];
+        let expected = [(0, 0), (500, 1200), (605, 1200), (1105, 1805), (1605, 1805), (2105, 2805)];
         assert_eq!(log[..expected.len()], expected.map(|(at, until)| (after(at), after(until))));
     }
 

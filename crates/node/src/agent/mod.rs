@@ -22,6 +22,8 @@ mod users;
 mod volumes;
 mod worker;
 
+pub use lease::LEASE_EXPIRY;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;

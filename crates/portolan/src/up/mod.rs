@@ -47,8 +47,6 @@ const SLOW_START: Duration = Duration::from_secs(10);
 const API_PORT: u16 = 6443;
 /// How often the sizes of the nodes' logs are looked at.
 const LOG_AUDIT_PERIOD: Duration = Duration::from_secs(60);
-/// A node renews its Lease every second; missing two renewals is being dead.
-const NODE_LEASE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A dead node's pods are replaced this much later, so that a node that only stumbled keeps them.
 const EVICTION_DELAY: Duration = Duration::from_secs(5);
 
@@ -317,7 +315,7 @@ async fn run_controllers(
         lb_pools: vec![plan.pool],
         root_ca_pem,
         node_mask: 24,
-        node_lease_timeout: NODE_LEASE_TIMEOUT,
+        node_lease_timeout: portolan_node::LEASE_EXPIRY,
         eviction_delay: EVICTION_DELAY,
     };
     portolan_controllers::run(client, config, shutdown).await.context("the controllers failed")

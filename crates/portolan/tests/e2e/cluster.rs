@@ -71,6 +71,19 @@ impl<'a> Cluster<'a> {
         text
     }
 
+    /// What the API says of Namespaces and Pods, for whoever reads why a test failed.
+    fn state(&self) -> String {
+        let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let api = self.client();
+            ["namespaces", "pods", "events"].map(|plural| {
+                let list = api.get(&format!("/api/v1/{plural}"));
+                let items = list["items"].as_array().cloned().unwrap_or_default();
+                items.iter().map(|item| format!("{plural}: {}\n", without_noise(item))).collect::<String>()
+            })
+        }));
+        asked.map_or_else(|_| "the API does not answer".to_owned(), |lists| lists.concat())
+    }
+
     pub(crate) fn kubeconfig(&self) -> PathBuf {
         self.machine.path("data/kubeconfig")
     }
@@ -118,13 +131,28 @@ impl<'a> Cluster<'a> {
 impl Drop for Cluster<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", self.logs());
+            eprintln!("{}{}", self.logs(), self.state());
         }
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
             let _ = kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM);
             let _ = self.child.wait();
         }
     }
+}
+
+/// What tells two objects of a kind apart when a test has failed.
+fn without_noise(object: &Value) -> Value {
+    let meta = &object["metadata"];
+    let about = ["namespace", "name", "creationTimestamp", "deletionTimestamp", "finalizers"]
+        .iter()
+        .filter_map(|key| Some((*key, meta.get(key)?.clone())))
+        .collect::<std::collections::BTreeMap<_, _>>();
+    serde_json::json!({
+        "metadata": about,
+        "node": object["spec"]["nodeName"],
+        "status": object["status"],
+        "event": [&object["reason"], &object["message"], &object["lastTimestamp"]],
+    })
 }
 
 /// The Kubernetes API, by paths and JSON, so that a test sees what is on the wire.

@@ -110,7 +110,8 @@ fn the_stock_client_manages_a_service_from_apply_to_delete() {
 
         kubectl.ok(&["create", "namespace", "other"]);
         kubectl.ok(&["apply", "-n", "other", "-f", &file]);
-        kubectl.ok(&["delete", "namespace", "other", "--timeout=30s"]);
+        // Its pods may not listen for signals yet, and then have their 30 s of grace.
+        kubectl.ok(&["delete", "namespace", "other", "--timeout=60s"]);
         kubectl.ok(&["delete", "-f", &file, "--timeout=60s"]);
         eventually("every pod is gone", SOON, || match kubectl.ok(&["get", "pods", "-o", "name"]) {
             names if names.is_empty() => Ok(()),
