@@ -4,8 +4,8 @@
 //! opened afresh before the next one, because redb refuses further work on a database whose I/O failed.
 
 use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::{self, Read};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -20,6 +20,8 @@ const FORMAT: &str = "format";
 const FORMAT_NOW: u64 = 1;
 /// redb would keep up to a gigabyte; all objects are in memory already.
 const CACHE_BYTES: usize = 4 << 20;
+/// How redb's files begin. Source: redb's design document.
+const MAGIC: &[u8] = b"redb\x1A\x0A\xA9\x0D\x0A";
 
 #[derive(Debug, thiserror::Error)]
 pub enum DiskError {
@@ -27,6 +29,12 @@ pub enum DiskError {
     InUse,
     #[error("it was written by format {found} of this program, which knows format {FORMAT_NOW}")]
     Format { found: u64 },
+    #[error(
+        "it is empty: its content was lost; put a backup in its place, or remove it to begin anew without any object"
+    )]
+    Empty,
+    #[error("it is no store: its first bytes are not those of a redb database")]
+    Foreign,
     #[error("it ended at revision {found} where {expected} was expected")]
     Diverged { found: Revision, expected: Revision },
     #[error(transparent)]
@@ -54,18 +62,27 @@ impl RedbError for redb::SetDurabilityError {}
 
 /// Where the database's bytes are; tests put a failing device here.
 pub(crate) trait Place: Send + 'static {
-    fn open(&self) -> Result<Database, DatabaseError>;
+    fn open(&self) -> Result<Database, DiskError>;
 }
 
 pub(crate) struct FilePlace(PathBuf);
 
 impl FilePlace {
-    /// Makes the directory and the file, durably, unless they exist.
-    pub(crate) fn prepare(directory: &Path) -> io::Result<Self> {
-        fs::create_dir_all(directory)?;
-        let path = directory.join("store.redb");
+    /// Makes the directory and a new store's file, durably, unless they exist. A file has its name only once it is whole,
+    /// so that an empty one is known for a loss and not taken for a beginning.
+    pub(crate) fn prepare(path: PathBuf) -> Result<Self, DiskError> {
         if !path.exists() {
-            fs::OpenOptions::new().create(true).append(true).open(&path)?;
+            let directory = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+            fs::create_dir_all(directory)?;
+            let unnamed = path.with_extension("new");
+            match fs::remove_file(&unnamed) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+                _ => {}
+            }
+            let database = Database::builder().create(&unnamed).map_err(opening)?;
+            settle(&database)?;
+            drop(database);
+            fs::rename(&unnamed, &path)?;
             File::open(directory)?.sync_all()?;
         }
         Ok(Self(path))
@@ -73,8 +90,23 @@ impl FilePlace {
 }
 
 impl Place for FilePlace {
-    fn open(&self) -> Result<Database, DatabaseError> {
-        Database::builder().set_cache_size(CACHE_BYTES).create(&self.0)
+    fn open(&self) -> Result<Database, DiskError> {
+        // redb itself would write to whatever it is given.
+        let mut start = Vec::new();
+        File::open(&self.0)?.take(MAGIC.len() as u64).read_to_end(&mut start)?;
+        match &start[..] {
+            [] => return Err(DiskError::Empty),
+            MAGIC => {}
+            _ => return Err(DiskError::Foreign),
+        }
+        Database::builder().set_cache_size(CACHE_BYTES).open(&self.0).map_err(opening)
+    }
+}
+
+pub(crate) fn opening(error: DatabaseError) -> DiskError {
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => DiskError::InUse,
+        other => DiskError::Redb(Box::new(other.into())),
     }
 }
 
@@ -97,10 +129,7 @@ impl Disk {
         let database = match self.database.take() {
             Some(database) => database,
             None => {
-                let database = self.place.open().map_err(|error| match error {
-                    DatabaseError::DatabaseAlreadyOpen => DiskError::InUse,
-                    other => DiskError::Redb(Box::new(other.into())),
-                })?;
+                let database = self.place.open()?;
                 settle(&database)?;
                 database
             }

@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use redb::{Database, DatabaseError, StorageBackend};
+use redb::{Database, StorageBackend};
 
-use crate::disk::{DiskError, Place};
+use crate::disk::{DiskError, Place, opening};
 use crate::{Document, Expect, Key, Limits, Op, Prefix, Revision, Store, Transaction, WriteError};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -71,8 +71,8 @@ impl StorageBackend for Device {
 }
 
 impl Place for Device {
-    fn open(&self) -> Result<Database, DatabaseError> {
-        Database::builder().create_with_backend(self.clone())
+    fn open(&self) -> Result<Database, DiskError> {
+        Database::builder().create_with_backend(self.clone()).map_err(opening)
     }
 }
 

@@ -77,9 +77,9 @@ pub struct List {
 }
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot open the store in {directory}")]
+#[error("cannot open the store {file}")]
 pub struct OpenError {
-    pub directory: PathBuf,
+    pub file: PathBuf,
     #[source]
     source: DiskError,
 }
@@ -185,8 +185,9 @@ impl Store {
     /// # Errors
     /// When another process (or this one) has it open, or the file cannot be read or made sense of.
     pub fn open(directory: &Path, limits: Limits) -> Result<Self, OpenError> {
-        let failed = |source| OpenError { directory: directory.to_owned(), source };
-        let place = FilePlace::prepare(directory).map_err(|error| failed(error.into()))?;
+        let file = directory.join("store.redb");
+        let failed = |source| OpenError { file: file.clone(), source };
+        let place = FilePlace::prepare(file.clone()).map_err(failed)?;
         Self::open_place(Box::new(place), limits).map_err(failed)
     }
 

@@ -95,6 +95,21 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
 }
 
 #[test]
+fn a_store_whose_content_was_lost_is_not_taken_for_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    drop(Store::open(directory.path(), Limits::default()).unwrap());
+    let file = directory.path().join("store.redb");
+    for (content, reason) in [(&b""[..], "it is empty"), (b"not a database", "it is no store")] {
+        std::fs::write(&file, content).unwrap();
+        let error = Store::open(directory.path(), Limits::default()).err().expect("a refusal");
+        assert_eq!(error.to_string(), format!("cannot open the store {}", file.display()));
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.starts_with(reason), "{source}");
+        assert!(std::fs::read(&file).unwrap() == content, "it is left as it was");
+    }
+}
+
+#[test]
 fn a_second_opener_is_told_which_directory_is_taken() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path(), Limits::default()).unwrap();
