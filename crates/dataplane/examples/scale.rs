@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use portolan_dataplane::{NftProjection, ProxyConfig};
+use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_model::{
     Delta, Endpoint, EndpointPort, EndpointSlice, Event, Protocol, Service, ServiceId, ServicePort, ServiceType,
     SliceId, Snapshot, TrafficPolicy,
@@ -29,7 +29,7 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
         delta.merge(snapshot.apply(Event::Service(service(number))));
         delta.merge(snapshot.apply(Event::Slice(slice(number, &(0..endpoints).collect::<Vec<_>>()))));
     }
-    let mut projection = NftProjection::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
+    let mut projection = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
     let start = Instant::now();
     let report = projection.apply(&snapshot, &delta).await;
     anyhow::ensure!(report.refused.is_empty(), "refused: {:?}", report.refused.first());
@@ -65,18 +65,14 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
     }
     let start = Instant::now();
     drop(projection);
-    let mut projection = NftProjection::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
+    let mut projection = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
     println!("read back after a restart: {:?}", start.elapsed());
     let report = projection.synced(&snapshot).await;
     println!("adopted: {:?}, {} operations", start.elapsed(), report.operations);
     Ok(())
 }
 
-async fn change(
-    projection: &mut NftProjection,
-    snapshot: &mut Snapshot,
-    events: Vec<Event>,
-) -> anyhow::Result<Duration> {
+async fn change(projection: &mut DataPlane, snapshot: &mut Snapshot, events: Vec<Event>) -> anyhow::Result<Duration> {
     let start = Instant::now();
     let mut delta = Delta::default();
     for event in events {

@@ -1,4 +1,4 @@
-//! Service forwarding in the kernel: [`NftProjection`] keeps one network namespace's nftables as the snapshot says.
+//! Service forwarding in the kernel: [`DataPlane`] keeps one network namespace as the snapshot says.
 //!
 //! Invariants: what a change costs follows the change and not the number of Services; what was made by an earlier life
 //! of this program is adopted and not rebuilt, so that a restart drops no connection; one Service's refused change
@@ -10,10 +10,12 @@
 
 mod config;
 mod conntrack;
+mod desired;
 mod error;
 mod lock;
 pub mod nft;
+mod plane;
 
 pub use config::{NodePortAddresses, ProxyConfig};
 pub use error::Error;
-pub use nft::{NftProjection, Report, cleanup};
+pub use plane::{DataPlane, Report, cleanup};

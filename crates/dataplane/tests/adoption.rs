@@ -6,7 +6,7 @@ mod lab;
 use std::net::SocketAddr;
 
 use lab::Lab;
-use portolan_dataplane::{Error, NftProjection, cleanup};
+use portolan_dataplane::{DataPlane, Error, cleanup};
 use portolan_model::{Event, ServiceId, Snapshot};
 use portolan_testkit::{Dial, Netns, Outcome, require_root, say, skip};
 
@@ -22,7 +22,7 @@ fn a_restart_adopts_what_it_finds_and_drops_no_connection() {
     let mut snapshot = Snapshot::default();
     let delta = lab::apply(&mut snapshot, lab::OBJECTS);
     let before = node.block_on(|| async {
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         projection.elements()
     });
@@ -30,7 +30,7 @@ fn a_restart_adopts_what_it_finds_and_drops_no_connection() {
     assert!(Outcome::greeting(&connection).by().is_some());
 
     node.block_on(|| async {
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         assert_eq!(projection.elements(), before, "all of it is found");
         // Before anything is known again, traffic goes on.
         assert!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.0.1:80")).once()).by().is_some());
@@ -48,14 +48,14 @@ fn what_went_while_nobody_looked_is_pruned_only_when_all_is_known() {
     let mut snapshot = Snapshot::default();
     let delta = lab::apply(&mut snapshot, lab::OBJECTS);
     netns.block_on(|| async {
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
     });
     let mut left = Snapshot::default();
     lab::apply(&mut left, lab::OBJECTS);
     left.apply(Event::ServiceGone(ServiceId::new("shop", "web")));
     netns.block_on(|| async {
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         let before = projection.elements();
         let known_first = left.services().next().unwrap().id.clone();
         let partial = portolan_model::Delta { services: [known_first].into(), ..Default::default() };
@@ -72,17 +72,17 @@ fn a_second_proxy_is_told_who_is_there() {
     require_root!();
     let netns = Netns::new();
     netns.block_on(|| async {
-        let first = NftProjection::open(lab::config()).await.unwrap();
-        let second = NftProjection::open(lab::config()).await;
+        let first = DataPlane::open(lab::config()).await.unwrap();
+        let second = DataPlane::open(lab::config()).await;
         let Err(error @ Error::Taken { pid }) = second else { panic!("a second proxy was let in") };
         assert_eq!(pid.map(|pid| u32::try_from(pid).unwrap()), Some(std::process::id()));
         assert!(error.to_string().contains("another proxy (process"), "{error}");
         assert!(matches!(cleanup().await, Err(Error::Taken { .. })));
         drop(first);
-        NftProjection::open(lab::config()).await.unwrap();
+        DataPlane::open(lab::config()).await.unwrap();
     });
     // In another namespace it is welcome.
-    Netns::new().block_on(|| async { drop(NftProjection::open(lab::config()).await.unwrap()) });
+    Netns::new().block_on(|| async { drop(DataPlane::open(lab::config()).await.unwrap()) });
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn drift_is_found_and_repaired() {
     netns.block_on(|| async {
         let mut snapshot = Snapshot::default();
         let delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         let before = projection.elements();
         for drift in [
@@ -127,7 +127,7 @@ fn a_change_finds_its_way_over_drift() {
     netns.block_on(|| async {
         let mut snapshot = Snapshot::default();
         let delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         let flush = ["flush", "map", "ip", "portolan", "slots"];
         if netns.command("nft", &flush).is_none() {
@@ -147,7 +147,7 @@ fn cleanup_leaves_nothing() {
     netns.block_on(|| async {
         let mut snapshot = Snapshot::default();
         let delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         drop(projection);
         cleanup().await.unwrap();
@@ -161,7 +161,7 @@ fn cleanup_leaves_nothing() {
 fn its_futures_can_move_between_threads() {
     fn movable<T: Send>(_: T) {}
     async fn whole_life(snapshot: &Snapshot) -> Result<(), Error> {
-        let mut projection = NftProjection::open(lab::config()).await?;
+        let mut projection = DataPlane::open(lab::config()).await?;
         projection.synced(snapshot).await;
         projection.apply(snapshot, &portolan_model::Delta::default()).await;
         projection.audit(snapshot).await?;

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lab::Lab;
-use portolan_dataplane::NftProjection;
+use portolan_dataplane::DataPlane;
 use portolan_model::forwarding::{Flow, NodeContext, Outcome as Traced, Table, trace};
 use portolan_model::{Protocol, Snapshot};
 use portolan_testkit::{Dial, Outcome, Transport, require_root};
@@ -95,7 +95,7 @@ fn by_the_kernel() {
     let mut snapshot = Snapshot::default();
     let delta = lab::apply(&mut snapshot, lab::OBJECTS);
     lab.at("node-1").block_on(|| async {
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         let report = projection.apply(&snapshot, &delta).await;
         assert!(report.refused.is_empty(), "{:?}", report.refused);
     });

@@ -3,7 +3,7 @@
 
 mod lab;
 
-use portolan_dataplane::NftProjection;
+use portolan_dataplane::DataPlane;
 use portolan_model::Snapshot;
 use portolan_testkit::{Netns, require_root, skip};
 
@@ -21,7 +21,7 @@ fn stock_nft_prints_the_table() {
     netns.block_on(|| async {
         let mut snapshot = Snapshot::default();
         let delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         assert!(projection.apply(&snapshot, &delta).await.refused.is_empty());
     });
     let Some(listing) = listing(&netns) else { return skip("needs nft") };
@@ -44,7 +44,7 @@ fn random_changes_leave_no_stray_element() {
         netns.block_on(|| async {
             let mut random = lab::random::Random::new(seed);
             let mut snapshot = Snapshot::default();
-            let mut projection = NftProjection::open(lab::config()).await.unwrap();
+            let mut projection = DataPlane::open(lab::config()).await.unwrap();
             for _ in 0..250 {
                 let delta = snapshot.apply(random.event());
                 let report = projection.apply(&snapshot, &delta).await;
@@ -58,7 +58,7 @@ fn random_changes_leave_no_stray_element() {
             );
             // Who comes anew and sees only the result finds nothing to write.
             drop(projection);
-            let mut projection = NftProjection::open(lab::config()).await.unwrap();
+            let mut projection = DataPlane::open(lab::config()).await.unwrap();
             assert_eq!(projection.synced(&snapshot).await.operations, 0, "seed {seed}: the kernel is as compiled");
             projection.synced(&Snapshot::default()).await;
         });
@@ -91,7 +91,7 @@ fn a_change_costs_what_changed() {
     require_root!();
     Netns::new().block_on(|| async {
         let mut snapshot = Snapshot::default();
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         lab::apply(&mut snapshot, lab::OBJECTS);
         projection.synced(&snapshot).await;
         for (what, hosts, operations) in [

@@ -8,7 +8,7 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::Lab;
-use portolan_dataplane::{NftProjection, NodePortAddresses, ProxyConfig};
+use portolan_dataplane::{DataPlane, NodePortAddresses, ProxyConfig};
 use portolan_model::Snapshot;
 use portolan_testkit::{Dial, Netns, Outcome, require_root};
 
@@ -65,7 +65,7 @@ fn connections_spread_evenly() {
     lab.at("node-1").block_on(|| async {
         let mut snapshot = Snapshot::default();
         let delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
     });
     let share = share(lab.at("pod-x"), &Dial::tcp(address("10.96.0.1:80")), 1_500);
@@ -84,7 +84,7 @@ fn a_session_stays_until_its_backend_goes() {
         let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
         delta.merge(lab::apply(&mut snapshot, CART));
         delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b"])));
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
 
         for (from, dial) in [
@@ -124,7 +124,7 @@ fn sessions_run_out() {
         let mut snapshot = Snapshot::default();
         let mut delta = lab::apply(&mut snapshot, &CART.replace("timeoutSeconds: 600", "timeoutSeconds: 1"));
         delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b", "pod-c"])));
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         let dial = Dial::tcp(address("10.96.1.1:80"));
         let first = share(client, &dial, 10);
@@ -168,7 +168,7 @@ fn udp_flows_follow_their_service() {
     lab.at("node-1").block_on(|| async {
         let mut snapshot = Snapshot::default();
         let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         for (from, to) in [("pod-x", "10.96.1.1:53"), ("node-1", "10.96.1.1:53"), ("outside", "10.203.0.11:30101")] {
             let socket = lab.at(from).run(|| UdpSocket::bind("0.0.0.0:0").unwrap());
@@ -206,7 +206,7 @@ fn an_attempt_at_a_dead_backend_does_not_bind_the_next_one_from_the_same_port() 
         let mut snapshot = Snapshot::default();
         let mut delta = lab::apply(&mut snapshot, &CART.replace("  sessionAffinity: ClientIP\n", ""));
         delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a"]).replace("10.244.1.2]", "10.244.1.99]")));
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         let dial = Dial::tcp(address("10.96.1.1:80")).from(address("10.244.1.9:41000"));
         let patience = Duration::from_millis(200);
@@ -226,7 +226,7 @@ fn an_open_connection_outlives_the_change_of_its_service() {
         let mut snapshot = Snapshot::default();
         let mut delta = lab::apply(&mut snapshot, CART);
         delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a"])));
-        let mut projection = NftProjection::open(lab::config()).await.unwrap();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
         let connection = lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).open().unwrap());
         assert_eq!(Outcome::greeting(&connection).by(), Some("pod-a"));
@@ -249,7 +249,7 @@ fn a_restart_with_another_configuration_goes_by_it() {
         node.block_on(|| async {
             let mut snapshot = Snapshot::default();
             lab::apply(&mut snapshot, lab::OBJECTS);
-            let mut projection = NftProjection::open(config.clone()).await.unwrap();
+            let mut projection = DataPlane::open(config.clone()).await.unwrap();
             let report = projection.synced(&snapshot).await;
             assert!(report.refused.is_empty(), "{:?}", report.refused);
         });

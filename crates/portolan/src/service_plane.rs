@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use portolan_client::{Feed, FeedItem, service_feed};
-use portolan_dataplane::{NftProjection, ProxyConfig, Report};
+use portolan_dataplane::{DataPlane, ProxyConfig, Report};
 use portolan_dns::{DnsServer, ServerConfig};
 use portolan_lb::L2Announcer;
 use portolan_model::{Delta, Snapshot};
@@ -87,7 +87,7 @@ pub(crate) async fn run(
 
 struct Plane {
     snapshot: Snapshot,
-    kernel: NftProjection,
+    kernel: DataPlane,
     dns: DnsServer,
     announcer: L2Announcer,
     /// What the projections have not been told yet. Until every watch has listed, a Service may be known without its
@@ -100,7 +100,7 @@ struct Plane {
 
 impl Plane {
     async fn open(config: &Config) -> Result<Self> {
-        let kernel = NftProjection::open(ProxyConfig::new(&config.node_name, config.pod_cidrs.clone()))
+        let kernel = DataPlane::open(ProxyConfig::new(&config.node_name, config.pod_cidrs.clone()))
             .await
             .context("cannot take over this node's Service forwarding")?;
         let dns = DnsServer::bind(ServerConfig {

@@ -147,16 +147,11 @@ impl ChainKind {
     }
 }
 
-/// All entries of a Service, sorted. `holds` says whether a frontend is this Service's (another may have claimed it
-/// first); `slots` gives the backends of a frontend's set in the order they have now.
+/// All entries of a Service, sorted. `slots` gives the backends of a frontend's set in the order they have now.
 #[must_use]
-pub fn entries(
-    service: &ServiceForwarding,
-    holds: impl Fn(&Frontend) -> bool,
-    slots: impl Fn(&Frontend, Reach) -> Vec<Backend>,
-) -> Vec<Entry> {
+pub fn entries(service: &ServiceForwarding, slots: impl Fn(&Frontend, Reach) -> Vec<Backend>) -> Vec<Entry> {
     let mut entries = Vec::new();
-    for forwarding in service.frontends.iter().filter(|forwarding| holds(&forwarding.frontend)) {
+    for forwarding in &service.frontends {
         frontend_entries(forwarding, &slots, &mut entries);
     }
     entries.extend(service.cluster_ips.iter().map(|address| (Key::ClusterIp(*address), Value::Present)));

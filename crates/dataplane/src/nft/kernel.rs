@@ -22,7 +22,7 @@ const MESSAGE_ELEMENTS: usize = 400;
 
 /// A client's session with a backend that is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Session {
+pub(crate) struct Session {
     /// `None` for any address: a node port.
     pub destination: Option<IpAddr>,
     pub protocol: Protocol,
@@ -30,7 +30,7 @@ pub(super) struct Session {
     pub backend: Backend,
 }
 
-pub(super) trait Ruleset: Send {
+pub(crate) trait Ruleset: Send {
     /// Everything there is.
     fn read(&mut self) -> impl Future<Output = Result<State, Error>> + Send;
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
@@ -41,7 +41,7 @@ pub(super) trait Ruleset: Send {
 }
 
 /// The table in the network namespace that this was opened in.
-pub(super) struct KernelRuleset {
+pub(crate) struct KernelRuleset {
     connection: Connection<Nftables>,
     config: ProxyConfig,
 }
@@ -49,7 +49,7 @@ pub(super) struct KernelRuleset {
 impl KernelRuleset {
     /// Makes the maps and the rules, or brings the rules up to date with this build and configuration, in one transaction
     /// and without touching the elements.
-    pub(super) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
+    pub(crate) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
         let ruleset = Self { connection: connect()?, config: config.clone() };
         ruleset.lay_out().await?;
         Ok(ruleset)
@@ -218,7 +218,7 @@ impl Ruleset for KernelRuleset {
 }
 
 /// Removes all that any [`KernelRuleset`] made in this network namespace.
-pub(super) async fn remove_everything() -> Result<(), Error> {
+pub(crate) async fn remove_everything() -> Result<(), Error> {
     let connection = connect()?;
     for family in Family::BOTH {
         remove_table(&connection, family).await?;

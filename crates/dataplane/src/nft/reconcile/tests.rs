@@ -7,9 +7,12 @@ use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
+use portolan_model::forwarding::NodeContext;
+use portolan_model::{Delta, Snapshot};
 use rand::RngExt;
 
 use super::*;
+use crate::desired::Desired;
 use crate::nft::entries::{Chain, chain_of};
 use crate::nft::state::Operations;
 
@@ -123,6 +126,28 @@ fn node(snapshot: &Snapshot) -> NodeContext {
     node
 }
 
+/// What is desired and what is realized, as the data plane has them together.
+struct Plane<R> {
+    desired: Desired,
+    nft: Reconciler<R>,
+}
+
+impl<R: Ruleset> Plane<R> {
+    fn restore(ruleset: R) -> Self {
+        let nft = run(Reconciler::restore(ruleset)).unwrap().unwrap();
+        Self { desired: Desired::default(), nft }
+    }
+
+    /// `None` if the caller stopped waiting.
+    fn apply(&mut self, snapshot: &Snapshot, delta: Option<&Delta>) -> Option<Report> {
+        let change = self.desired.change(snapshot, delta, node(snapshot));
+        let mut report = Report::default();
+        run(self.nft.apply(&change, &mut report))?;
+        self.desired.settle(self.nft.take_due());
+        Some(report)
+    }
+}
+
 /// The entries in the kernel, but for the order of slots, which depends on what happened before.
 fn in_order(entries: impl IntoIterator<Item = Entry>) -> BTreeSet<(Key, Value)> {
     let unnumbered = |(key, value)| match key {
@@ -136,9 +161,9 @@ fn in_order(entries: impl IntoIterator<Item = Entry>) -> BTreeSet<(Key, Value)> 
 fn from_scratch(snapshot: &Snapshot) -> Fake {
     let mut fake = Fake::new(0);
     fake.failures = false;
-    let mut reconciler = run(Reconciler::restore(fake)).unwrap().unwrap();
-    run(reconciler.apply(snapshot, None, node(snapshot))).unwrap();
-    reconciler.ruleset
+    let mut plane = Plane::restore(fake);
+    plane.apply(snapshot, None).unwrap();
+    plane.nft.ruleset
 }
 
 #[test]
@@ -148,39 +173,39 @@ fn whatever_fails_the_kernel_ends_up_as_the_snapshot_says() {
         let mut snapshot = Snapshot::default();
         let mut fake = Fake::new(seed);
         fake.failures = false;
-        let mut reconciler = run(Reconciler::restore(fake)).unwrap().unwrap();
-        reconciler.ruleset.failures = true;
+        let mut plane = Plane::restore(fake);
+        plane.nft.ruleset.failures = true;
         for step in 0..60 {
             let mut delta = Delta::default();
             for _ in 0..=step % 3 {
                 delta.merge(snapshot.apply(random.event()));
             }
             // An interrupted change is forgotten by its caller: only what comes next mends it.
-            let _ = run(reconciler.apply(&snapshot, Some(&delta), node(&snapshot)));
+            let _ = plane.apply(&snapshot, Some(&delta));
             if step % 20 == 19 {
-                reconciler.ruleset.lose_something();
+                plane.nft.ruleset.lose_something();
             }
         }
         // The failures end: one audit puts everything right.
-        reconciler.ruleset.failures = false;
-        run(reconciler.reread()).unwrap().unwrap();
-        let (mut report, _) = run(reconciler.apply(&snapshot, None, node(&snapshot))).unwrap();
-        run(reconciler.prune(&mut report)).unwrap();
+        plane.nft.ruleset.failures = false;
+        run(plane.nft.reread()).unwrap().unwrap();
+        let mut report = plane.apply(&snapshot, None).unwrap();
+        run(plane.nft.prune(&mut report)).unwrap();
         assert!(report.refused.is_empty(), "seed {seed}: {:?}", report.refused);
         let ideal = from_scratch(&snapshot);
-        let kernel = &reconciler.ruleset;
+        let kernel = &plane.nft.ruleset;
         assert_eq!(in_order(kernel.entries.clone()), in_order(ideal.entries), "seed {seed}");
         assert_eq!(kernel.chains, ideal.chains, "seed {seed}");
         // And everybody's leaving leaves nothing of theirs.
         let nothing = Snapshot::default();
-        run(reconciler.apply(&nothing, None, node(&nothing))).unwrap();
-        let left: Vec<_> = reconciler.ruleset.entries.keys().collect();
+        plane.apply(&nothing, None).unwrap();
+        let left: Vec<_> = plane.nft.ruleset.entries.keys().collect();
         assert!(
             left.iter().all(|key| matches!(key, Key::NodeAddress(_) | Key::PodNetwork(_))),
             "seed {seed}: {left:?}"
         );
-        assert_eq!(reconciler.ruleset.chains, BTreeSet::new(), "seed {seed}");
-        assert!(reconciler.services.is_empty() && reconciler.claims == Claims::default(), "seed {seed}");
+        assert_eq!(plane.nft.ruleset.chains, BTreeSet::new(), "seed {seed}");
+        assert!(plane.nft.services.is_empty() && plane.desired.is_empty(), "seed {seed}");
     }
 }
 
@@ -219,18 +244,18 @@ fn one_refused_service_is_named_and_harms_no_other() {
     let victim = services().nth(2).unwrap();
     let mut fake = Fake::new(7);
     fake.failures = false;
-    let mut reconciler = run(Reconciler::restore(Picky(fake, victim.cluster_ips[0]))).unwrap().unwrap();
-    let (report, _) = run(reconciler.apply(&snapshot, None, node(&snapshot))).unwrap();
+    let mut plane = Plane::restore(Picky(fake, victim.cluster_ips[0]));
+    let report = plane.apply(&snapshot, None).unwrap();
     let refused: Vec<_> = report.refused.iter().map(|(id, _)| id).collect();
     assert_eq!(refused, [&victim.id]);
     for service in services().filter(|service| service.id != victim.id) {
-        assert!(reconciler.realized.get(&Key::ClusterIp(service.cluster_ips[0])).is_some(), "{}", service.id);
+        assert!(plane.nft.realized.get(&Key::ClusterIp(service.cluster_ips[0])).is_some(), "{}", service.id);
     }
     // The next change of anything tries it again.
-    reconciler.ruleset.1 = IpAddr::from([0, 0, 0, 0]);
-    let (report, _) = run(reconciler.apply(&snapshot, Some(&Delta::default()), node(&snapshot))).unwrap();
+    plane.nft.ruleset.1 = IpAddr::from([0, 0, 0, 0]);
+    let report = plane.apply(&snapshot, Some(&Delta::default())).unwrap();
     assert!(report.refused.is_empty());
-    assert_eq!(in_order(reconciler.ruleset.0.entries.clone()), in_order(from_scratch(&snapshot).entries));
+    assert_eq!(in_order(plane.nft.ruleset.0.entries.clone()), in_order(from_scratch(&snapshot).entries));
 }
 
 #[test]
@@ -242,9 +267,9 @@ fn nothing_is_written_when_nothing_changed() {
     }
     let mut fake = Fake::new(3);
     fake.failures = false;
-    let mut reconciler = run(Reconciler::restore(fake)).unwrap().unwrap();
-    run(reconciler.apply(&snapshot, None, node(&snapshot))).unwrap();
-    let commits = reconciler.ruleset.commits;
-    let (report, _) = run(reconciler.apply(&snapshot, None, node(&snapshot))).unwrap();
-    assert_eq!((report.operations, reconciler.ruleset.commits), (0, commits));
+    let mut plane = Plane::restore(fake);
+    plane.apply(&snapshot, None).unwrap();
+    let commits = plane.nft.ruleset.commits;
+    let report = plane.apply(&snapshot, None).unwrap();
+    assert_eq!((report.operations, plane.nft.ruleset.commits), (0, commits));
 }

@@ -1,0 +1,164 @@
+//! Snapshots and deltas -> the kernel of one network namespace, by all the means this crate has.
+//!
+//! Invariant: one order for every change: what is desired is settled once, nftables has it first, and flows are ended only
+//! when new ones can no longer go their way.
+//!
+//! Deliberately not here: any of the means.
+
+use std::io::Read;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use nlink::netlink::{Connection, Route};
+use portolan_model::forwarding::NodeContext;
+use portolan_model::{Delta, Diagnostic, ServiceId, Snapshot};
+
+use crate::conntrack::Cleaner;
+use crate::desired::Desired;
+use crate::lock::Lock;
+use crate::nft::{KernelRuleset, Reconciler, remove_everything};
+use crate::{Error, NodePortAddresses, ProxyConfig};
+
+/// What a change came to.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// Elements deleted and inserted.
+    pub operations: usize,
+    /// Services whose change the kernel refused, with why. They are tried again with every later change and audit.
+    pub refused: Vec<(ServiceId, Arc<Error>)>,
+    /// What in the Services was left out, and why.
+    pub diagnostics: Vec<(ServiceId, Diagnostic)>,
+    /// Elements and chains found missing, changed or stray. Only an audit looks.
+    pub repaired: usize,
+}
+
+/// Keeps the kernel's forwarding in one network namespace as the snapshot says. Only one can be open in a namespace.
+pub struct DataPlane {
+    config: ProxyConfig,
+    desired: Desired,
+    nft: Reconciler<KernelRuleset>,
+    /// The node's own addresses, as its links have them.
+    own_addresses: Vec<IpAddr>,
+    cleaner: Cleaner,
+    route: Connection<Route>,
+    _lock: Lock,
+}
+
+impl DataPlane {
+    /// Takes charge of the calling thread's network namespace: makes the table, or adopts it as it was left, and lets
+    /// the namespace forward. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Taken`] when another one is open in the namespace, by whatever process; otherwise what the kernel refused.
+    pub async fn open(config: ProxyConfig) -> Result<Self, Error> {
+        let lock = crate::lock::take()?;
+        // A packet for a backend elsewhere, and the answer to it, cross this node.
+        ensure_sysctl("net.ipv4.ip_forward", "1", true)?;
+        // Absent where the kernel has no IPv6, and then there is nothing to forward.
+        ensure_sysctl("net.ipv6.conf.all.forwarding", "1", false)?;
+        let socket = |source| Error::Socket { what: "addresses", source: Box::new(source) };
+        let route = Connection::<Route>::new().map_err(socket)?;
+        let nft = Reconciler::restore(KernelRuleset::open(&config).await?).await?;
+        let cleaner = Cleaner::start()?;
+        let desired = Desired::default();
+        let mut plane = Self { config, desired, nft, own_addresses: Vec::new(), cleaner, route, _lock: lock };
+        plane.read_addresses().await?;
+        Ok(plane)
+    }
+
+    /// Brings the kernel in line with what the delta names. When this returns, new connections go by the snapshot.
+    ///
+    /// After a start, call [`synced`](Self::synced) with the first complete snapshot before anything else: half a
+    /// snapshot may have a Service without its endpoints. Until then what was adopted goes on forwarding.
+    pub async fn apply(&mut self, snapshot: &Snapshot, delta: &Delta) -> Report {
+        self.realize(snapshot, Some(delta)).await
+    }
+
+    async fn realize(&mut self, snapshot: &Snapshot, delta: Option<&Delta>) -> Report {
+        let node = self.node_context(snapshot);
+        let mut change = self.desired.change(snapshot, delta, node);
+        let mut report = Report { diagnostics: std::mem::take(&mut change.diagnostics), ..Report::default() };
+        let mut stale = self.nft.apply(&change, &mut report).await;
+        if delta.is_none() {
+            stale.extend(self.nft.prune(&mut report).await);
+        }
+        self.desired.settle(self.nft.take_due());
+        self.cleaner.end(stale);
+        report
+    }
+
+    /// The snapshot is complete: what an earlier life left and nobody asked for since is removed.
+    pub async fn synced(&mut self, snapshot: &Snapshot) -> Report {
+        self.realize(snapshot, None).await
+    }
+
+    /// Reads the kernel back and repairs what differs from the snapshot, and what was refused. For a slow background
+    /// tick and after suspicion; it costs a dump of the table.
+    ///
+    /// # Errors
+    /// When the kernel cannot be read; nothing was changed then.
+    pub async fn audit(&mut self, snapshot: &Snapshot) -> Result<Report, Error> {
+        self.read_addresses().await?;
+        let repaired = self.nft.reread().await?;
+        let mut report = self.realize(snapshot, None).await;
+        report.repaired += repaired;
+        Ok(report)
+    }
+
+    /// Waits until the UDP flows that earlier changes made stale are ended, which `apply` leaves to a task of its own.
+    pub async fn settled(&self) {
+        self.cleaner.settle().await;
+    }
+
+    /// Elements that are in place, for tables and metrics.
+    #[must_use]
+    pub fn elements(&self) -> usize {
+        self.nft.realized().len()
+    }
+
+    async fn read_addresses(&mut self) -> Result<(), Error> {
+        let addresses = self.route.get_addresses().await;
+        let addresses = addresses
+            .map_err(|source| Error::Read { what: "the node's addresses".to_owned(), source: Box::new(source) })?;
+        self.own_addresses = addresses.iter().filter_map(|address| address.address().copied()).collect();
+        self.own_addresses.sort_unstable();
+        self.own_addresses.dedup();
+        Ok(())
+    }
+
+    fn node_context(&self, snapshot: &Snapshot) -> NodeContext {
+        let mut node = NodeContext::from_snapshot(snapshot, &self.config.node_name, &self.config.pod_networks);
+        if let NodePortAddresses::In(networks) = &self.config.node_port_addresses {
+            let chosen =
+                |address: &&IpAddr| !address.is_loopback() && networks.iter().any(|network| network.contains(*address));
+            node.node_port_addresses = self.own_addresses.iter().filter(chosen).copied().collect();
+        }
+        node.own_addresses.extend(&self.own_addresses);
+        node.masquerade_all = self.config.masquerade_all;
+        node
+    }
+}
+
+/// Removes everything that a [`DataPlane`] ever made in the calling thread's network namespace, and the sessions
+/// with it. Established connections go on. The sysctls stay: others may have come to rely on them.
+///
+/// # Errors
+/// [`Error::Taken`] while one is open there.
+pub async fn cleanup() -> Result<(), Error> {
+    let _lock = crate::lock::take()?;
+    remove_everything().await
+}
+
+/// Sets the sysctl unless it is set already, so that a read-only `/proc/sys` does no harm where nothing has to change.
+fn ensure_sysctl(key: &'static str, value: &'static str, required: bool) -> Result<(), Error> {
+    let path = format!("/proc/sys/{}", key.replace('.', "/"));
+    let mut found = String::new();
+    let read = std::fs::File::open(&path).and_then(|mut file| file.read_to_string(&mut found));
+    if read.is_ok() && found.trim() == value {
+        return Ok(());
+    }
+    match std::fs::write(&path, value) {
+        Err(error) if !required && error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|source| Error::Sysctl { key, value, source }),
+    }
+}
