@@ -1,15 +1,22 @@
 //! One attempt to reach an [`Echo`](crate::Echo) server from the namespace of the calling thread.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+
+use crate::sctp;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     Tcp,
     Udp,
+    /// INIT and INIT ACK, by raw sockets: the kernel need not know SCTP.
+    Sctp,
+    /// An ICMP or ICMPv6 echo request; the port means nothing. [`Netns`](crate::Netns) allows the sockets it takes.
+    Ping,
 }
 
 /// What came of an attempt.
@@ -17,6 +24,8 @@ pub enum Transport {
 pub enum Outcome {
     /// The server's id and port, and the client's address, as the server saw them.
     Answered { by: String, at: u16, seen_as: IpAddr },
+    /// An echo reply, which does not say whose it is.
+    Echoed,
     /// A TCP reset or an ICMP port unreachable.
     Refused,
     /// Another ICMP error: no route, or administratively prohibited.
@@ -77,6 +86,8 @@ impl Dial {
         let attempt = match self.transport {
             Transport::Tcp => self.open().and_then(|stream| greeting(&stream)),
             Transport::Udp => self.datagram(),
+            Transport::Sctp => self.init(),
+            Transport::Ping => self.ping(),
         };
         attempt.unwrap_or_else(|error| outcome_of(&error))
     }
@@ -97,15 +108,46 @@ impl Dial {
         let socket = self.socket(Type::DGRAM)?;
         socket.connect(&SockAddr::from(self.to))?;
         socket.set_read_timeout(Some(self.patience))?;
-        let socket = UdpSocket::from(socket);
-        match socket.send(b"who is there?") {
-            // The machine's own filter took it on its way out; whether it was refused or dropped shows in what follows.
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {}
-            sent => drop(sent?),
-        }
+        send(&socket, b"who is there?")?;
         let mut answer = [0; 256];
-        let length = socket.recv(&mut answer)?;
+        let length = UdpSocket::from(socket).recv(&mut answer)?;
         read_greeting(&String::from_utf8_lossy(&answer[..length]))
+    }
+
+    fn init(&self) -> std::io::Result<Outcome> {
+        /// Nobody else speaks from these ports in a namespace made for a test.
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = self.from.map_or(40_000 + number % 20_000, |from| from.port());
+        let init = sctp::Packet::init(port, self.to.port(), 1 + u32::from(number));
+        let mut socket = sctp::socket(self.to.ip())?;
+        if let Some(from) = self.from {
+            socket.bind(&SockAddr::from(SocketAddr::new(from.ip(), 0)))?;
+        }
+        socket.connect(&SockAddr::from(SocketAddr::new(self.to.ip(), 0)))?;
+        send(&socket, &init.write())?;
+        let deadline = Instant::now() + self.patience;
+        loop {
+            let mut packet = [0; 512];
+            socket.set_read_timeout(Some(left_until(deadline)?))?;
+            let length = socket.read(&mut packet)?;
+            match sctp::Packet::read(&packet[..length], self.to.is_ipv4()) {
+                Some(answer) if answer.answers(&init) => return read_greeting(&answer.greeting),
+                // Another client's of this machine.
+                _ => {}
+            }
+        }
+    }
+
+    fn ping(&self) -> std::io::Result<Outcome> {
+        let protocol = if self.to.is_ipv4() { Protocol::ICMPV4 } else { Protocol::ICMPV6 };
+        let mut socket = Socket::new(Domain::for_address(self.to), Type::DGRAM, Some(protocol))?;
+        socket.connect(&SockAddr::from(SocketAddr::new(self.to.ip(), 0)))?;
+        socket.set_read_timeout(Some(self.patience))?;
+        // Type 8 or 128, code 0; the kernel fills in the checksum and who asks.
+        send(&socket, &[if self.to.is_ipv4() { 8 } else { 128 }, 0, 0, 0, 0, 0, 0, 1])?;
+        let mut answer = [0; 64];
+        socket.read(&mut answer).map(|_| Outcome::Echoed)
     }
 
     fn socket(&self, kind: Type) -> std::io::Result<Socket> {
@@ -116,6 +158,20 @@ impl Dial {
         }
         Ok(socket)
     }
+}
+
+/// Sends, also where the machine's own filter takes it on its way out: whether that refused or dropped it shows in what
+/// is received.
+fn send(socket: &Socket, bytes: &[u8]) -> std::io::Result<()> {
+    match socket.send(bytes) {
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => Ok(()),
+        sent => sent.map(|_| ()),
+    }
+}
+
+fn left_until(deadline: Instant) -> std::io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(std::io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 /// The line a TCP echo server opens with.

@@ -1,9 +1,10 @@
 //! A server that says who it is and whom it sees.
 //!
 //! Over TCP it sends one line, `<id> <port> <peer address>`, when a connection opens and then echoes what comes. Over UDP it
-//! answers each datagram with that line.
+//! answers each datagram with that line, over SCTP each INIT.
 
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::thread::JoinHandle;
 
 use tokio::io::AsyncWriteExt;
@@ -11,9 +12,9 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::Netns;
+use crate::{Netns, sctp};
 
-/// Listens on TCP and UDP until dropped; open connections end then too.
+/// Listens on TCP, UDP and SCTP until dropped; open connections end then too.
 #[derive(Debug)]
 pub struct Echo {
     stop: Option<oneshot::Sender<()>>,
@@ -21,7 +22,7 @@ pub struct Echo {
 }
 
 impl Echo {
-    /// Listens on each address, both with TCP and UDP, from the moment this returns.
+    /// Listens on each address, with TCP, UDP and SCTP, from the moment this returns.
     pub fn start(netns: &Netns, id: &str, addresses: &[SocketAddr]) -> Self {
         let (stop, stopped) = oneshot::channel();
         let (ready, is_ready) = std::sync::mpsc::channel();
@@ -29,6 +30,15 @@ impl Echo {
         let thread = std::thread::spawn(move || {
             netns.block_on(|| async move {
                 let mut servers = JoinSet::new();
+                let mut ports = BTreeMap::<IpAddr, BTreeSet<u16>>::new();
+                for address in &addresses {
+                    ports.entry(address.ip()).or_default().insert(address.port());
+                }
+                for (address, ports) in ports {
+                    let sctp = sctp::listen(address).unwrap_or_else(|e| panic!("hear SCTP at {address}: {e}"));
+                    let sctp = UdpSocket::from_std(sctp).expect("a socket for the runtime");
+                    servers.spawn(serve_sctp(sctp, address, ports, id.clone()));
+                }
                 for address in addresses {
                     let tcp = TcpListener::bind(address).await.unwrap_or_else(|e| panic!("listen on {address}: {e}"));
                     let udp = UdpSocket::bind(address).await.unwrap_or_else(|e| panic!("bind {address}: {e}"));
@@ -82,6 +92,18 @@ async fn serve_udp(socket: UdpSocket, id: String) {
         // An error here is the answer to an earlier send (connection refused); the socket goes on.
         if let Ok((_, peer)) = socket.recv_from(&mut datagram).await {
             let _ = socket.send_to(format!("{id} {peer}\n").as_bytes(), peer).await;
+        }
+    }
+}
+
+async fn serve_sctp(socket: UdpSocket, address: IpAddr, ports: BTreeSet<u16>, id: String) {
+    let mut packet = [0; 2048];
+    loop {
+        // As with UDP, an error is the answer to an earlier send.
+        let Ok((length, peer)) = socket.recv_from(&mut packet).await else { continue };
+        let packet = sctp::Packet::read(&packet[..length], address.is_ipv4());
+        if let Some(answer) = packet.filter(|p| ports.contains(&p.destination)).and_then(|p| p.answer(&id, peer.ip())) {
+            let _ = socket.send_to(&answer.write(), peer).await;
         }
     }
 }

@@ -11,6 +11,7 @@
 mod dial;
 mod echo;
 mod netns;
+mod sctp;
 
 pub use dial::{Dial, Outcome, Transport, say};
 pub use echo::Echo;

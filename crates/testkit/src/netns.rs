@@ -36,6 +36,8 @@ impl Netns {
         let netns = Self { file: Arc::new(file) };
         // Links give themselves an address that neighbours ask from; detection would hold it back for a second.
         netns.sysctl("net.ipv6.conf.default.accept_dad", "0");
+        // Root may send echo requests without raw sockets, which would see everybody's.
+        netns.sysctl("net.ipv4.ping_group_range", "0 0");
         netns.configure(|route| async move { route.set_link_up("lo").await });
         netns
     }

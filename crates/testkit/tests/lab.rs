@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use portolan_testkit::{Dial, Echo, Netns, Outcome, cable, require_root, say};
+use portolan_testkit::{Dial, Echo, Netns, Outcome, Transport, cable, require_root, say};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().expect("an address and port")
@@ -24,6 +24,8 @@ fn two_machines_talk_over_a_cable() {
         let answered = Outcome::Answered { by: "right".into(), at: 80, seen_as };
         assert_eq!(left.run(|| Dial::tcp(address(to)).once()), answered);
         assert_eq!(left.run(|| Dial::udp(address(to)).once()), answered);
+        assert_eq!(left.run(|| Dial::new(Transport::Sctp, address(to)).once()), answered);
+        assert_eq!(left.run(|| Dial::new(Transport::Ping, address(to)).once()), Outcome::Echoed);
     }
     assert_eq!(left.run(|| Dial::tcp(address("10.0.0.2:81")).once()), Outcome::Refused);
     assert_eq!(left.run(|| Dial::udp(address("10.0.0.2:81")).once()), Outcome::Refused);
