@@ -7,13 +7,14 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Debug};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
 
 use futures::StreamExt;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
+
+use crate::backoff::Backoff;
 
 /// `namespace/name`; the namespace is empty for cluster-scoped objects.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,18 +99,14 @@ where
     async fn drive(self, api: Api<K>, config: watcher::Config) {
         let mut events = std::pin::pin!(watcher::watcher(api, config));
         let mut listing: Option<BTreeMap<Key, Arc<K>>> = None;
-        let mut pause = Duration::ZERO;
+        let mut backoff = Backoff::default();
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    pause = Duration::ZERO;
+                    backoff = Backoff::default();
                     self.take(event, &mut listing);
                 }
-                Err(error) => {
-                    pause = (pause * 2).clamp(Duration::from_millis(50), Duration::from_secs(5));
-                    tracing::debug!(kind = %K::kind(&()), %error, ?pause, "watch interrupted");
-                    tokio::time::sleep(pause).await;
-                }
+                Err(error) => backoff.pause(&K::kind(&()), &error).await,
             }
         }
     }

@@ -1,8 +1,8 @@
-//! A kubeconfig file -> a connected client.
+//! A kubeconfig file, or what a pod is given, -> a connected client.
 
 use std::path::{Path, PathBuf};
 
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
 #[derive(Debug, thiserror::Error)]
@@ -19,9 +19,17 @@ pub enum ConnectError {
         #[source]
         source: Box<kube::config::KubeconfigError>,
     },
-    #[error("cannot set up the connection that {path} describes")]
+    #[error("this is no pod with a service account, so name a kubeconfig with --kubeconfig")]
+    InCluster(#[source] Box<InClusterError>),
+    #[error("{url:?} is no address of an API server, as in https://192.0.2.1:6443")]
+    Server {
+        url: String,
+        #[source]
+        source: http::uri::InvalidUri,
+    },
+    #[error("cannot set up the connection that {origin} describes")]
     Client {
-        path: PathBuf,
+        origin: String,
         #[source]
         source: Box<kube::Error>,
     },
@@ -32,11 +40,44 @@ pub enum ConnectError {
 /// # Errors
 /// When the file cannot be read, has no current context, or names certificates that cannot be loaded.
 pub async fn connect(kubeconfig: &Path) -> Result<Client, ConnectError> {
+    client(read(kubeconfig).await?, kubeconfig.display().to_string())
+}
+
+/// As [`connect`]; without a kubeconfig, by the service account of the pod that this runs in. `server` overrides where the
+/// API server is, and stands alone for one that asks nobody who they are.
+///
+/// # Errors
+/// Also when there is no service account.
+pub async fn connect_from(kubeconfig: Option<&Path>, server: Option<&str>) -> Result<Client, ConnectError> {
+    let url = server.map(|server| {
+        server.parse::<http::Uri>().map_err(|source| ConnectError::Server { url: server.to_owned(), source })
+    });
+    match (kubeconfig, url.transpose()?) {
+        (Some(path), url) => {
+            let mut config = read(path).await?;
+            config.cluster_url = url.unwrap_or(config.cluster_url);
+            client(config, path.display().to_string())
+        }
+        (None, Some(url)) => {
+            let origin = url.to_string();
+            client(Config::new(url), origin)
+        }
+        (None, None) => {
+            let config = Config::incluster().map_err(|source| ConnectError::InCluster(Box::new(source)))?;
+            client(config, "the service account".to_owned())
+        }
+    }
+}
+
+async fn read(kubeconfig: &Path) -> Result<Config, ConnectError> {
     let path = || kubeconfig.to_path_buf();
     let file = Kubeconfig::read_from(kubeconfig)
         .map_err(|source| ConnectError::Read { path: path(), source: Box::new(source) })?;
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default())
         .await
-        .map_err(|source| ConnectError::Context { path: path(), source: Box::new(source) })?;
-    Client::try_from(config).map_err(|source| ConnectError::Client { path: path(), source: Box::new(source) })
+        .map_err(|source| ConnectError::Context { path: path(), source: Box::new(source) })
+}
+
+fn client(config: Config, origin: String) -> Result<Client, ConnectError> {
+    Client::try_from(config).map_err(|source| ConnectError::Client { origin, source: Box::new(source) })
 }

@@ -1,32 +1,83 @@
 //! Services, EndpointSlices, Nodes and ServiceCIDRs, watched and told in the model's words.
+//!
+//! Invariants: every object is translated and let go of, so that only its name is kept here, to notice at the next list
+//! that it is gone; losing the API server tells nothing and takes nothing back; a kind that the server does not have, or
+//! does not show to this client, counts as listed and empty, and is asked for again now and then.
+//!
+//! Deliberately not here: what did not change. A list made anew is told whole, and the snapshot knows what is new in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::future::Future;
+use std::marker::PhantomData;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
 
+use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::runtime::watcher;
-use kube::{Api, Client, ResourceExt};
+use k8s_openapi::jiff::Timestamp;
+use kube::runtime::watcher::{self, watcher};
+use kube::{Api, Client, Resource, ResourceExt};
 use portolan_model::{Diagnostic, Event, ServiceId, SliceId, translate};
+use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use crate::{Cache, Change};
+use crate::Key;
+use crate::backoff::Backoff;
+
+/// When an EndpointSlice's controller heard of what made it write the slice.
+const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+/// A watch is begun anew after so many seconds, and given up a little later if the server does not answer any more.
+const WATCH_SECONDS: u32 = 120;
+/// How soon a kind that the server refused is asked for again: it may be upgraded, or grant the right to it.
+const REFUSED_AGAIN_AFTER: Duration = Duration::from_secs(300);
 
 /// What the feed tells, in order.
 #[derive(Debug)]
 pub enum FeedItem {
-    Event(Event),
-    /// One object's nonsense: for its Kubernetes Event and the log.
-    Diagnostics {
-        kind: &'static str,
-        namespace: String,
-        name: String,
-        diagnostics: Vec<Diagnostic>,
+    Change {
+        event: Event,
+        /// When what this change shows happened, as far as its writer says. Only EndpointSlices do.
+        happened: Option<SystemTime>,
     },
+    /// One object's nonsense: for its Kubernetes Event and the log.
+    Diagnostics { kind: &'static str, namespace: String, name: String, diagnostics: Vec<Diagnostic> },
     /// All four watches have listed: from now on what is not in the snapshot does not exist, and pruning is safe.
     Synced,
+}
+
+/// What the server is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Everything: DNS answers also for what no proxy forwards, and other Nodes matter to who answers for an address.
+    Everything,
+    /// What a proxy on the named node needs: Services that are not headless and not another proxy's, and its own Node.
+    Proxy { node: String },
+}
+
+impl Scope {
+    fn services(&self) -> watcher::Config {
+        match self {
+            Self::Everything => config(),
+            Self::Proxy { .. } => {
+                config().labels(&format!("!{},!{}", translate::HEADLESS_LABEL, translate::SERVICE_PROXY_NAME_LABEL))
+            }
+        }
+    }
+
+    fn nodes(&self) -> watcher::Config {
+        match self {
+            Self::Everything => config(),
+            Self::Proxy { node } => config().fields(&format!("metadata.name={node}")),
+        }
+    }
+}
+
+fn config() -> watcher::Config {
+    watcher::Config::default().timeout(WATCH_SECONDS)
 }
 
 pub struct Feed {
@@ -46,51 +97,131 @@ impl Feed {
 }
 
 /// The feed and the future that drives it until dropped.
-///
-/// Nothing is left out: what a proxy must not forward (headless, or another proxy's) the Service says of itself, because
-/// DNS answers for it all the same, and needs the slices that carry the label `service.kubernetes.io/headless`.
-pub fn service_feed(client: &Client) -> (Feed, impl Future<Output = ()> + Send + 'static) {
-    let (services, drive_services) = Cache::<Service>::new(Api::all(client.clone()), watcher::Config::default());
-    let (slices, drive_slices) = Cache::<EndpointSlice>::new(Api::all(client.clone()), watcher::Config::default());
-    let (nodes, drive_nodes) = Cache::<Node>::new(Api::all(client.clone()), watcher::Config::default());
-    let (cidrs, drive_cidrs) = Cache::<ServiceCIDR>::new(Api::all(client.clone()), watcher::Config::default());
+pub fn service_feed(client: &Client, scope: &Scope) -> (Feed, impl Future<Output = ()> + Send + 'static) {
     let (sender, items) = mpsc::unbounded_channel();
-    let translate = Translator {
-        services: services.subscribe(),
-        slices: slices.subscribe(),
-        nodes: nodes.subscribe(),
-        cidrs: cidrs.subscribe(),
-        unsynced: 4,
-        told: BTreeMap::new(),
-        sender,
-    };
+    let unlisted = Arc::new(AtomicU8::new(4));
+    let services = Watch::<Service>::new(&sender, &unlisted).drive(Api::all(client.clone()), scope.services());
+    let slices = Watch::<EndpointSlice>::new(&sender, &unlisted).drive(Api::all(client.clone()), scope.services());
+    let nodes = Watch::<Node>::new(&sender, &unlisted).drive(Api::all(client.clone()), scope.nodes());
+    let cidrs = Watch::<ServiceCIDR>::new(&sender, &unlisted).drive(Api::all(client.clone()), config());
     let driver = async move {
-        tokio::join!(drive_services, drive_slices, drive_nodes, drive_cidrs, translate.run());
+        tokio::join!(services, slices, nodes, cidrs);
     };
     (Feed { items }, driver)
 }
 
-struct Translator {
-    services: mpsc::UnboundedReceiver<Change<Service>>,
-    slices: mpsc::UnboundedReceiver<Change<EndpointSlice>>,
-    nodes: mpsc::UnboundedReceiver<Change<Node>>,
-    cidrs: mpsc::UnboundedReceiver<Change<ServiceCIDR>>,
-    unsynced: u8,
-    /// The last diagnostics told of each object, so that an unrelated update does not repeat them.
-    told: BTreeMap<(&'static str, String, String), Vec<Diagnostic>>,
-    sender: mpsc::UnboundedSender<FeedItem>,
+/// An API object that the model has words for.
+trait Told: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static {
+    const KIND: &'static str;
+    /// Whether a server may do without this kind.
+    const OPTIONAL: bool = false;
+
+    /// `None` when nothing of it concerns us, any more or at all.
+    fn translate(&self) -> Option<(Event, Vec<Diagnostic>)>;
+
+    fn gone(key: &Key) -> Event;
+
+    fn happened(&self) -> Option<SystemTime> {
+        None
+    }
 }
 
-impl Translator {
-    async fn run(mut self) {
-        let mut synced = [false; 4];
-        loop {
-            tokio::select! {
-                Some(change) = self.services.recv() => self.service(change, &mut synced[0]),
-                Some(change) = self.slices.recv() => self.slice(change, &mut synced[1]),
-                Some(change) = self.nodes.recv() => self.node(change, &mut synced[2]),
-                Some(change) = self.cidrs.recv() => self.cidr(change, &mut synced[3]),
-                else => return,
+impl Told for Service {
+    const KIND: &'static str = "Service";
+
+    fn translate(&self) -> Option<(Event, Vec<Diagnostic>)> {
+        translate::service(self).map(|(service, diagnostics)| (Event::Service(service), diagnostics))
+    }
+
+    fn gone(key: &Key) -> Event {
+        Event::ServiceGone(ServiceId::new(&key.namespace, &key.name))
+    }
+}
+
+impl Told for EndpointSlice {
+    const KIND: &'static str = "EndpointSlice";
+
+    fn translate(&self) -> Option<(Event, Vec<Diagnostic>)> {
+        translate::endpoint_slice(self).map(|(slice, diagnostics)| (Event::Slice(slice), diagnostics))
+    }
+
+    fn gone(key: &Key) -> Event {
+        Event::SliceGone(SliceId::new(&key.namespace, &key.name))
+    }
+
+    fn happened(&self) -> Option<SystemTime> {
+        self.annotations().get(TRIGGER_TIME)?.parse::<Timestamp>().ok().map(SystemTime::from)
+    }
+}
+
+impl Told for Node {
+    const KIND: &'static str = "Node";
+
+    fn translate(&self) -> Option<(Event, Vec<Diagnostic>)> {
+        translate::node(self).map(|node| (Event::Node(node), Vec::new()))
+    }
+
+    fn gone(key: &Key) -> Event {
+        Event::NodeGone(Arc::from(key.name.as_str()))
+    }
+}
+
+impl Told for ServiceCIDR {
+    const KIND: &'static str = "ServiceCIDR";
+    /// Before Kubernetes 1.33 there were none, and roles written for kube-proxy do not mention them.
+    const OPTIONAL: bool = true;
+
+    fn translate(&self) -> Option<(Event, Vec<Diagnostic>)> {
+        translate::service_cidrs(self).map(|(name, cidrs)| (Event::ServiceCidr(name, cidrs), Vec::new()))
+    }
+
+    fn gone(key: &Key) -> Event {
+        Event::ServiceCidrGone(Arc::from(key.name.as_str()))
+    }
+}
+
+/// One kind of object, watched.
+struct Watch<K> {
+    sender: mpsc::UnboundedSender<FeedItem>,
+    /// Watches that have not listed yet.
+    unlisted: Arc<AtomicU8>,
+    listed: bool,
+    known: BTreeSet<Key>,
+    /// Those that a list under way has not named yet.
+    missing: BTreeSet<Key>,
+    /// The last diagnostics told of each object, so that an unrelated update does not repeat them.
+    told: BTreeMap<Key, Vec<Diagnostic>>,
+    kind: PhantomData<K>,
+}
+
+impl<K: Told> Watch<K> {
+    fn new(sender: &mpsc::UnboundedSender<FeedItem>, unlisted: &Arc<AtomicU8>) -> Self {
+        Self {
+            sender: sender.clone(),
+            unlisted: unlisted.clone(),
+            listed: false,
+            known: BTreeSet::new(),
+            missing: BTreeSet::new(),
+            told: BTreeMap::new(),
+            kind: PhantomData,
+        }
+    }
+
+    async fn drive(mut self, api: Api<K>, config: watcher::Config) {
+        let mut events = std::pin::pin!(watcher(api, config));
+        let mut backoff = Backoff::default();
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => {
+                    backoff = Backoff::default();
+                    self.take(event);
+                }
+                Err(error) if K::OPTIONAL && refused(&error) => {
+                    tracing::debug!(kind = K::KIND, %error, "the server does not show any");
+                    self.listed();
+                    tokio::time::sleep(REFUSED_AGAIN_AFTER).await;
+                }
+                Err(error) => backoff.pause(K::KIND, &error).await,
             }
             if self.sender.is_closed() {
                 return;
@@ -98,90 +229,133 @@ impl Translator {
         }
     }
 
-    fn tell(&self, item: FeedItem) {
-        // A closed feed ends `run` right after.
-        let _ = self.sender.send(item);
+    fn take(&mut self, event: watcher::Event<K>) {
+        match event {
+            watcher::Event::Init => self.missing.clone_from(&self.known),
+            watcher::Event::InitApply(object) => {
+                self.missing.remove(&Key::of(&object));
+                self.applied(&object);
+            }
+            watcher::Event::InitDone => {
+                for key in std::mem::take(&mut self.missing) {
+                    self.gone(&key);
+                }
+                self.listed();
+            }
+            watcher::Event::Apply(object) => self.applied(&object),
+            watcher::Event::Delete(object) => self.gone(&Key::of(&object)),
+        }
     }
 
-    fn diagnose(&mut self, kind: &'static str, namespace: Option<String>, name: String, diagnostics: Vec<Diagnostic>) {
-        let namespace = namespace.unwrap_or_default();
-        let key = (kind, namespace.clone(), name.clone());
+    fn applied(&mut self, object: &K) {
+        let key = Key::of(object);
+        let Some((event, diagnostics)) = object.translate() else { return self.gone(&key) };
         if diagnostics.is_empty() {
             self.told.remove(&key);
         } else if self.told.get(&key) != Some(&diagnostics) {
-            self.told.insert(key, diagnostics.clone());
-            self.tell(FeedItem::Diagnostics { kind, namespace, name, diagnostics });
+            self.told.insert(key.clone(), diagnostics.clone());
+            let (namespace, name) = (key.namespace.clone(), key.name.clone());
+            self.tell(FeedItem::Diagnostics { kind: K::KIND, namespace, name, diagnostics });
+        }
+        self.tell(FeedItem::Change { event, happened: object.happened() });
+        self.known.insert(key);
+    }
+
+    fn gone(&mut self, key: &Key) {
+        self.told.remove(key);
+        if self.known.remove(key) {
+            self.tell(FeedItem::Change { event: K::gone(key), happened: None });
         }
     }
 
-    fn mark(&mut self, synced: &mut bool) {
-        if !std::mem::replace(synced, true) {
-            self.unsynced -= 1;
-            if self.unsynced == 0 {
-                self.tell(FeedItem::Synced);
-            }
+    fn listed(&mut self) {
+        if !std::mem::replace(&mut self.listed, true) && self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.tell(FeedItem::Synced);
         }
     }
 
-    fn service(&mut self, change: Change<Service>, synced: &mut bool) {
-        match change {
-            Change::Applied { new, .. } => {
-                if let Some((service, diagnostics)) = translate::service(&new) {
-                    self.diagnose("Service", new.namespace(), new.name_any(), diagnostics);
-                    self.tell(FeedItem::Event(Event::Service(service)));
-                }
-            }
-            Change::Deleted(old) => {
-                self.diagnose("Service", old.namespace(), old.name_any(), Vec::new());
-                let id = ServiceId::new(&old.namespace().unwrap_or_default(), &old.name_any());
-                self.tell(FeedItem::Event(Event::ServiceGone(id)));
-            }
-            Change::Synced => self.mark(synced),
+    fn tell(&self, item: FeedItem) {
+        // A closed feed ends `drive` right after.
+        let _ = self.sender.send(item);
+    }
+}
+
+/// The server has no such kind, or not for this client.
+fn refused(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
+    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
+    else {
+        return false;
+    };
+    status.is_not_found() || status.is_forbidden()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    struct Lab {
+        watch: Watch<Service>,
+        items: mpsc::UnboundedReceiver<FeedItem>,
+    }
+
+    impl Lab {
+        fn new() -> Self {
+            let (sender, items) = mpsc::unbounded_channel();
+            Self { watch: Watch::new(&sender, &Arc::new(AtomicU8::new(1))), items }
+        }
+
+        /// What the events come to, in words.
+        fn tell(&mut self, events: impl IntoIterator<Item = watcher::Event<Service>>) -> Vec<String> {
+            events.into_iter().for_each(|event| self.watch.take(event));
+            let word = |item| match item {
+                FeedItem::Change { event: Event::Service(service), .. } => format!("+{}", service.id.name),
+                FeedItem::Change { event: Event::ServiceGone(id), .. } => format!("-{}", id.name),
+                FeedItem::Diagnostics { name, .. } => format!("?{name}"),
+                FeedItem::Synced => "synced".to_owned(),
+                item @ FeedItem::Change { .. } => format!("{item:?}"),
+            };
+            std::iter::from_fn(|| self.items.try_recv().ok()).map(word).collect()
         }
     }
 
-    fn slice(&mut self, change: Change<EndpointSlice>, synced: &mut bool) {
-        let gone = |slice: &EndpointSlice| {
-            Event::SliceGone(SliceId::new(&slice.namespace().unwrap_or_default(), &slice.name_any()))
-        };
-        match change {
-            Change::Applied { new, .. } => match translate::endpoint_slice(&new) {
-                Some((slice, diagnostics)) => {
-                    self.diagnose("EndpointSlice", new.namespace(), new.name_any(), diagnostics);
-                    self.tell(FeedItem::Event(Event::Slice(slice)));
-                }
-                // It may have belonged to a Service until its label was taken away.
-                None => self.tell(FeedItem::Event(gone(&new))),
-            },
-            Change::Deleted(old) => {
-                self.diagnose("EndpointSlice", old.namespace(), old.name_any(), Vec::new());
-                self.tell(FeedItem::Event(gone(&old)));
-            }
-            Change::Synced => self.mark(synced),
-        }
+    fn service(name: &str, cluster_ip: &str) -> Service {
+        let metadata = json!({"namespace": "shop", "name": name});
+        serde_json::from_value(json!({"metadata": metadata, "spec": {"clusterIP": cluster_ip}})).unwrap()
     }
 
-    fn node(&mut self, change: Change<Node>, synced: &mut bool) {
-        match change {
-            Change::Applied { new, .. } => {
-                if let Some(node) = translate::node(&new) {
-                    self.tell(FeedItem::Event(Event::Node(node)));
-                }
-            }
-            Change::Deleted(old) => self.tell(FeedItem::Event(Event::NodeGone(Arc::from(old.name_any())))),
-            Change::Synced => self.mark(synced),
-        }
+    fn listed(services: &[Service]) -> Vec<watcher::Event<Service>> {
+        let objects = services.iter().cloned().map(watcher::Event::InitApply);
+        std::iter::once(watcher::Event::Init).chain(objects).chain([watcher::Event::InitDone]).collect()
     }
 
-    fn cidr(&mut self, change: Change<ServiceCIDR>, synced: &mut bool) {
-        match change {
-            Change::Applied { new, .. } => {
-                if let Some((name, cidrs)) = translate::service_cidrs(&new) {
-                    self.tell(FeedItem::Event(Event::ServiceCidr(name, cidrs)));
-                }
-            }
-            Change::Deleted(old) => self.tell(FeedItem::Event(Event::ServiceCidrGone(Arc::from(old.name_any())))),
-            Change::Synced => self.mark(synced),
-        }
+    #[test]
+    fn what_went_away_while_nobody_watched_is_told_once_the_list_is_whole() {
+        let mut lab = Lab::new();
+        let (a, b) = (service("a", "10.96.0.1"), service("b", "10.96.0.2"));
+        assert_eq!(lab.tell(listed(&[a.clone(), b])), ["+a", "+b", "synced"]);
+        assert_eq!(lab.tell([watcher::Event::Init, watcher::Event::InitApply(a.clone())]), ["+a"], "half a list");
+        assert_eq!(lab.tell(listed(std::slice::from_ref(&a))), ["+a", "-b"]);
+        assert_eq!(lab.tell([watcher::Event::Delete(a.clone()), watcher::Event::Delete(a)]), ["-a"]);
+    }
+
+    #[test]
+    fn nonsense_is_told_again_only_when_it_is_new() {
+        let mut lab = Lab::new();
+        let (bad, good) = (service("a", "ten"), service("a", "10.96.0.1"));
+        assert_eq!(lab.tell([watcher::Event::Apply(bad.clone())]), ["?a", "+a"]);
+        assert_eq!(lab.tell([watcher::Event::Apply(bad.clone())]), ["+a"]);
+        assert_eq!(lab.tell([watcher::Event::Apply(good), watcher::Event::Apply(bad)]), ["+a", "?a", "+a"]);
+    }
+
+    #[test]
+    fn a_proxy_asks_for_no_more_than_it_needs() {
+        let scope = Scope::Proxy { node: "node1".to_owned() };
+        let labels = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
+        assert_eq!(scope.services().label_selector.as_deref(), Some(labels));
+        assert_eq!(scope.nodes().field_selector.as_deref(), Some("metadata.name=node1"));
+        assert_eq!(Scope::Everything.services().label_selector, None);
     }
 }

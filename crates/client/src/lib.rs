@@ -7,10 +7,13 @@
 
 #![forbid(unsafe_code)]
 
+mod backoff;
 mod cache;
 mod connect;
+mod events;
 mod feed;
 
 pub use cache::{Cache, Change, Key};
-pub use connect::{ConnectError, connect};
-pub use feed::{Feed, FeedItem, service_feed};
+pub use connect::{ConnectError, connect, connect_from};
+pub use events::Recorder;
+pub use feed::{Feed, FeedItem, Scope, service_feed};

@@ -14,7 +14,6 @@ mod deployment;
 mod drive;
 mod endpoints;
 mod endpointslice;
-mod events;
 mod gc;
 mod index;
 mod loadbalancer;
@@ -45,7 +44,7 @@ use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
-use portolan_client::Cache;
+use portolan_client::{Cache, Recorder};
 use serde::de::DeserializeOwned;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -92,7 +91,7 @@ struct Shared {
     client: Client,
     config: Config,
     caches: Caches,
-    events: events::Recorder,
+    events: Recorder,
 }
 
 /// One watch a kind. Kinds of which only the owners matter are kept without their contents.
@@ -189,7 +188,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     }
     let mut tasks = Tasks(JoinSet::new());
     let caches = Caches::start(&client, &mut tasks);
-    let (events, writing) = events::Recorder::new(client.clone());
+    let (events, writing) = Recorder::new(client.clone(), "");
     tasks.start("event", writing);
     tokio::select! {
         () = shutdown.cancelled() => return Ok(()),

@@ -10,11 +10,10 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
-use portolan_client::{Cache, Change};
+use portolan_client::{Cache, Change, Recorder};
 use serde_json::json;
 
 use crate::drive::{Controller, Effects, Outcome, drive, inputs};
-use crate::events::Recorder;
 use crate::queue::Queue;
 use crate::{Shared, refusal};
 

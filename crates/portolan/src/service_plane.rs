@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
-use portolan_client::{Feed, FeedItem, service_feed};
+use portolan_client::{Feed, FeedItem, Scope, service_feed};
 use portolan_dataplane::{DataPlane, ProxyConfig, Report};
 use portolan_dns::{DnsServer, ServerConfig};
 use portolan_lb::L2Announcer;
@@ -54,7 +54,7 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let mut plane = Plane::open(&config).await?;
-    let (mut feed, driver) = service_feed(&client);
+    let (mut feed, driver) = service_feed(&client, &Scope::Everything);
     let mut driver = std::pin::pin!(driver);
     let mut audit = tokio::time::interval_at(Instant::now() + AUDIT_PERIOD, AUDIT_PERIOD);
     audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -130,7 +130,7 @@ impl Plane {
         let mut next = Some(first);
         for _ in 0..LARGEST_BATCH {
             match next {
-                Some(FeedItem::Event(event)) => delta.merge(self.snapshot.apply(event)),
+                Some(FeedItem::Change { event, .. }) => delta.merge(self.snapshot.apply(event)),
                 Some(FeedItem::Synced) => synced = true,
                 Some(FeedItem::Diagnostics { kind, namespace, name, diagnostics }) => {
                     for diagnostic in diagnostics {

@@ -15,13 +15,12 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentStatus, ReplicaSet};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
-use portolan_client::{Cache, Change, Key};
+use portolan_client::{Cache, Change, Key, Recorder};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::Shared;
 use crate::drive::{Controller, Effects, Outcome, drive, inputs};
-use crate::events::Recorder;
 use crate::index::{Index, Unseen, Write};
 use crate::queue::Queue;
 use crate::{meta, pod, refusal};

@@ -10,11 +10,10 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, Resource};
-use portolan_client::{Change, Key};
+use portolan_client::{Change, Key, Recorder};
 use serde_json::json;
 
 use crate::drive::{Controller, Effects, drive, inputs};
-use crate::events::Recorder;
 use crate::queue::Queue;
 use crate::{Shared, refusal};
 use graph::{Action, FOREGROUND, Graph, Item, Kind, ORPHAN, Standing};

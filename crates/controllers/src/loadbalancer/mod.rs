@@ -13,12 +13,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{LoadBalancerIngress, LoadBalancerStatus, Service};
 use kube::api::{Api, Patch, PatchParams};
 use kube::{Client, ResourceExt};
-use portolan_client::{Cache, Change, Key};
+use portolan_client::{Cache, Change, Key, Recorder};
 use serde_json::json;
 
 use crate::drive::{Controller, Effects, Outcome, drive, inputs};
 use crate::endpointslice::endpoint::{Family, families};
-use crate::events::Recorder;
 use crate::queue::Queue;
 use crate::{Shared, meta, refusal};
 use pool::Pools;

@@ -18,12 +18,11 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
-use portolan_client::{Cache, Change, Key};
+use portolan_client::{Cache, Change, Key, Recorder};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::drive::{Controller, Effects, drive, inputs};
-use crate::events::Recorder;
 use crate::index::Index;
 use crate::queue::Queue;
 use crate::taint::NO_EXECUTE;

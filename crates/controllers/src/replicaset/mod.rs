@@ -14,13 +14,12 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Client, ResourceExt};
-use portolan_client::{Cache, Change, Key};
+use portolan_client::{Cache, Change, Key, Recorder};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::Shared;
 use crate::drive::{Controller, Effects, Outcome, drive, inputs};
-use crate::events::Recorder;
 use crate::index::{Index, Unseen, Write};
 use crate::queue::Queue;
 use crate::{meta, pod, refusal};
@@ -350,7 +349,7 @@ mod tests {
         .unwrap();
         let (sets, client) = (Cache::detached(), crate::nowhere());
         sets.put(set.clone());
-        let (events, _) = Recorder::new(client.clone());
+        let (events, _) = Recorder::new(client.clone(), "");
         let (mut controller, mut queue) = (ReplicaSets::new(client, events, sets), Queue::default());
         let key = Key::of(&set);
         assert!(controller.reconcile(&key, &mut queue).is_some(), "one pod is missing");

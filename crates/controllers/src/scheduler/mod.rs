@@ -15,12 +15,11 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod, Service};
 use kube::api::{Api, Patch, PatchParams, PostParams};
 use kube::{Client, ResourceExt};
-use portolan_client::{Cache, Change, Key};
+use portolan_client::{Cache, Change, Key, Recorder};
 use serde_json::json;
 
 use crate::Shared;
 use crate::drive::{Controller, Effects, Outcome, drive, inputs};
-use crate::events::Recorder;
 use crate::queue::Queue;
 use crate::{meta, pod, refusal};
 use fit::Cluster;
