@@ -76,6 +76,19 @@ pub(crate) async fn commit(store: &Store, ops: Vec<Op>) -> Result<Vec<Option<por
     })
 }
 
+/// Commits what an allocation adds, too, and keeps what it took if that succeeds.
+async fn commit_allocated(
+    store: &Store,
+    mut ops: Vec<Op>,
+    allocation: Option<Allocation>,
+) -> Result<Vec<Option<portolan_store::Entry>>, Unwritten> {
+    let Some(Allocation { claim, ops: more }) = allocation else { return commit(store, ops).await };
+    ops.extend(more);
+    let entries = commit(store, ops).await?;
+    claim.commit();
+    Ok(entries)
+}
+
 /// A new object must say nothing that only the server can know.
 fn settle_new_metadata(asked: &Asked<'_>, object: &mut Value, now: Timestamp) -> Result<(), Status> {
     if !object::text(object, "/metadata/resourceVersion").is_empty() {
@@ -176,15 +189,8 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: Value) -> Re
         }
         let own = ops.len();
         ops.push(Op::Put { key, expect: Expect::Absent, value: document });
-        let claim = allocation.map(|Allocation { claim, ops: more }| {
-            ops.extend(more);
-            claim
-        });
-        match commit(&server.store, ops).await {
+        match commit_allocated(&server.store, ops, allocation).await {
             Ok(mut entries) => {
-                if let Some(claim) = claim {
-                    claim.commit();
-                }
                 let stored = entries.swap_remove(own).map(|entry| entry.value).unwrap_or_default();
                 return Ok(Written { stored, created: true, warnings });
             }
@@ -278,20 +284,13 @@ pub(crate) async fn change(
             return Ok(Written { stored: new.to_string().into(), created: false, warnings });
         }
         let expect = Expect::At(entry.revision);
-        let mut ops = vec![if gone {
+        let ops = vec![if gone {
             Op::Delete { key: key.clone(), expect }
         } else {
             Op::Put { key: key.clone(), expect, value: object::encode(object::stored_kind(kind), &new) }
         }];
-        let claim = allocation.map(|Allocation { claim, ops: more }| {
-            ops.extend(more);
-            claim
-        });
-        match commit(&server.store, ops).await {
+        match commit_allocated(&server.store, ops, allocation).await {
             Ok(mut entries) => {
-                if let Some(claim) = claim {
-                    claim.commit();
-                }
                 let stored = if gone {
                     new.to_string().into()
                 } else {
