@@ -46,7 +46,7 @@ impl Outcome {
 pub struct Dial {
     pub transport: Transport,
     pub to: SocketAddr,
-    /// The address and port to speak from; the kernel chooses without.
+    /// The address and port to speak from; the kernel chooses without, and the port if it is 0.
     pub from: Option<SocketAddr>,
     /// How long an attempt may stay unanswered before it counts as [`Outcome::Silent`].
     pub patience: Duration,
@@ -118,7 +118,7 @@ impl Dial {
         /// Nobody else speaks from these ports in a namespace made for a test.
         static NEXT: AtomicU16 = AtomicU16::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let port = self.from.map_or(40_000 + number % 20_000, |from| from.port());
+        let port = self.from.map(|from| from.port()).filter(|port| *port > 0).unwrap_or(40_000 + number % 20_000);
         let init = sctp::Packet::init(port, self.to.port(), 1 + u32::from(number));
         let mut socket = sctp::socket(self.to.ip())?;
         if let Some(from) = self.from {

@@ -23,6 +23,18 @@ const MACHINES: [(&str, &str, &str); 7] = [
     ("pod-c", "10.244.2.2", "fd00:244:2::2"),
 ];
 
+/// Addresses that a lab's machines have besides, once it was told to [`Lab::add_addresses`].
+const FURTHER: [(&str, &str); 8] = [
+    ("node-1", "127.0.0.1"),
+    ("node-1", "::1"),
+    ("node-1", "192.0.2.1"),
+    ("node-1", "fd00:192::1"),
+    ("outside", "10.203.0.250"),
+    ("outside", "fd00:203:1::250"),
+    ("outside", "198.51.100.250"),
+    ("outside", "fd00:198::250"),
+];
+
 pub(crate) fn address(machine: &str, ipv6: bool) -> IpAddr {
     let (_, v4, v6) = MACHINES.iter().find(|(name, ..)| *name == machine).expect("a machine of the lab");
     if ipv6 { v6 } else { v4 }.parse().unwrap()
@@ -30,7 +42,13 @@ pub(crate) fn address(machine: &str, ipv6: bool) -> IpAddr {
 
 pub(crate) fn machine_at(address: IpAddr) -> &'static str {
     let at = |(_, v4, v6): &&(&str, &str, &str)| v4.parse() == Ok(address) || v6.parse() == Ok(address);
-    MACHINES.iter().find(at).map_or("nobody", |(name, ..)| name)
+    let further = || FURTHER.iter().find(|(_, further)| further.parse() == Ok(address)).map(|(name, _)| *name);
+    MACHINES.iter().find(at).map(|(name, ..)| *name).or_else(further).unwrap_or("nobody")
+}
+
+pub(crate) fn addresses_of(machine: &str) -> Vec<IpAddr> {
+    let further = FURTHER.iter().filter(|(name, _)| *name == machine).map(|(_, address)| address.parse().unwrap());
+    [false, true].map(|ipv6| address(machine, ipv6)).into_iter().chain(further).collect()
 }
 
 pub(crate) fn net(text: &str) -> IpNet {
@@ -73,6 +91,7 @@ pub(crate) struct Lab {
     machines: BTreeMap<&'static str, Netns>,
     _switch: Netns,
     echoes: BTreeMap<&'static str, Echo>,
+    further: Vec<Echo>,
 }
 
 impl Lab {
@@ -120,19 +139,30 @@ impl Lab {
         for (destination, gateway) in [
             ("10.244.1.0/24", "node-1"),
             ("10.244.2.0/24", "node-2"),
-            ("10.96.0.0/16", "node-1"),
-            ("198.51.100.0/24", "node-1"),
-            ("10.203.0.200/29", "node-1"),
+            ("fd00:244:1::/64", "node-1"),
+            ("fd00:244:2::/64", "node-2"),
         ] {
-            outside.route(net(destination), address(gateway, false), "eth0");
+            let destination = net(destination);
+            outside.route(destination, address(gateway, destination.addr().is_ipv6()), "eth0");
         }
-        for (destination, gateway) in
-            [("fd00:244:1::/64", "node-1"), ("fd00:244:2::/64", "node-2"), ("fd00:96::/112", "node-1")]
-        {
-            outside.route(net(destination), address(gateway, true), "eth0");
+        // What is a Service's is the business of the node under test.
+        for host in ["outside", "node-2"] {
+            for destination in [
+                "10.96.0.0/16",
+                "10.203.0.192/27",
+                "198.51.100.0/24",
+                "192.0.2.0/24",
+                "fd00:96::/112",
+                "fd00:203:1::/64",
+                "fd00:198::/64",
+                "fd00:192::/64",
+            ] {
+                let destination = net(destination);
+                machines[host].route(destination, address("node-1", destination.addr().is_ipv6()), "eth0");
+            }
         }
-        let mut lab = Self { machines, _switch: switch, echoes: BTreeMap::new() };
-        for name in ["pod-a", "pod-b", "pod-c", "outside"] {
+        let mut lab = Self { machines, _switch: switch, echoes: BTreeMap::new(), further: Vec::new() };
+        for name in ["node-1", "node-2", "pod-a", "pod-b", "pod-c", "outside"] {
             lab.start(name);
         }
         lab
@@ -149,6 +179,21 @@ impl Lab {
             .flat_map(|ipv6| [8080, 9090].map(|port| SocketAddr::new(address(name, ipv6), port)))
             .collect();
         self.echoes.insert(name, Echo::start(&self.machines[name], name, &addresses));
+    }
+
+    /// Gives the machines the addresses that not every test expects them to have.
+    pub(crate) fn add_addresses(&self) {
+        for (machine, address) in FURTHER {
+            let address: IpAddr = address.parse().unwrap();
+            if !address.is_loopback() {
+                self.machines[machine].address("eth0", address.into());
+            }
+        }
+    }
+
+    /// Lets the machine's name be the answer there too.
+    pub(crate) fn listen(&mut self, machine: &str, addresses: &[SocketAddr]) {
+        self.further.push(Echo::start(&self.machines[machine], machine, addresses));
     }
 
     pub(crate) fn stop(&mut self, name: &str) {

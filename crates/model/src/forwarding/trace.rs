@@ -98,7 +98,9 @@ pub fn trace(table: &Table, node: &NodeContext, flow: Flow) -> Outcome {
         Target::Forward(backends) => {
             let possible = |backend: &Backend| Possible {
                 backend: *backend,
-                masquerade: masquerade || (backend.address == flow.source && is_pod),
+                // What comes from elsewhere and stays here never passes where sources are replaced.
+                masquerade: (masquerade || backend.address == flow.source)
+                    && (is_node || !node.own_addresses.contains(&backend.address)),
             };
             Outcome::Forward { service, backends: backends.iter().map(possible).collect() }
         }

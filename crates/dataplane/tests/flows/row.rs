@@ -1,0 +1,134 @@
+//! `rows.txt` -> sections of rows.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use portolan_dataplane::{NodePortAddresses, ProxyConfig};
+use portolan_model::{Event, Snapshot};
+use portolan_testkit::Transport;
+
+use crate::lab;
+
+/// Rows under one configuration.
+pub(crate) struct Section {
+    /// The line in brackets.
+    pub header: &'static str,
+    pub config: ProxyConfig,
+    /// The zone that node-1 is in, where it is not the one of its object.
+    zone: Option<&'static str>,
+    pub rows: Vec<Row>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Row {
+    pub text: &'static str,
+    pub source: &'static str,
+    pub transport: Transport,
+    pub destination: SocketAddr,
+    pub expected: Expected,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Expected {
+    Backends {
+        /// `machine:port`, with `~` behind it where the source address is replaced.
+        each: BTreeSet<String>,
+        /// The client stays with one of them.
+        stays: bool,
+    },
+    Reject,
+    Drop,
+    Pass,
+    /// A ping is answered.
+    Echo,
+}
+
+pub(crate) fn sections() -> Vec<Section> {
+    let mut sections: Vec<Section> = Vec::new();
+    for line in include_str!("rows.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        if let Some(header) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            sections.push(Section::new(header).unwrap_or_else(|| panic!("not a section: {line}")));
+        } else {
+            let section = sections.last_mut().unwrap_or_else(|| panic!("a row before any section: {line}"));
+            section.rows.push(Row::parse(line).unwrap_or_else(|| panic!("not a row: {line}")));
+        }
+    }
+    sections
+}
+
+impl Section {
+    fn new(header: &'static str) -> Option<Self> {
+        let (mut config, mut zone) = (lab::config(), None);
+        for word in header.split_whitespace() {
+            match word.split_once('=').unwrap_or((word, "")) {
+                ("masquerade-all", "") => config.masquerade_all = true,
+                ("pods", "unknown") => config.pod_networks = Vec::new(),
+                ("node-ports", networks) => {
+                    let networks = networks.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
+                    config.node_port_addresses = NodePortAddresses::In(networks);
+                }
+                ("mark-bit", bit) => config.masquerade_bit = bit.parse().ok()?,
+                ("zone", name) => zone = Some(name),
+                _ => return None,
+            }
+        }
+        Some(Self { header, config, zone, rows: Vec::new() })
+    }
+
+    /// The objects, with what the section changes in them.
+    pub(crate) fn snapshot(&self) -> Snapshot {
+        let mut snapshot = Snapshot::default();
+        lab::apply(&mut snapshot, lab::OBJECTS);
+        if let Some(zone) = self.zone {
+            let mut node = snapshot.node("node-1").unwrap().clone();
+            node.zone = Some(zone).filter(|zone| *zone != "none").map(Into::into);
+            snapshot.apply(Event::Node(node));
+        }
+        snapshot
+    }
+}
+
+impl Row {
+    fn parse(text: &'static str) -> Option<Self> {
+        let (flow, expected) = text.split_once("=>")?;
+        let mut flow = flow.split_whitespace();
+        let source = flow.next()?;
+        let transport = match flow.next()? {
+            "tcp" => Transport::Tcp,
+            "udp" => Transport::Udp,
+            "sctp" => Transport::Sctp,
+            "ping" => Transport::Ping,
+            _ => return None,
+        };
+        let destination = flow.next()?;
+        let destination = match transport {
+            Transport::Ping => SocketAddr::new(destination.parse().ok()?, 0),
+            _ => destination.parse().ok()?,
+        };
+        let backends = |text: &str, stays| {
+            let each: BTreeSet<_> = text.split_whitespace().map(str::to_owned).collect();
+            each.iter().all(|backend| backend.contains(':')).then_some(Expected::Backends { each, stays })
+        };
+        let expected = match expected.trim() {
+            "reject" => Expected::Reject,
+            "drop" => Expected::Drop,
+            "pass" => Expected::Pass,
+            "echo" => Expected::Echo,
+            expected => match expected.strip_prefix("one of ") {
+                Some(of) => backends(of, true)?,
+                None => backends(expected, false)?,
+            },
+        };
+        Some(Self { text, source, transport, destination, expected })
+    }
+
+    /// The client's own address.
+    pub(crate) fn client(&self) -> IpAddr {
+        lab::address(self.source, self.destination.is_ipv6())
+    }
+}
+
+/// A backend as the rows write it.
+pub(crate) fn backend(machine: &str, port: u16, masqueraded: bool) -> String {
+    format!("{machine}:{port}{}", if masqueraded { "~" } else { "" })
+}
