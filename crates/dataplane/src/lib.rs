@@ -6,15 +6,17 @@
 //!
 //! Deliberately not here: what should be forwarded where (`portolan_model::forwarding`), watching the API.
 
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod config;
 mod conntrack;
 mod desired;
+mod ending;
 mod error;
 mod lock;
 pub mod nft;
 mod plane;
+pub mod sock;
 
 pub use config::{NodePortAddresses, ProxyConfig};
 pub use error::Error;

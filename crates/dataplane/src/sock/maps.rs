@@ -1,0 +1,173 @@
+//! The lower half: elements -> the kernel's maps.
+
+use std::path::Path;
+
+use aya::maps::{Array, HashMap, MapData, MapError};
+use aya::sys::SyscallError;
+use nix::errno::Errno;
+use portolan_model::forwarding::Frontend;
+
+use super::element::{Element, Key};
+use super::{Capacity, Error, wire};
+
+/// What the upper half needs of the kernel. Deleting the absent succeeds.
+pub(super) trait Maps {
+    fn put(&mut self, element: &Element) -> Result<(), Error>;
+    fn delete(&mut self, key: &Key) -> Result<(), Error>;
+    /// All there is, in no order.
+    fn read(&mut self) -> Result<Vec<Element>, Error>;
+}
+
+/// One hash map, and what to say of it.
+pub(super) struct Table<const K: usize, const V: usize> {
+    map: HashMap<MapData, [u8; K], [u8; V]>,
+    name: &'static str,
+    room: u32,
+}
+
+impl<const K: usize, const V: usize> Table<K, V> {
+    pub(super) fn open(directory: &Path, name: &'static str, room: u32) -> Result<Self, Error> {
+        let read = |source| Error::Read { map: name, source: Box::new(source) };
+        let map = MapData::from_pin(directory.join(name)).map_err(read)?;
+        let map = HashMap::try_from(aya::maps::Map::from_map_data(map).map_err(read)?).map_err(read)?;
+        Ok(Self { map, name, room })
+    }
+
+    fn put(&mut self, key: [u8; K], value: [u8; V]) -> Result<(), Error> {
+        match self.map.insert(key, value, 0) {
+            Ok(()) => Ok(()),
+            Err(source) if errno(&source) == Some(Errno::E2BIG) => Err(Error::Full { map: self.name, room: self.room }),
+            Err(source) => Err(Error::Write { map: self.name, source: Box::new(source) }),
+        }
+    }
+
+    fn delete(&mut self, key: &[u8; K]) -> Result<(), Error> {
+        match self.map.remove(key) {
+            Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+            Err(source) if errno(&source) == Some(Errno::ENOENT) => Ok(()),
+            Err(source) => Err(Error::Write { map: self.name, source: Box::new(source) }),
+        }
+    }
+
+    pub(super) fn get(&self, key: &[u8; K]) -> Option<[u8; V]> {
+        self.map.get(key, 0).ok()
+    }
+
+    pub(super) fn read(&self, mut each: impl FnMut([u8; K], [u8; V])) -> Result<(), Error> {
+        for entry in self.map.iter() {
+            match entry {
+                Ok((key, value)) => each(key, value),
+                Err(source) => return Err(Error::Read { map: self.name, source: Box::new(source) }),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn errno(error: &MapError) -> Option<Errno> {
+    match error {
+        MapError::SyscallError(SyscallError { io_error, .. }) => io_error.raw_os_error().map(Errno::from_raw),
+        _ => None,
+    }
+}
+
+/// The maps pinned in one directory.
+pub(super) struct KernelMaps {
+    frontends: Table<20, 36>,
+    slots: Table<8, 28>,
+    members: Table<24, 4>,
+    counters: Table<4, 16>,
+    node_addresses: Table<16, 4>,
+    exempt: Table<8, 4>,
+}
+
+impl KernelMaps {
+    pub(super) fn open(directory: &Path, capacity: &Capacity) -> Result<Self, Error> {
+        Ok(Self {
+            frontends: Table::open(directory, "frontends", capacity.frontends)?,
+            slots: Table::open(directory, "slots", capacity.backends)?,
+            members: Table::open(directory, "members", capacity.backends)?,
+            counters: Table::open(directory, "counters", capacity.frontends)?,
+            node_addresses: Table::open(directory, "node_addresses", Capacity::NODE_ADDRESSES)?,
+            exempt: Table::open(directory, "exempt", Capacity::EXEMPT)?,
+        })
+    }
+
+    /// Connections and datagrams.
+    pub(super) fn count(&self, id: u32) -> (u64, u64) {
+        self.counters.get(&id.to_ne_bytes()).as_ref().map_or((0, 0), wire::read_counter)
+    }
+
+    /// Leaves the namespace to nftables, or takes it back.
+    pub(super) fn exempt(&mut self, namespace: u64, is_exempt: bool) -> Result<(), Error> {
+        let key = namespace.to_ne_bytes();
+        if is_exempt { self.exempt.put(key, [0; 4]) } else { self.exempt.delete(&key) }
+    }
+
+    pub(super) fn exempted(&self) -> Result<Vec<u64>, Error> {
+        let mut namespaces = Vec::new();
+        self.exempt.read(|key, _| namespaces.push(u64::from_ne_bytes(key)))?;
+        Ok(namespaces)
+    }
+}
+
+impl Maps for KernelMaps {
+    fn put(&mut self, element: &Element) -> Result<(), Error> {
+        match *element {
+            Element::Frontend(frontend, id, head) => match wire::frontend_key(frontend) {
+                Some(key) => self.frontends.put(key, wire::frontend_value(&key, id, head)),
+                None => Ok(()),
+            },
+            Element::Slot(id, index, backend) => {
+                let key = wire::slot_key(id, index);
+                self.slots.put(key, wire::slot_value(&key, backend))
+            }
+            Element::Member(id, backend) => self.members.put(wire::member_key(id, backend), [0; 4]),
+            Element::Counter(id) => self.counters.put(id.to_ne_bytes(), [0; 16]),
+            Element::NodeAddress(address) => self.node_addresses.put(wire::address(address), [0; 4]),
+        }
+    }
+
+    fn delete(&mut self, key: &Key) -> Result<(), Error> {
+        match *key {
+            Key::Frontend(frontend) => match wire::frontend_key(frontend) {
+                Some(key) => self.frontends.delete(&key),
+                None => Ok(()),
+            },
+            Key::Slot(id, index) => self.slots.delete(&wire::slot_key(id, index)),
+            Key::Member(id, backend) => self.members.delete(&wire::member_key(id, backend)),
+            Key::Counter(id) => self.counters.delete(&id.to_ne_bytes()),
+            Key::NodeAddress(address) => self.node_addresses.delete(&wire::address(address)),
+        }
+    }
+
+    fn read(&mut self) -> Result<Vec<Element>, Error> {
+        let mut elements = Vec::new();
+        self.frontends.read(|key, value| {
+            let frontend: Option<Frontend> = wire::read_frontend_key(&key, 0);
+            if let Some((frontend, (id, head))) = frontend.zip(wire::read_frontend_value(&value)) {
+                elements.push(Element::Frontend(frontend, id, head));
+            }
+        })?;
+        self.slots.read(|key, value| {
+            let (id, index) = wire::read_slot_key(&key);
+            elements.push(Element::Slot(id, index, wire::read_slot_value(&value)));
+        })?;
+        self.members.read(|key, _| {
+            let (id, backend) = wire::read_member_key(&key);
+            elements.push(Element::Member(id, backend));
+        })?;
+        self.counters.read(|key, _| elements.push(Element::Counter(u32::from_ne_bytes(key))))?;
+        self.node_addresses.read(|key, _| elements.push(Element::NodeAddress(wire::read_address(&key))))?;
+        Ok(elements)
+    }
+}
+
+/// Tells the programs which namespace is the node's own.
+pub(super) fn set_node(directory: &Path, cookie: u64) -> Result<(), Error> {
+    const MAP: &str = "settings";
+    let failed = |source| Error::Write { map: MAP, source: Box::new(source) };
+    let map = MapData::from_pin(directory.join(MAP)).map_err(failed)?;
+    let map = aya::maps::Map::from_map_data(map).map_err(failed)?;
+    Array::<_, [u8; 8]>::try_from(map).and_then(|mut map| map.set(0, cookie.to_ne_bytes(), 0)).map_err(failed)
+}

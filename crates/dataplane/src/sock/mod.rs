@@ -1,0 +1,216 @@
+//! Services' forwarding -> sockets on this node that are led to a backend when they connect.
+//!
+//! | module | |
+//! |---|---|
+//! | `row` | one frontend -> the writes that change it, pure |
+//! | `reconcile` | the upper half: which frontends a change touches, refusals, what was found |
+//! | `element`, `wire` | what the maps hold, as values and as bytes |
+//! | `maps` | the lower half: single writes |
+//! | `programs` | loading, attaching, replacing and removing the programs of `bpf/sock.c` |
+//! | `binds` | reports of binds that were refused |
+//! | `connections` | which sockets a removed backend leaves |
+//!
+//! Invariants: nftables has everything that is here and more, so whatever is missing, refused or switched off is still
+//! forwarded. Programs and maps are pinned: they work on while this process is away, and the next one adopts them.
+//!
+//! Deliberately not here: what should be forwarded where; source ranges, masquerading and drops, which stay with nftables.
+//!
+//! Source: kernel `Documentation/bpf/prog_cgroup_sockopt.rst` for order and effect of several programs in a cgroup,
+//! `map_hash.rst` for what an update is to a reader.
+
+mod binds;
+mod connections;
+mod element;
+mod error;
+mod maps;
+mod namespace;
+mod programs;
+mod reconcile;
+mod row;
+pub(crate) mod wire;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use portolan_model::ServiceId;
+use portolan_model::forwarding::{Frontend, NodeContext, ServiceForwarding};
+
+pub(crate) use connections::Connections;
+pub use error::Error;
+pub use namespace::cookie;
+pub(crate) use reconcile::Gone;
+
+use crate::ending::Ender;
+use binds::BindLog;
+use maps::KernelMaps;
+use reconcile::Reconciler;
+
+/// How much the maps have room for. Room costs 16 bytes an element, what is in it a hundred more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// Addresses and ports of Services.
+    pub frontends: u32,
+    /// Backends, each counted once for every frontend that leads to it.
+    pub backends: u32,
+    /// Sockets connected at one time. Beyond it they work, but do not learn the Service's address as their peer's.
+    pub connections: u32,
+}
+
+impl Capacity {
+    const NODE_ADDRESSES: u32 = 4_096;
+    const EXEMPT: u32 = 16_384;
+    const SESSIONS: u32 = 65_536;
+
+    /// Every map, and how many elements it has room for where that is not fixed.
+    fn rooms(self) -> [(&'static str, Option<u32>); 11] {
+        [
+            ("frontends", Some(self.frontends)),
+            ("slots", Some(self.backends)),
+            ("members", Some(self.backends)),
+            ("counters", Some(self.frontends)),
+            ("node_addresses", Some(Self::NODE_ADDRESSES)),
+            ("exempt", Some(Self::EXEMPT)),
+            ("connections", Some(self.connections)),
+            ("sessions", Some(self.connections.min(Self::SESSIONS))),
+            ("replies", Some(self.connections.min(Self::SESSIONS))),
+            ("settings", None),
+            ("refused_binds", None),
+        ]
+    }
+}
+
+impl Default for Capacity {
+    /// Enough for 50,000 Services with two addresses and ten endpoints each.
+    fn default() -> Self {
+        Self { frontends: 1 << 17, backends: 1 << 20, connections: 1 << 18 }
+    }
+}
+
+/// Where the socket programs work, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SockConfig {
+    /// A directory of a cgroup v2 hierarchy: sockets of processes in it and below are led to backends.
+    pub cgroup: PathBuf,
+    /// A directory on a BPF file system, which is made when missing; all that is kept over a restart is in it.
+    pub pin_dir: PathBuf,
+    pub capacity: Capacity,
+    /// How long a TCP connection to a backend that was removed may go on before it is ended; `None` for ever. Ending
+    /// it breaks clients that wait for what the backend is still finishing.
+    pub end_tcp_after: Option<Duration>,
+}
+
+impl SockConfig {
+    #[must_use]
+    pub fn new(cgroup: PathBuf, pin_dir: PathBuf) -> Self {
+        Self { cgroup, pin_dir, capacity: Capacity::default(), end_tcp_after: None }
+    }
+}
+
+/// How often sockets were led through a frontend since it is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Led {
+    /// TCP connections, and UDP sockets that connected.
+    pub connections: u64,
+    /// Datagrams of UDP sockets that did not.
+    pub datagrams: u64,
+}
+
+/// Keeps the maps of one set of socket programs as the Services say.
+pub struct SockLb {
+    config: SockConfig,
+    reconciler: Reconciler<KernelMaps>,
+    ender: Ender,
+    _binds: BindLog,
+}
+
+impl SockLb {
+    /// Attaches the programs for the calling thread's network namespace, as the node's own, and adopts what an earlier
+    /// life of this program left in the maps. Needs a tokio runtime.
+    ///
+    /// # Errors
+    /// What the kernel lacks or refused; nothing is attached then that was not before.
+    pub fn open(config: &SockConfig) -> Result<Self, Error> {
+        let directory = programs::directory(config);
+        let node = cookie().map_err(Error::Namespace)?;
+        programs::attach(config)?;
+        maps::set_node(&directory, node)?;
+        let reconciler = Reconciler::restore(KernelMaps::open(&directory, &config.capacity)?)?;
+        let ender = Ender::start(Connections::open(&directory, &config.capacity)?, config.end_tcp_after);
+        Ok(Self { config: config.clone(), reconciler, ender, _binds: BindLog::start(&directory)? })
+    }
+
+    /// Brings the maps in line with these Services, which have the frontends that they hold and no other. When this
+    /// returns, new sockets go by them. Gives the Services that nftables has to forward alone, with why.
+    pub fn apply(
+        &mut self,
+        services: &BTreeMap<ServiceId, ServiceForwarding>,
+        node: &NodeContext,
+    ) -> Vec<(ServiceId, Error)> {
+        let (refused, gone) = self.reconciler.apply(services, node);
+        self.ender.end(gone);
+        refused
+    }
+
+    /// Every Service has been applied: what an earlier life left and nobody asked for since is removed, other builds'
+    /// programs included.
+    pub fn synced(&mut self) {
+        let gone = self.reconciler.prune();
+        self.ender.end(gone);
+        let own = programs::directory(&self.config);
+        if let Err(error) = programs::remove(&self.config.pin_dir, Some(&own)) {
+            tracing::warn!(%error, "another build's socket programs could not be removed");
+        }
+    }
+
+    /// Reads the maps back and attaches the programs anew, so that the next `apply` of all Services repairs what somebody
+    /// changed. Says how much that is.
+    ///
+    /// # Errors
+    /// When the maps cannot be read; nothing was changed then.
+    pub fn audit(&mut self) -> Result<usize, Error> {
+        self.reconciler.reread()
+    }
+
+    /// Leaves exactly these network namespaces to nftables; each is named by its [`cookie`].
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn exempt(&mut self, namespaces: &BTreeSet<u64>) -> Result<(), Error> {
+        let maps = &mut self.reconciler.maps;
+        let known: BTreeSet<u64> = maps.exempted()?.into_iter().collect();
+        namespaces.difference(&known).try_for_each(|namespace| maps.exempt(*namespace, true))?;
+        known.difference(namespaces).try_for_each(|namespace| maps.exempt(*namespace, false))
+    }
+
+    /// How often each frontend was used, in the order of Services.
+    #[must_use]
+    pub fn led(&self) -> Vec<(ServiceId, Frontend, Led)> {
+        let led = |(service, frontend, id): (&ServiceId, _, _)| {
+            let (connections, datagrams) = self.reconciler.maps.count(id);
+            (service.clone(), frontend, Led { connections, datagrams })
+        };
+        self.reconciler.in_place().map(led).collect()
+    }
+
+    /// What is used and what there is room for, by map.
+    #[must_use]
+    pub fn occupancy(&self) -> [(&'static str, usize, u32); 2] {
+        let (frontends, backends) = self.reconciler.occupancy();
+        let Capacity { frontends: frontend_room, backends: backend_room, .. } = self.config.capacity;
+        [("frontends", frontends, frontend_room), ("backends", backends, backend_room)]
+    }
+
+    /// Waits until the sockets that earlier changes left without their backend are ended.
+    pub async fn settled(&self) {
+        self.ender.settle().await;
+    }
+}
+
+/// Removes everything that a [`SockLb`] ever made with this pin directory. Connections go on.
+///
+/// # Errors
+/// What could not be removed.
+pub fn cleanup(pin_dir: &Path) -> Result<(), Error> {
+    programs::remove(pin_dir, None)
+}
