@@ -9,6 +9,7 @@ mod images;
 mod leave;
 mod node;
 mod node_init;
+mod plane;
 mod service_plane;
 mod up;
 mod workload;

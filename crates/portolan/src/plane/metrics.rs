@@ -1,0 +1,308 @@
+//! What the service plane did -> the metrics that people know from kube-proxy, and what only this one can say.
+//!
+//! Both families of a Service are written together, so a number with the label `ip_family` stands under both.
+//!
+//! Source: Kubernetes `pkg/proxy/metrics/metrics.go` for the names that begin with `kubeproxy_`, and Prometheus'
+//! guidelines for those that begin with `process_`.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use super::exposition::{Histogram, Page};
+use super::local::Local;
+
+const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
+
+/// What was asked of a server, by the status it answered with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Probe {
+    Healthz,
+    Livez,
+}
+
+/// One round of writing to the kernel.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Round {
+    /// Every Service was looked at.
+    pub(crate) full: bool,
+    pub(crate) took: Duration,
+    pub(crate) refused: bool,
+    pub(crate) ended: Timestamp,
+}
+
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    started: Timestamp,
+    rounds: Histogram,
+    full_rounds: Histogram,
+    partial_rounds: Histogram,
+    programming: Histogram,
+    last_queued: Option<Timestamp>,
+    last_done: Option<Timestamp>,
+    /// Changes seen, and of these the ones not in the kernel yet.
+    services: (u64, u64),
+    endpoints: (u64, u64),
+    failures: u64,
+    cleanup_failures: u64,
+    probes: BTreeMap<(&'static str, u16), u64>,
+    elements: usize,
+    repaired: u64,
+    /// Ports of Services that have endpoints, but none where the policy wants them.
+    no_local: Local,
+}
+
+impl Metrics {
+    pub(crate) fn new(started: Timestamp) -> Self {
+        let rounds = || Histogram::exponential(0.001, 2.0, 15);
+        let seconds = |from: u32, step: u32, count: u32| (0..count).map(move |i| f64::from(from + i * step));
+        let programming = [0.25, 0.5].into_iter();
+        let programming = programming.chain(seconds(1, 1, 59)).chain(seconds(60, 5, 12)).chain(seconds(120, 30, 7));
+        Self {
+            started,
+            rounds: rounds(),
+            full_rounds: rounds(),
+            partial_rounds: rounds(),
+            programming: Histogram::new(programming.collect()),
+            last_queued: None,
+            last_done: None,
+            services: (0, 0),
+            endpoints: (0, 0),
+            failures: 0,
+            cleanup_failures: 0,
+            probes: BTreeMap::new(),
+            elements: 0,
+            repaired: 0,
+            no_local: Local::default(),
+        }
+    }
+
+    /// Changes arrived that are not in the kernel yet.
+    pub(crate) fn queued(&mut self, services: u64, endpoints: u64, at: Timestamp) {
+        for (seen, new) in [(&mut self.services, services), (&mut self.endpoints, endpoints)] {
+            seen.0 += new;
+            seen.1 += new;
+        }
+        self.last_queued = Some(at);
+    }
+
+    pub(crate) fn round(&mut self, round: Round) {
+        let took = round.took.as_secs_f64();
+        self.rounds.observe(took);
+        if round.full { &mut self.full_rounds } else { &mut self.partial_rounds }.observe(took);
+        self.services.1 = 0;
+        self.endpoints.1 = 0;
+        if round.refused {
+            self.failures += 1;
+        } else {
+            self.last_done = Some(round.ended);
+        }
+    }
+
+    /// So long after it happened, a change of endpoints was in the kernel.
+    pub(crate) fn programmed(&mut self, delay: Duration) {
+        self.programming.observe(delay.as_secs_f64());
+    }
+
+    pub(crate) fn audited(&mut self, repaired: Option<usize>) {
+        match repaired {
+            Some(repaired) => self.repaired += repaired as u64,
+            None => self.cleanup_failures += 1,
+        }
+    }
+
+    pub(crate) fn holds(&mut self, elements: usize, no_local: Local) {
+        self.elements = elements;
+        self.no_local = no_local;
+    }
+
+    pub(crate) fn probed(&mut self, probe: Probe, status: u16) {
+        let name = match probe {
+            Probe::Healthz => "kubeproxy_proxy_healthz_total",
+            Probe::Livez => "kubeproxy_proxy_livez_total",
+        };
+        *self.probes.entry((name, status)).or_default() += 1;
+    }
+
+    pub(crate) fn write(&self, page: &mut Page) {
+        let histograms = [
+            ("sync_proxy_rules_duration_seconds", "SyncProxyRules latency in seconds", &self.rounds),
+            (
+                "sync_full_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for full resyncs",
+                &self.full_rounds,
+            ),
+            (
+                "sync_partial_proxy_rules_duration_seconds",
+                "SyncProxyRules latency in seconds for partial resyncs",
+                &self.partial_rounds,
+            ),
+            (
+                "network_programming_duration_seconds",
+                "In Cluster Network Programming Latency in seconds",
+                &self.programming,
+            ),
+        ];
+        for (name, help, histogram) in histograms {
+            let name = format!("kubeproxy_{name}");
+            page.family(&name, "histogram", help);
+            for family in FAMILIES {
+                page.histogram(&name, &[("ip_family", family)], histogram);
+            }
+        }
+        let times = [
+            (
+                "sync_proxy_rules_last_timestamp_seconds",
+                "The last time proxy rules were successfully synced",
+                self.last_done,
+            ),
+            (
+                "sync_proxy_rules_last_queued_timestamp_seconds",
+                "The last time a sync of proxy rules was queued",
+                self.last_queued,
+            ),
+        ];
+        for (name, help, time) in times {
+            let name = format!("kubeproxy_{name}");
+            page.family(&name, "gauge", help);
+            for family in FAMILIES {
+                page.sample(&name, &[("ip_family", family)], time.map_or(0.0, seconds));
+            }
+        }
+        let changes = [("endpoint", "Endpoint", self.endpoints), ("service", "Service", self.services)];
+        for (what, word, (total, pending)) in changes {
+            let name = format!("kubeproxy_sync_proxy_rules_{what}_changes_pending");
+            page.family(&name, "gauge", &format!("Pending proxy rules {word} changes"));
+            page.count(&name, &[], pending);
+            let name = format!("kubeproxy_sync_proxy_rules_{what}_changes_total");
+            page.family(&name, "counter", &format!("Cumulative proxy rules {word} changes"));
+            page.count(&name, &[], total);
+        }
+        let name = "kubeproxy_sync_proxy_rules_no_local_endpoints_total";
+        page.family(name, "gauge", "Number of services with a Local traffic policy and no endpoints");
+        for (family, policy, ports) in self.no_local.rows() {
+            page.count(name, &[("ip_family", family), ("traffic_policy", policy)], ports);
+        }
+        let failures = [("sync", self.failures), ("cleanup", self.cleanup_failures)];
+        for (what, count) in failures {
+            let name = format!("kubeproxy_sync_proxy_rules_nftables_{what}_failures_total");
+            page.family(&name, "counter", &format!("Cumulative proxy nftables {what} failures"));
+            for family in FAMILIES {
+                page.count(&name, &[("ip_family", family)], count);
+            }
+        }
+        for (name, what) in [("kubeproxy_proxy_healthz_total", "healthz"), ("kubeproxy_proxy_livez_total", "livez")] {
+            page.family(name, "counter", &format!("Cumulative proxy {what} HTTP status"));
+            for ((_, status), count) in self.probes.iter().filter(|((probe, _), _)| *probe == name) {
+                page.count(name, &[("code", &status.to_string())], *count);
+            }
+        }
+        page.family("portolan_kernel_elements", "gauge", "Map and set elements in place");
+        page.count("portolan_kernel_elements", &[], self.elements as u64);
+        page.family("portolan_repaired_total", "counter", "Elements and chains that audits found changed by others");
+        page.count("portolan_repaired_total", &[], self.repaired);
+        page.family("portolan_build_info", "gauge", "Which build this is");
+        page.count("portolan_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
+        page.family("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds");
+        page.sample("process_start_time_seconds", &[], seconds(self.started));
+    }
+}
+
+fn seconds(time: Timestamp) -> f64 {
+    Duration::try_from(time.duration_since(Timestamp::UNIX_EPOCH)).unwrap_or_default().as_secs_f64()
+}
+
+/// What the kernel says of this process. What it does not say is left out.
+pub(crate) fn write_process(page: &mut Page) {
+    use nix::unistd::{SysconfVar, sysconf};
+    let number = |variable| sysconf(variable).ok().flatten().and_then(|value| u32::try_from(value).ok());
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    // The second field is the command's name, which may contain anything.
+    let fields: Vec<f64> = stat
+        .rsplit_once(") ")
+        .map(|(_, rest)| rest.split(' ').map(|field| field.trim().parse().unwrap_or_default()).collect())
+        .unwrap_or_default();
+    if let (Some(user), Some(system), Some(ticks)) = (fields.get(11), fields.get(12), number(SysconfVar::CLK_TCK)) {
+        page.family("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds");
+        page.sample("process_cpu_seconds_total", &[], (user + system) / f64::from(ticks));
+    }
+    if let (Some(pages), Some(size)) = (fields.get(21), number(SysconfVar::PAGE_SIZE)) {
+        page.family("process_resident_memory_bytes", "gauge", "Resident memory size in bytes");
+        page.sample("process_resident_memory_bytes", &[], pages * f64::from(size));
+    }
+    if let Ok(files) = std::fs::read_dir("/proc/self/fd") {
+        page.family("process_open_fds", "gauge", "Number of open file descriptors");
+        page.count("process_open_fds", &[], files.count() as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(metrics: &Metrics) -> String {
+        let mut page = Page::default();
+        metrics.write(&mut page);
+        page.into_text()
+    }
+
+    fn line<'a>(text: &'a str, name: &str) -> &'a str {
+        text.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("no {name} in\n{text}"))
+    }
+
+    #[test]
+    fn changes_are_pending_until_a_round_takes_them() {
+        let mut metrics = Metrics::new(Timestamp::UNIX_EPOCH);
+        let time = |second| Timestamp::from_second(second).unwrap();
+        metrics.queued(2, 3, time(10));
+        let shown = text(&metrics);
+        assert!(line(&shown, "kubeproxy_sync_proxy_rules_endpoint_changes_pending").ends_with(" 3"));
+        assert!(line(&shown, "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"}").ends_with(" 0"));
+        let round = Round { full: false, took: Duration::from_millis(3), refused: false, ended: time(11) };
+        metrics.round(round);
+        let shown = text(&metrics);
+        for (name, value) in [
+            ("kubeproxy_sync_proxy_rules_endpoint_changes_pending", "0"),
+            ("kubeproxy_sync_proxy_rules_endpoint_changes_total", "3"),
+            ("kubeproxy_sync_proxy_rules_service_changes_total", "2"),
+            ("kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds{ip_family=\"IPv4\"}", "10"),
+            ("kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv4\"}", "11"),
+            ("kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.002\"}", "0"),
+            ("kubeproxy_sync_proxy_rules_duration_seconds_bucket{ip_family=\"IPv4\",le=\"0.004\"}", "1"),
+            ("kubeproxy_sync_partial_proxy_rules_duration_seconds_count{ip_family=\"IPv6\"}", "1"),
+            ("kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}", "0"),
+            ("kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"115\"}", "0"),
+            ("kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"300\"}", "0"),
+        ] {
+            let line = line(&shown, name);
+            assert_eq!(line.rsplit_once(' ').unwrap().1, value, "{line}");
+        }
+        metrics.round(Round { refused: true, ended: time(12), ..round });
+        let shown = text(&metrics);
+        assert!(line(&shown, "kubeproxy_sync_proxy_rules_last_timestamp_seconds").ends_with(" 11"));
+        assert!(line(&shown, "kubeproxy_sync_proxy_rules_nftables_sync_failures_total").ends_with(" 1"));
+    }
+
+    #[test]
+    fn every_family_is_described_once_and_before_its_samples() {
+        let mut metrics = Metrics::new(Timestamp::UNIX_EPOCH);
+        metrics.probed(Probe::Healthz, 200);
+        let mut page = Page::default();
+        metrics.write(&mut page);
+        write_process(&mut page);
+        let text = page.into_text();
+        let mut described = std::collections::BTreeSet::new();
+        for line in text.lines() {
+            if let Some(family) = line.strip_prefix("# TYPE ") {
+                assert!(described.insert(family.split(' ').next().unwrap().to_owned()), "{line} twice");
+            } else if !line.starts_with('#') {
+                let name = line.split(['{', ' ']).next().unwrap();
+                let base = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(name);
+                assert!(described.contains(base) || described.contains(name), "{line} is not described");
+            }
+        }
+        assert!(described.contains("process_resident_memory_bytes"), "{text}");
+        assert_eq!(line(&text, "kubeproxy_proxy_healthz_total"), "kubeproxy_proxy_healthz_total{code=\"200\"} 1");
+    }
+}

@@ -1,0 +1,83 @@
+//! The plane's state -> `/healthz` and `/livez` for probes, `/metrics` and `/proxyMode` for scrapers.
+//!
+//! Invariant: an answer never waits for the plane, so that one that hangs is told of.
+//!
+//! Source: Kubernetes `cmd/kube-proxy/app/server.go` and `pkg/proxy/healthcheck`.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use http::StatusCode;
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::exposition::Page;
+use super::health::{Health, Verdict};
+use super::metrics::{Metrics, Probe, write_process};
+use super::serve::{Answer, Answered, not_found, text};
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What the plane's loop writes and its servers read.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    health: Mutex<Health>,
+    metrics: Mutex<Metrics>,
+}
+
+impl Shared {
+    pub(crate) fn new(health_timeout: Duration) -> Arc<Self> {
+        let metrics = Metrics::new(Timestamp::now());
+        Arc::new(Self { health: Mutex::new(Health::new(health_timeout)), metrics: Mutex::new(metrics) })
+    }
+
+    pub(crate) fn health(&self) -> MutexGuard<'_, Health> {
+        self.health.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn metrics(&self) -> MutexGuard<'_, Metrics> {
+        self.metrics.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn probe(&self, probe: Probe) -> Answered {
+        let (now, clock) = (Instant::now(), Timestamp::now());
+        let Verdict { healthy, body } = match probe {
+            Probe::Healthz => self.health().healthz(now, clock),
+            Probe::Livez => self.health().livez(now, clock),
+        };
+        let status = if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+        self.metrics().probed(probe, status.as_u16());
+        text(status, "application/json", body)
+    }
+}
+
+pub(crate) struct HealthServer(pub(crate) Arc<Shared>);
+
+impl Answer for HealthServer {
+    async fn answer(&self, path: &str) -> Answered {
+        match path {
+            "/healthz" => self.0.probe(Probe::Healthz),
+            "/livez" => self.0.probe(Probe::Livez),
+            _ => not_found(),
+        }
+    }
+}
+
+pub(crate) struct MetricsServer(pub(crate) Arc<Shared>);
+
+impl Answer for MetricsServer {
+    async fn answer(&self, path: &str) -> Answered {
+        match path {
+            "/healthz" => text(StatusCode::OK, PLAIN, "ok"),
+            "/proxyMode" => text(StatusCode::OK, PLAIN, "nftables"),
+            "/metrics" => {
+                let mut page = Page::default();
+                self.0.metrics().write(&mut page);
+                write_process(&mut page);
+                text(StatusCode::OK, PROMETHEUS, page.into_text())
+            }
+            _ => not_found(),
+        }
+    }
+}
