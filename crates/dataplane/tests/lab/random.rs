@@ -1,11 +1,13 @@
 //! Random clusters and changes to them, small enough that everything collides with everything.
+#![allow(dead_code, reason = "each test that shares it uses its part")]
 
 use std::net::IpAddr;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use portolan_model::{
-    Endpoint, EndpointPort, EndpointSlice, Event, NodePort, Protocol, Service, ServiceId, ServicePort, ServiceType,
-    SliceId, TrafficPolicy,
+    Endpoint, EndpointPort, EndpointSlice, Event, Node, NodePort, Protocol, Service, ServiceId, ServicePort,
+    ServiceType, SliceId, Snapshot, TrafficPolicy,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -33,6 +35,29 @@ impl Random {
             1 => Event::SliceGone(SliceId::new("random", &format!("slice-{number}-{}", self.below(2)))),
             2..5 => Event::Service(self.service(number)),
             _ => Event::Slice(self.slice(number)),
+        }
+    }
+
+    /// As [`event`](Self::event), or a node or a range of ClusterIPs that comes, changes or goes.
+    pub(crate) fn cluster_event(&mut self) -> Event {
+        match self.below(16) {
+            0 => Event::Node(self.node()),
+            1 => Event::ServiceCidr("kubernetes".into(), self.some(&["10.96.0.0/16", "fd00:96::/112"].map(net))),
+            2 if self.flip() => Event::ServiceCidrGone("kubernetes".into()),
+            _ => self.event(),
+        }
+    }
+
+    /// The node under test, which moves between zones and addresses.
+    fn node(&mut self) -> Node {
+        Node {
+            name: "node-1".into(),
+            addresses: self.some(&["10.203.0.11", "10.203.0.13", "fd00:203::11"].map(|text| text.parse().unwrap())),
+            pod_cidrs: vec![net("10.244.1.0/24")],
+            zone: self.flip().then(|| "east".into()),
+            ready: true,
+            excluded_from_load_balancers: false,
+            going_away: false,
         }
     }
 
@@ -112,10 +137,53 @@ impl Random {
             zone: None,
             hostname: None,
             pod: None,
-            hint_zones: Vec::new(),
+            hint_zones: if self.0.random_bool(0.8) { vec!["east".into()] } else { Vec::new() },
             hint_nodes: Vec::new(),
         }
     }
+}
+
+/// The events that take everything away.
+pub(crate) fn farewell(snapshot: &Snapshot) -> Vec<Event> {
+    let slices = snapshot.services().flat_map(|service| snapshot.slices(&service.id));
+    let slices: Vec<Event> = slices.map(|slice| Event::SliceGone(slice.id.clone())).collect();
+    let services = snapshot.services().map(|service| Event::ServiceGone(service.id.clone()));
+    let nodes = snapshot.nodes().map(|node| Event::NodeGone(node.name.clone()));
+    slices.into_iter().chain(services).chain(nodes).chain([Event::ServiceCidrGone("kubernetes".into())]).collect()
+}
+
+/// A Service at 10.96.255.1 with so many endpoints, a thousand to a slice.
+pub(crate) fn crowd(endpoints: u32) -> Vec<Event> {
+    let mut random = Random::new(0);
+    let id = ServiceId::new("random", "crowd");
+    let service = Service {
+        id: id.clone(),
+        cluster_ips: vec![IpAddr::from([10, 96, 255, 1])],
+        external_ips: Vec::new(),
+        load_balancer_ips: Vec::new(),
+        internal_policy: TrafficPolicy::Cluster,
+        ports: vec![ServicePort { name: "tcp".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
+        foreign_proxy: false,
+        ..random.service(0)
+    };
+    let mut events = vec![Event::Service(service)];
+    for slice in 0..endpoints.div_ceil(1_000) {
+        let hosts = (slice * 1_000)..endpoints.min((slice + 1) * 1_000);
+        let address = |host: u32| IpAddr::from((0x0a80_0000 + host).to_be_bytes());
+        events.push(Event::Slice(EndpointSlice {
+            id: SliceId::new("random", &format!("crowd-{slice}")),
+            service: id.clone(),
+            ports: vec![EndpointPort { name: "tcp".into(), protocol: Protocol::Tcp, port: Some(8080) }],
+            endpoints: hosts
+                .map(|host| Endpoint { address: address(host), ready: true, ..random.endpoint(false) })
+                .collect(),
+        }));
+    }
+    events
+}
+
+fn net(text: &str) -> IpNet {
+    text.parse().unwrap()
 }
 
 fn service_id(number: u8) -> ServiceId {
