@@ -53,7 +53,7 @@ fn what_went_while_nobody_looked_is_pruned_only_when_all_is_known() {
     });
     let mut left = Snapshot::default();
     lab::apply(&mut left, lab::OBJECTS);
-    left.apply(Event::ServiceGone(ServiceId::new("shop", "web")));
+    left.apply(Event::ServiceGone(ServiceId::new("shop", "both")));
     netns.block_on(|| async {
         let mut projection = DataPlane::open(lab::config()).await.unwrap();
         let before = projection.elements();
@@ -99,7 +99,9 @@ fn drift_is_found_and_repaired() {
         for drift in [
             &["delete", "element", "ip", "portolan", "services", "{ 10.96.0.1 . tcp . 80 }"][..],
             &["add", "element", "ip", "portolan", "cluster-ips", "{ 10.96.9.9 }"],
-            &["add", "element", "ip", "portolan", "refused", "{ 10.96.9.9 . tcp . 1 : drop }"],
+            &["add", "element", "ip", "portolan", "refused", "{ 10.96.9.9 . tcp . 1 }"],
+            &["add", "element", "ip", "portolan", "services", "{ 10.96.9.9 . tcp . 1 : 80:1 }"],
+            &["flush", "map", "ip", "portolan", "picks"],
             &["flush", "map", "ip", "portolan", "slots"],
             &["flush", "chain", "ip", "portolan", "dispatch"],
             &["flush", "chain", "ip", "portolan", "pick-3"],

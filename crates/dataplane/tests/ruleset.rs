@@ -27,9 +27,11 @@ fn stock_nft_prints_the_table() {
     let Some(listing) = listing(&netns) else { return skip("needs nft") };
     println!("{listing}");
     for line in [
-        "10.96.0.1 . tcp . 80 : goto pick-3",
+        "10.96.0.1 . tcp . 80 : 0:3",
+        "0:3 : goto pick-3",
         "10.96.0.1 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080",
-        "ip daddr . meta l4proto . th dport vmap @services",
+        "meta priority set ip daddr . meta l4proto . th dport map @services goto pick",
+        "meta priority vmap @picks",
         "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @slots",
     ] {
         assert!(listing.contains(line), "{line} is not in\n{listing}");

@@ -1,17 +1,13 @@
-//! A Service's forwarding -> the entries of maps and sets that stand for it.
+//! The elements of maps and sets, and the chains that some of them lead to, in words.
 //!
-//! An [`Entry`] is one element of one map, in words; `wire` knows its bytes and `layout` the rules that read it.
-//! Invariant: the entries of a Service are a function of its forwarding, except for the order of its slots, which keeps
-//! as much as it can of the order before, so that one endpoint's change is one or two slots' change.
+//! An [`Entry`] is one element of one map; `row` says which of them stand for a frontend, `wire` knows its bytes and
+//! `layout` the rules that read it.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::forwarding::{
-    Backend, Family, Frontend, FrontendForwarding, Masquerade, Place, ServiceForwarding, Target,
-};
+use portolan_model::forwarding::{Backend, Family, Frontend};
 
 /// Which of a frontend's two sets of backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,12 +23,16 @@ pub enum Reach {
 pub enum Key {
     /// -> [`Value::Pick`] among the inside set.
     Service(Frontend),
-    /// Reached from outside the cluster -> [`Value::Masquerade`] or [`Value::LocalOnly`], what to do before picking.
-    External(Frontend),
-    /// -> [`Value::Pick`] among the outside set, or [`Value::Drop`].
+    /// Everybody's source address is replaced.
+    Masqueraded(Frontend),
+    /// Who is neither a pod nor the node itself gets the outside set.
+    LocalOnly(Frontend),
+    /// -> [`Value::Pick`] among the outside set; nothing where that set is empty.
     Outside(Frontend),
-    /// Without a backend -> [`Value::Refuse`] or [`Value::Drop`].
+    /// Without a backend anywhere.
     Refused(Frontend),
+    /// With backends that are not for this node to use.
+    Dropped(Frontend),
     /// With session affinity -> [`Value::Remember`].
     Sticky(Frontend),
     /// -> [`Value::Backend`].
@@ -41,7 +41,7 @@ pub enum Key {
     Restricted(Frontend),
     Admitted(Frontend, IpNet),
     ClusterIp(IpAddr),
-    /// A pod of this node that a Service may send back to itself.
+    /// A backend that a Service may send back to itself.
     Hairpin(IpAddr),
     NodeAddress(IpAddr),
     ServiceCidr(IpNet),
@@ -53,10 +53,6 @@ pub enum Value {
     /// The element of a set, which maps to nothing.
     Present,
     Pick(Pick),
-    Masquerade,
-    LocalOnly,
-    Refuse,
-    Drop,
     /// For how many seconds after its latest connection a client is remembered.
     Remember(u32),
     Backend(Backend),
@@ -76,7 +72,7 @@ pub struct Pick {
     pub count: u32,
 }
 
-/// A chain that exists because a map's element leads to it.
+/// A chain that exists because an entry's class leads to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Chain {
     pub family: Family,
@@ -90,11 +86,24 @@ pub enum ChainKind {
 }
 
 impl Key {
+    /// The frontend whose key it is, if it is one's.
+    #[must_use]
+    pub fn frontend(&self) -> Option<Frontend> {
+        match self {
+            Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => Some(*f),
+            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => Some(*f),
+            Self::Restricted(f) | Self::Admitted(f, _) => Some(*f),
+            Self::ClusterIp(_) | Self::Hairpin(_) | Self::NodeAddress(_) => None,
+            Self::ServiceCidr(_) | Self::PodNetwork(_) => None,
+        }
+    }
+
     #[must_use]
     pub fn family(&self) -> Family {
         match self {
-            Self::Service(f) | Self::External(f) | Self::Outside(f) | Self::Refused(f) | Self::Sticky(f) => f.family(),
-            Self::Slot(f, ..) | Self::Restricted(f) | Self::Admitted(f, _) => f.family(),
+            Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => f.family(),
+            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => f.family(),
+            Self::Restricted(f) | Self::Admitted(f, _) => f.family(),
             Self::ClusterIp(address) | Self::Hairpin(address) | Self::NodeAddress(address) => Family::of(*address),
             Self::ServiceCidr(net) | Self::PodNetwork(net) => Family::of(net.addr()),
         }
@@ -103,11 +112,11 @@ impl Key {
 
 /// The chain an entry leads to, which must exist before it and as long as it.
 #[must_use]
-pub fn chain_of(key: &Key, value: &Value) -> Option<Chain> {
+pub fn chain_of((key, value): &Entry) -> Option<Chain> {
     let kind = match value {
         Value::Pick(pick) => ChainKind::Pick(*pick),
         Value::Remember(seconds) => ChainKind::Remember(*seconds),
-        _ => return None,
+        Value::Present | Value::Backend(_) => return None,
     };
     Some(Chain { family: key.family(), kind })
 }
@@ -126,7 +135,49 @@ impl fmt::Display for ChainKind {
     }
 }
 
+/// The lower part of a class is a number of slots or of seconds.
+const CLASS_NUMBER: u32 = (1 << 20) - 1;
+const CLASS_NODE_PORT: u32 = 1 << 20;
+const CLASS_OUTSIDE: u32 = 1 << 21;
+const CLASS_STICKY: u32 = 1 << 22;
+const CLASS_REMEMBER: u32 = 1 << 23;
+
+/// As large as a class has room for, and larger than any API server admits.
+pub(super) const LONGEST_REMEMBERED: u32 = CLASS_NUMBER;
+
 impl ChainKind {
+    /// The number that stands for the chain in maps: an element that named the chain itself would have the kernel walk
+    /// all such elements at every commit.
+    #[must_use]
+    pub fn class(self) -> u32 {
+        match self {
+            Self::Remember(seconds) => CLASS_REMEMBER | seconds,
+            Self::Pick(pick) => {
+                let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+                bit(pick.node_port, CLASS_NODE_PORT)
+                    | bit(pick.reach == Reach::Outside, CLASS_OUTSIDE)
+                    | bit(pick.sticky, CLASS_STICKY)
+                    | pick.count
+            }
+        }
+    }
+
+    /// The opposite of `class`; `None` for a number that is no chain's.
+    #[must_use]
+    pub fn of_class(class: u32) -> Option<Self> {
+        let number = class & CLASS_NUMBER;
+        let kind = match class & CLASS_REMEMBER {
+            0 => Self::Pick(Pick {
+                node_port: class & CLASS_NODE_PORT != 0,
+                reach: if class & CLASS_OUTSIDE == 0 { Reach::Inside } else { Reach::Outside },
+                sticky: class & CLASS_STICKY != 0,
+                count: number,
+            }),
+            _ => Self::Remember(number),
+        };
+        (number > 0 && kind.class() == class).then_some(kind)
+    }
+
     /// The opposite of `Display`; `None` for a chain that is none of these.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
@@ -147,113 +198,12 @@ impl ChainKind {
     }
 }
 
-/// All entries of a Service, sorted. `slots` gives the backends of a frontend's set in the order they have now.
-#[must_use]
-pub fn entries(service: &ServiceForwarding, slots: impl Fn(&Frontend, Reach) -> Vec<Backend>) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    for forwarding in &service.frontends {
-        frontend_entries(forwarding, &slots, &mut entries);
-    }
-    entries.extend(service.cluster_ips.iter().map(|address| (Key::ClusterIp(*address), Value::Present)));
-    entries.extend(service.local_addresses.iter().map(|address| (Key::Hairpin(*address), Value::Present)));
-    entries.sort_unstable_by_key(|(key, _)| *key);
-    entries
-}
-
-fn frontend_entries(
-    forwarding: &FrontendForwarding,
-    slots: &impl Fn(&Frontend, Reach) -> Vec<Backend>,
-    entries: &mut Vec<Entry>,
-) {
-    let frontend = forwarding.frontend;
-    if !forwarding.sources.is_empty() {
-        entries.push((Key::Restricted(frontend), Value::Present));
-        entries.extend(forwarding.sources.iter().map(|net| (Key::Admitted(frontend, *net), Value::Present)));
-    }
-    let mut pick = |reach: Reach, backends: &[Backend]| {
-        let order = reassign(&slots(&frontend, reach), backends);
-        let numbered = (0..).zip(order);
-        entries.extend(numbered.map(|(index, backend)| (Key::Slot(frontend, reach, index), Value::Backend(backend))));
-        Value::Pick(Pick {
-            node_port: matches!(frontend.place, Place::Node(_)),
-            reach,
-            sticky: forwarding.affinity.is_some(),
-            count: u32::try_from(backends.len()).unwrap_or(u32::MAX),
-        })
-    };
-    let inside = match &forwarding.inside {
-        Target::Forward(backends) => pick(Reach::Inside, backends),
-        refusal => {
-            entries.push((Key::Refused(frontend), if *refusal == Target::Drop { Value::Drop } else { Value::Refuse }));
-            return;
-        }
-    };
-    match forwarding.masquerade {
-        // Decided by the address being a ClusterIP, for all of them at once.
-        Masquerade::Outsiders => {}
-        Masquerade::Everybody => entries.push((Key::External(frontend), Value::Masquerade)),
-        Masquerade::NodeItself => {
-            let outside = match &forwarding.outside {
-                Target::Forward(backends) => pick(Reach::Outside, backends),
-                _ => Value::Drop,
-            };
-            entries.push((Key::Outside(frontend), outside));
-            entries.push((Key::External(frontend), Value::LocalOnly));
-        }
-    }
-    entries.push((Key::Service(frontend), inside));
-    if let Some(timeout) = forwarding.affinity {
-        let seconds = u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1);
-        entries.push((Key::Sticky(frontend), Value::Remember(seconds)));
-    }
-}
-
-/// Puts `desired` into slots, leaving every backend where it is unless its slot goes away. The new ones, and those that
-/// lose their slot, fill the holes.
-fn reassign(realized: &[Backend], desired: &[Backend]) -> Vec<Backend> {
-    let mut homeless: BTreeSet<Backend> = desired.iter().copied().collect();
-    let kept: Vec<Option<Backend>> = (0..homeless.len())
-        .map(|index| realized.get(index).copied().filter(|backend| homeless.remove(backend)))
-        .collect();
-    let mut homeless = homeless.into_iter();
-    kept.into_iter().filter_map(|kept| kept.or_else(|| homeless.next())).collect()
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    fn backends(numbers: &[u8]) -> Vec<Backend> {
-        numbers.iter().map(|n| Backend { address: IpAddr::from([10, 0, 0, *n]), port: 80 }).collect()
-    }
-
     #[test]
-    fn slots_stay_where_they_are() {
-        let realized = backends(&[3, 1, 2]);
-        assert_eq!(reassign(&realized, &backends(&[1, 2, 3])), realized);
-        assert_eq!(reassign(&realized, &backends(&[1, 2])), backends(&[2, 1]), "the last moves into the hole");
-        assert_eq!(reassign(&realized, &backends(&[1, 2, 3, 4])), backends(&[3, 1, 2, 4]));
-        assert_eq!(reassign(&realized, &backends(&[1, 2, 4])), backends(&[4, 1, 2]));
-        assert_eq!(reassign(&realized, &[]), []);
-    }
-
-    proptest! {
-        #[test]
-        fn slots_hold_exactly_what_is_desired(a in prop::collection::btree_set(0u8..40, 0..20), b in prop::collection::btree_set(0u8..40, 0..20)) {
-            let (a, b) = (backends(&a.into_iter().collect::<Vec<_>>()), backends(&b.into_iter().collect::<Vec<_>>()));
-            let mut slots = reassign(&a, &b);
-            let changed = slots.iter().zip(&a).filter(|(new, old)| new != old).count();
-            let gone = a.iter().filter(|backend| !b.contains(backend)).count();
-            prop_assert!(changed <= gone);
-            slots.sort_unstable();
-            prop_assert_eq!(slots, b);
-        }
-    }
-
-    #[test]
-    fn chain_names_read_back() {
+    fn chain_names_and_classes_read_back() {
         let picks = [false, true].into_iter().flat_map(|node_port| {
             [Reach::Inside, Reach::Outside].into_iter().flat_map(move |reach| {
                 [false, true].map(|sticky| ChainKind::Pick(Pick { node_port, reach, sticky, count: 17 }))
@@ -261,6 +211,10 @@ mod tests {
         });
         for kind in picks.chain([ChainKind::Remember(10_800)]) {
             assert_eq!(ChainKind::parse(&kind.to_string()), Some(kind));
+            assert_eq!(ChainKind::of_class(kind.class()), Some(kind));
+        }
+        for nothing in [0, CLASS_STICKY, CLASS_REMEMBER | CLASS_STICKY | 1, 1 << 24 | 1] {
+            assert_eq!(ChainKind::of_class(nothing), None, "{nothing:#x}");
         }
         for other in ["dispatch", "pick-", "pick-x", "my-pick-3", "pick-03"] {
             assert_eq!(ChainKind::parse(other), None, "{other}");

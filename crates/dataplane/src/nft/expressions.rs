@@ -100,9 +100,18 @@ impl Builder {
         rule
     }
 
-    /// Goes where the map says; goes on where it says nothing.
-    pub(super) fn lookup(self, parts: &[Part], map: Map) -> Vec<Expr> {
-        self.keyed(parts, |key| LookupExpr::new(map.name(), key).dreg(Register::Verdict).into())
+    /// Sets the packet's priority to what the map says; goes on with the next rule where it says nothing.
+    pub(super) fn set_priority(self, parts: &[Part], map: Map) -> Vec<Expr> {
+        let (mut rule, next) = self.load(parts, 0);
+        rule.push(LookupExpr::new(map.name(), reg(0)).dreg(reg(next)).into());
+        rule.push(Expr::MetaSet { key: MetaKey::Priority, sreg: reg(next) });
+        rule
+    }
+
+    /// Goes where the map says for the packet's priority; goes on where it says nothing.
+    pub(super) fn keyed_by_priority(self, map: Map) -> Vec<Expr> {
+        let load = Expr::Meta { dreg: reg(0), key: MetaKey::Priority };
+        vec![load, LookupExpr::new(map.name(), reg(0)).dreg(Register::Verdict).into()]
     }
 
     pub(super) fn tested(self, parts: &[Part], set: Map) -> Vec<Expr> {
@@ -151,6 +160,11 @@ pub(super) fn proto_is(number: u8) -> Vec<Expr> {
         Expr::Meta { dreg: reg(0), key: MetaKey::L4Proto },
         Expr::Cmp { sreg: reg(0), op: CmpOp::Eq, data: vec![number] },
     ]
+}
+
+pub(super) fn clear_priority() -> Vec<Expr> {
+    let none = Expr::Immediate { dreg: reg(0), data: 0u32.to_ne_bytes().into() };
+    vec![none, Expr::MetaSet { key: MetaKey::Priority, sreg: reg(0) }]
 }
 
 pub(super) fn from_this_node() -> Vec<Expr> {

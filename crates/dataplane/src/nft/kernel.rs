@@ -3,6 +3,7 @@
 //! Invariants: [`Ruleset::commit`] is all or nothing; `read` sees every element of ours, also those that nobody here
 //! wrote. The upper half knows the kernel by this trait only, so that its tests can refuse and lose things at will.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::net::IpAddr;
 
@@ -11,8 +12,8 @@ use nlink::netlink::{Connection, Nftables};
 use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family};
 
-use super::entries::{Chain, ChainKind, Entry};
-use super::layout::{ChainPlan, Map, TABLE, dynamic_chain, fixed_chains, nf_family};
+use super::entries::{Chain, ChainKind, Entry, chain_of};
+use super::layout::{ChainPlan, Map, TABLE, classes, dynamic_chain, fixed_chains, nf_family};
 use super::state::{Operations, State};
 use super::wire;
 use crate::{Error, ProxyConfig};
@@ -31,8 +32,9 @@ pub(crate) struct Session {
 }
 
 pub(crate) trait Ruleset: Send {
-    /// Everything there is.
-    fn read(&mut self) -> impl Future<Output = Result<State, Error>> + Send;
+    /// Everything there is, once what no entry could be is removed and the chains that entries lead to are there. Also
+    /// says how much of that there was to do.
+    fn read(&mut self) -> impl Future<Output = Result<(State, usize), Error>> + Send;
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
     /// Forgets which clients were sent to these backends.
     fn forget(&mut self, sessions: &[Session]) -> impl Future<Output = Result<(), Error>> + Send;
@@ -83,7 +85,7 @@ impl KernelRuleset {
             match sets.iter().find(|set| set.name == map.name()) {
                 None => transaction = transaction.add_set(map.set(family)),
                 Some(found) => {
-                    if found.key_type != map.key_type(family).type_id() {
+                    if !map.is(family, found) {
                         return Ok(false);
                     }
                 }
@@ -124,6 +126,14 @@ impl KernelRuleset {
         committed.map_err(|source| Error::Refused { what: what(), source: Box::new(source) })
     }
 
+    async fn remove_strays(&self, family: Family, map: Map, strays: &[SetElement]) -> Result<usize, Error> {
+        if !strays.is_empty() {
+            let transaction = self.connection.transaction().del_set_elements(&map.set(family), strays);
+            self.send(transaction, || format!("removing strays from {}", map.name())).await?;
+        }
+        Ok(strays.len())
+    }
+
     async fn elements(&self, family: Family, map: Map) -> Result<Vec<SetElement>, Error> {
         let elements = self.connection.list_set_elements(TABLE, map.name(), nf_family(family)).await;
         elements
@@ -132,30 +142,46 @@ impl KernelRuleset {
 }
 
 impl Ruleset for KernelRuleset {
-    async fn read(&mut self) -> Result<State, Error> {
+    async fn read(&mut self) -> Result<(State, usize), Error> {
         let mut entries = Vec::new();
         let mut chains = Vec::new();
+        let mut mended = 0;
         for family in Family::BOTH {
-            for map in Map::ALL.into_iter().filter(|map| *map != Map::Affinity) {
-                let mut strays = Vec::new();
-                for element in self.elements(family, map).await? {
-                    match wire::entry(map, family, &element) {
-                        Some(entry) => entries.push(entry),
-                        None => strays.push(element),
-                    }
+            for map in Map::ALL {
+                if matches!(map, Map::Affinity | Map::Picks | Map::Remembers) {
+                    continue;
                 }
-                if !strays.is_empty() {
-                    let transaction = self.connection.transaction().del_set_elements(&map.set(family), &strays);
-                    self.send(transaction, || format!("removing strays from {}", map.name())).await?;
-                }
+                let found = self.elements(family, map).await?;
+                let strays = take_read(found, &mut entries, |element| wire::entry(map, family, element));
+                mended += self.remove_strays(family, map, &strays).await?;
             }
-            let kinds = self.dynamic_chains(family).await?;
+            let mut kinds = Vec::new();
+            for map in [Map::Picks, Map::Remembers] {
+                let found = self.elements(family, map).await?;
+                let strays = take_read(found, &mut kinds, |element| wire::classified(map, element));
+                mended += self.remove_strays(family, map, &strays).await?;
+            }
+            // A chain that no class leads to is made anew if it is wanted.
+            for kind in self.dynamic_chains(family).await?.into_iter().filter(|kind| !kinds.contains(kind)) {
+                let transaction = self.connection.transaction();
+                let transaction = transaction.del_chain(TABLE, &kind.to_string(), nf_family(family));
+                self.send(transaction, || format!("removing chain {kind}, which nothing leads to")).await?;
+                mended += 1;
+            }
             chains.extend(kinds.into_iter().map(|kind| Chain { family, kind }));
         }
-        Ok(State::found(entries, chains))
+        let wanted: BTreeSet<Chain> = entries.iter().filter_map(chain_of).collect();
+        let create: Vec<Chain> = wanted.into_iter().filter(|chain| !chains.contains(chain)).collect();
+        mended += create.len();
+        chains.extend(&create);
+        self.commit(&Operations { create, ..Operations::default() }).await?;
+        Ok((State::found(entries, chains), mended))
     }
 
     async fn commit(&mut self, operations: &Operations) -> Result<(), Error> {
+        if operations.is_empty() {
+            return Ok(());
+        }
         let mut transaction = self.connection.transaction();
         for (set, elements) in messages(&operations.delete) {
             transaction = transaction.del_set_elements(&set, &elements);
@@ -171,11 +197,15 @@ impl Ruleset for KernelRuleset {
             for rule in plan.rules {
                 transaction = transaction.add_rule(rule);
             }
+            let class = wire::class_element(chain.kind);
+            transaction = transaction.add_set_elements(&classes(chain.kind).set(chain.family), &[class]);
         }
         for (set, elements) in messages(&operations.insert) {
             transaction = transaction.add_set_elements(&set, &elements);
         }
         for chain in &operations.remove {
+            let class = wire::class_element(chain.kind);
+            transaction = transaction.del_set_elements(&classes(chain.kind).set(chain.family), &[class]);
             transaction = transaction.del_chain(TABLE, &chain.kind.to_string(), nf_family(chain.family));
         }
         self.send(transaction, || {
@@ -245,6 +275,22 @@ fn nf_chain(plan: &ChainPlan, family: Family) -> Result<NfChain, Error> {
         Some(base) => chain.base(base.clone()),
         None => chain,
     })
+}
+
+/// Puts what `read` makes of the elements into `into`; gives those that it makes nothing of.
+fn take_read<T>(
+    elements: Vec<SetElement>,
+    into: &mut Vec<T>,
+    read: impl Fn(&SetElement) -> Option<T>,
+) -> Vec<SetElement> {
+    let mut strays = Vec::new();
+    for element in elements {
+        match read(&element) {
+            Some(item) => into.push(item),
+            None => strays.push(element),
+        }
+    }
+    strays
 }
 
 /// The entries as element lists, a map's together, none too long for a message.

@@ -8,26 +8,38 @@
 //! | `dispatch` | nat prerouting and output, -100 | where destinations are rewritten; only first packets come here |
 //! | `node-ports` | | the addresses of the node are looked up once, and not once a Service |
 //! | `external-local` | | sorts insiders from outsiders under `externalTrafficPolicy: Local` |
+//! | `pick` | | goes to the chain of the class that a map gave |
 //! | `…pick-<n>` | | rewrites the destination: a random one of n slots, or the one remembered |
 //! | `after-nat` | filter prerouting and output, -99 | what still has a Service's address found no backend; reject is not for nat chains |
+//! | `remember` | | likewise |
 //! | `remember-<s>` | | writes down who was sent where, which is known only now |
 //! | `source` | nat postrouting, 100 | where sources are rewritten |
 //!
+//! A verdict in a map's element has the kernel walk all elements of all such maps at every commit that adds one. So the
+//! only maps with verdicts are `picks` and `remembers`, which have an element for each distinct number of backends and
+//! timeout, and not for each Service. The others give a class, a number, which waits for its lookup there in the packet's
+//! priority: the mark belongs to too many others, and routing sets the priority of forwarded packets afresh after this.
+//! What it was before is lost for the first packet of a connection to a Service, no other.
+//!
 //! Invariant: stock `nft list ruleset` (1.0.6 and later) prints the table. For that, the parts of every looked-up key
-//! come from expressions `nft` has a name for, and a slot's index is typed as a mark, `nft`'s name for a 32-bit number.
+//! come from expressions `nft` has a name for, a slot's index is typed as a mark, `nft`'s name for a 32-bit number, and
+//! no rule has a map inside a map.
 //!
 //! Deliberately not here: the elements.
+//!
+//! Source: kernel `nf_tables_api.c` (`nft_table_validate`), `ip_forward.c`.
 
 use nlink::netlink::nftables as nf;
 use nlink::netlink::nftables::{
     BaseChain, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, FilterHook, LookupExpr, MetaKey, NatHook, Priority, Rule, Set,
-    SetDataType, SetKeyType, Verdict,
+    SetDataType, SetInfo, SetKeyType, Verdict,
 };
 use portolan_model::forwarding::Family;
 
 use super::entries::{ChainKind, Pick, Reach};
 use super::expressions::{
-    Builder, Part, bitwise, chain_name, ct_bit, from_this_node, masquerade, port_unreachable, proto_is, reg,
+    Builder, Part, bitwise, chain_name, clear_priority, ct_bit, from_this_node, masquerade, port_unreachable, proto_is,
+    reg,
 };
 use crate::config::ProxyConfig;
 
@@ -42,24 +54,31 @@ const AFFINITY_SIZE: u32 = 1 << 20;
 const CT_NEW: u32 = 1 << 3;
 const CT_DNAT: u32 = 1 << 5;
 
-/// The names that elements' verdicts lead to.
-pub(super) const MASQUERADE_CHAIN: &str = "mark-for-masquerade";
-pub(super) const EXTERNAL_LOCAL_CHAIN: &str = "external-local";
-pub(super) const NODE_PORT_EXTERNAL_LOCAL_CHAIN: &str = "node-port-external-local";
-pub(super) const REFUSE_CHAIN: &str = "refuse";
+const MASQUERADE_CHAIN: &str = "mark-for-masquerade";
+const EXTERNAL_LOCAL_CHAIN: &str = "external-local";
+const NODE_PORT_EXTERNAL_LOCAL_CHAIN: &str = "node-port-external-local";
+const PICK_CHAIN: &str = "pick";
+const REMEMBER_CHAIN: &str = "remember-for";
+const REFUSE_CHAIN: &str = "refuse";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Map {
     Services,
     NodePorts,
+    Picks,
+    Remembers,
     Slots,
     NodePortSlots,
-    External,
-    NodePortExternal,
+    Masqueraded,
+    NodePortMasqueraded,
+    LocalOnly,
+    NodePortLocalOnly,
     Outside,
     NodePortOutside,
     Refused,
     NodePortRefused,
+    Dropped,
+    NodePortDropped,
     Sticky,
     NodePortSticky,
     Restricted,
@@ -73,17 +92,23 @@ pub(super) enum Map {
 }
 
 impl Map {
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const ALL: [Self; 26] = [
         Self::Services,
         Self::NodePorts,
+        Self::Picks,
+        Self::Remembers,
         Self::Slots,
         Self::NodePortSlots,
-        Self::External,
-        Self::NodePortExternal,
+        Self::Masqueraded,
+        Self::NodePortMasqueraded,
+        Self::LocalOnly,
+        Self::NodePortLocalOnly,
         Self::Outside,
         Self::NodePortOutside,
         Self::Refused,
         Self::NodePortRefused,
+        Self::Dropped,
+        Self::NodePortDropped,
         Self::Sticky,
         Self::NodePortSticky,
         Self::Restricted,
@@ -100,14 +125,20 @@ impl Map {
         match self {
             Self::Services => "services",
             Self::NodePorts => "node-port-services",
+            Self::Picks => "picks",
+            Self::Remembers => "remembers",
             Self::Slots => "slots",
             Self::NodePortSlots => "node-port-slots",
-            Self::External => "external",
-            Self::NodePortExternal => "node-port-external",
+            Self::Masqueraded => "masqueraded",
+            Self::NodePortMasqueraded => "node-port-masqueraded",
+            Self::LocalOnly => "local-only",
+            Self::NodePortLocalOnly => "node-port-local-only",
             Self::Outside => "outside",
             Self::NodePortOutside => "node-port-outside",
             Self::Refused => "refused",
             Self::NodePortRefused => "node-port-refused",
+            Self::Dropped => "dropped",
+            Self::NodePortDropped => "node-port-dropped",
             Self::Sticky => "sticky",
             Self::NodePortSticky => "node-port-sticky",
             Self::Restricted => "restricted",
@@ -125,33 +156,65 @@ impl Map {
         use SetKeyType::{InetProto, InetService, Mark};
         let address = || address_type(family);
         SetKeyType::Concat(match self {
-            Self::Services | Self::External | Self::Outside | Self::Refused | Self::Sticky | Self::Restricted => {
-                vec![address(), InetProto, InetService]
-            }
+            Self::Services
+            | Self::Masqueraded
+            | Self::LocalOnly
+            | Self::Outside
+            | Self::Refused
+            | Self::Dropped
+            | Self::Sticky
+            | Self::Restricted => vec![address(), InetProto, InetService],
             Self::NodePorts
-            | Self::NodePortExternal
+            | Self::NodePortMasqueraded
+            | Self::NodePortLocalOnly
             | Self::NodePortOutside
             | Self::NodePortRefused
+            | Self::NodePortDropped
             | Self::NodePortSticky => vec![InetProto, InetService],
             Self::Slots => vec![address(), InetProto, InetService, Mark],
             Self::NodePortSlots => vec![InetProto, InetService, Mark],
             Self::Admitted => vec![address(), InetProto, InetService, address()],
+            Self::Picks | Self::Remembers => return SetKeyType::ClassId,
             Self::ClusterIps | Self::NodeAddresses | Self::ServiceCidrs | Self::PodNetworks => return address(),
             Self::Hairpin => vec![address(), address()],
             Self::Affinity => vec![address(), address(), InetProto, InetService],
         })
     }
 
+    /// What a key is mapped to; `None` for a set.
+    pub(super) fn data_type(self, family: Family) -> Option<SetDataType> {
+        let backend = SetKeyType::Concat(vec![address_type(family), SetKeyType::InetService]);
+        match self {
+            Self::Services | Self::Outside | Self::Sticky => Some(SetDataType::Value(SetKeyType::ClassId)),
+            Self::NodePorts | Self::NodePortOutside | Self::NodePortSticky => {
+                Some(SetDataType::Value(SetKeyType::ClassId))
+            }
+            Self::Picks | Self::Remembers => Some(SetDataType::Verdict),
+            Self::Slots | Self::NodePortSlots | Self::Affinity => Some(SetDataType::Value(backend)),
+            _ => None,
+        }
+    }
+
     pub(super) fn set(self, family: Family) -> Set {
         let set = Set::new(TABLE, self.name()).family(nf_family(family)).key_type(self.key_type(family));
-        let backend = || SetDataType::Value(SetKeyType::Concat(vec![address_type(family), SetKeyType::InetService]));
+        let set = match self.data_type(family) {
+            Some(data) => set.map(data),
+            None => set,
+        };
         match self {
-            Self::Slots | Self::NodePortSlots => set.map(backend()),
-            Self::Affinity => set.map(backend()).per_element_timeouts().dynamic().size(AFFINITY_SIZE),
-            Self::Restricted | Self::ClusterIps | Self::NodeAddresses | Self::Hairpin => set,
+            Self::Affinity => set.per_element_timeouts().dynamic().size(AFFINITY_SIZE),
             Self::Admitted | Self::ServiceCidrs | Self::PodNetworks => set.interval(),
-            _ => set.vmap(),
+            _ => set,
         }
+    }
+
+    /// Whether a set that was found is this one.
+    pub(super) fn is(self, family: Family, found: &SetInfo) -> bool {
+        let data_type = self.data_type(family).map(|data| match data {
+            SetDataType::Value(value) => value.type_id(),
+            _ => nf::NFT_DATA_VERDICT,
+        });
+        found.key_type == self.key_type(family).type_id() && found.data_type == data_type
     }
 }
 
@@ -180,11 +243,16 @@ pub(super) struct ChainPlan {
 pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPlan> {
     let b = Builder { family };
     let mark = config.masquerade_mark();
-    let frontend = |map: Map| b.lookup(&[Part::Daddr, Part::Proto, Part::Dport], map);
-    let node_port = |map: Map| b.lookup(&[Part::Proto, Part::Dport], map);
+    let frontend = [Part::Daddr, Part::Proto, Part::Dport];
+    let node_port = [Part::Proto, Part::Dport];
     let is_node_address = || b.test(Part::Daddr, Map::NodeAddresses);
     let is_pod = || b.test(Part::Saddr, Map::PodNetworks);
-    let to_mark = || b.verdict(Verdict::JumpTo(chain_name(MASQUERADE_CHAIN)));
+    let goto = |to: &str| b.verdict(Verdict::GotoTo(chain_name(to)));
+    let jump = |to: &str| b.verdict(Verdict::JumpTo(chain_name(to)));
+    let to_mark = || jump(MASQUERADE_CHAIN);
+    // To the chain of the class that the map gives; on where it gives none.
+    let pick = |parts: &[Part], map: Map| b.all([b.set_priority(parts, map), goto(PICK_CHAIN)]);
+    let remember = |parts: &[Part], map: Map| b.all([b.set_priority(parts, map), goto(REMEMBER_CHAIN)]);
     let has_pods = config.pod_networks.iter().any(|net| Family::of(net.addr()) == family);
 
     let mut chains = vec![
@@ -216,30 +284,36 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
             ],
         ),
     ];
-    for (name, outside) in [
-        (EXTERNAL_LOCAL_CHAIN, frontend(Map::Outside)),
-        (NODE_PORT_EXTERNAL_LOCAL_CHAIN, node_port(Map::NodePortOutside)),
+    for (name, classes) in [(PICK_CHAIN, Map::Picks), (REMEMBER_CHAIN, Map::Remembers)] {
+        chains.push(b.regular(name, vec![(b.keyed_by_priority(classes), "")]));
+    }
+    for (name, parts, outside) in [
+        (EXTERNAL_LOCAL_CHAIN, &frontend[..], Map::Outside),
+        (NODE_PORT_EXTERNAL_LOCAL_CHAIN, &node_port, Map::NodePortOutside),
     ] {
         let mut rules = Vec::new();
         if has_pods {
             rules.push((b.all([is_pod(), b.verdict(Verdict::Return)]), "pods are served by any backend"));
         }
-        let own = b.all([from_this_node(), b.verdict(Verdict::GotoTo(chain_name(MASQUERADE_CHAIN)))]);
-        rules.push((own, "and so is the node itself"));
-        rules.push((outside, "others by this node's own, with their address kept"));
+        rules.push((b.all([from_this_node(), goto(MASQUERADE_CHAIN)]), "and so is the node itself"));
+        rules.push((pick(parts, outside), "others by this node's own, with their address kept"));
+        rules.push((b.verdict(Verdict::Drop), "it has none: another node should be asked"));
         chains.push(b.regular(name, rules));
     }
-    chains.push(b.regular("node-ports", vec![(node_port(Map::NodePortExternal), ""), (node_port(Map::NodePorts), "")]));
+    chains.push(b.regular(
+        "node-ports",
+        vec![
+            (b.all([b.tested(&node_port, Map::NodePortMasqueraded), to_mark()]), ""),
+            (b.all([b.tested(&node_port, Map::NodePortLocalOnly), jump(NODE_PORT_EXTERNAL_LOCAL_CHAIN)]), ""),
+            (pick(&node_port, Map::NodePorts), ""),
+        ],
+    ));
 
     let not_admitted = b.keyed(&[Part::Daddr, Part::Proto, Part::Dport, Part::Saddr], |key| {
         Expr::from(LookupExpr::new(Map::Admitted.name(), key).invert())
     });
     let mut dispatch = vec![(
-        b.all([
-            b.tested(&[Part::Daddr, Part::Proto, Part::Dport], Map::Restricted),
-            not_admitted,
-            b.verdict(Verdict::Drop),
-        ]),
+        b.all([b.tested(&frontend, Map::Restricted), not_admitted, b.verdict(Verdict::Drop)]),
         "loadBalancerSourceRanges",
     )];
     let off_cluster = "the answer must come back through this node";
@@ -249,18 +323,19 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
         let not_pod = b.keyed(&[Part::Saddr], |key| LookupExpr::new(Map::PodNetworks.name(), key).invert().into());
         dispatch.push((b.all([b.test(Part::Daddr, Map::ClusterIps), not_pod, to_mark()]), off_cluster));
     }
-    dispatch.push((frontend(Map::External), ""));
-    dispatch.push((frontend(Map::Services), ""));
-    dispatch.push((b.all([is_node_address(), b.verdict(Verdict::JumpTo(chain_name("node-ports")))]), ""));
+    dispatch.push((b.all([b.tested(&frontend, Map::Masqueraded), to_mark()]), "the backend may be another node's"));
+    dispatch.push((b.all([b.tested(&frontend, Map::LocalOnly), jump(EXTERNAL_LOCAL_CHAIN)]), ""));
+    dispatch.push((pick(&frontend, Map::Services), ""));
+    dispatch.push((b.all([is_node_address(), jump("node-ports")]), ""));
     chains.push(b.regular("dispatch", dispatch));
 
     let original = [Part::OriginalDaddr, Part::Proto, Part::OriginalDport];
     chains.push(b.regular(
         "remember",
         vec![
-            (b.lookup(&original, Map::Sticky), "session affinity"),
+            (remember(&original, Map::Sticky), "session affinity"),
             (
-                b.all([b.test(Part::OriginalDaddr, Map::NodeAddresses), b.lookup(&original[1..], Map::NodePortSticky)]),
+                b.all([b.test(Part::OriginalDaddr, Map::NodeAddresses), remember(&original[1..], Map::NodePortSticky)]),
                 "",
             ),
         ],
@@ -269,27 +344,23 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
         "after-nat",
         vec![
             (b.all([ct_bit(CtKey::State, CT_NEW, false), b.verdict(Verdict::Return)]), ""),
-            (
-                b.all([ct_bit(CtKey::Status, CT_DNAT, true), b.verdict(Verdict::GotoTo(chain_name("remember")))]),
-                "it found a backend",
-            ),
-            (frontend(Map::Refused), "no backend"),
-            (b.all([is_node_address(), node_port(Map::NodePortRefused)]), ""),
-            (
-                b.all([b.test(Part::Daddr, Map::ClusterIps), b.verdict(Verdict::GotoTo(chain_name(REFUSE_CHAIN)))]),
-                "no such port",
-            ),
+            (b.all([ct_bit(CtKey::Status, CT_DNAT, true), goto("remember")]), "it found a backend"),
+            (b.all([b.tested(&frontend, Map::Refused), goto(REFUSE_CHAIN)]), "no backend anywhere"),
+            (b.all([b.tested(&frontend, Map::Dropped), b.verdict(Verdict::Drop)]), "none that this node may use"),
+            (b.all([is_node_address(), b.tested(&node_port, Map::NodePortRefused), goto(REFUSE_CHAIN)]), ""),
+            (b.all([is_node_address(), b.tested(&node_port, Map::NodePortDropped), b.verdict(Verdict::Drop)]), ""),
+            (b.all([b.test(Part::Daddr, Map::ClusterIps), goto(REFUSE_CHAIN)]), "no such port"),
             (b.all([b.test(Part::Daddr, Map::ServiceCidrs), b.verdict(Verdict::Drop)]), "no such Service"),
         ],
     ));
 
-    let jump = |to: &str| vec![(b.verdict(Verdict::JumpTo(chain_name(to))), "")];
+    let only_jump = |to: &str| vec![(jump(to), "")];
     let after_dstnat = Priority::Custom(Priority::DstNat.to_i32() + 1);
     for (name, base, rules) in [
-        ("nat-prerouting", BaseChain::nat(NatHook::Prerouting, Priority::DstNat), jump("dispatch")),
-        ("nat-output", BaseChain::nat(NatHook::Output, Priority::DstNat), jump("dispatch")),
-        ("filter-prerouting", BaseChain::filter(FilterHook::Prerouting, after_dstnat), jump("after-nat")),
-        ("filter-output", BaseChain::filter(FilterHook::Output, after_dstnat), jump("after-nat")),
+        ("nat-prerouting", BaseChain::nat(NatHook::Prerouting, Priority::DstNat), only_jump("dispatch")),
+        ("nat-output", BaseChain::nat(NatHook::Output, Priority::DstNat), only_jump("dispatch")),
+        ("filter-prerouting", BaseChain::filter(FilterHook::Prerouting, after_dstnat), only_jump("after-nat")),
+        ("filter-output", BaseChain::filter(FilterHook::Output, after_dstnat), only_jump("after-nat")),
         (
             "source",
             BaseChain::nat(NatHook::Postrouting, Priority::SrcNat),
@@ -322,7 +393,16 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
     chains
 }
 
-/// A chain that exists as long as an element leads to it.
+/// The map that leads to chains of this kind. There are two because a chain that rewrites destinations may not be
+/// reachable from a filter hook.
+pub(super) fn classes(kind: ChainKind) -> Map {
+    match kind {
+        ChainKind::Pick(_) => Map::Picks,
+        ChainKind::Remember(_) => Map::Remembers,
+    }
+}
+
+/// A chain that exists as long as an entry leads to it. The priority has served its purpose there.
 pub(super) fn dynamic_chain(family: Family, kind: ChainKind) -> ChainPlan {
     let b = Builder { family };
     let rules = match kind {
@@ -336,14 +416,14 @@ pub(super) fn dynamic_chain(family: Family, kind: ChainKind) -> ChainPlan {
                 .sreg_data(reg(data))
                 .timeout(std::time::Duration::from_secs(seconds.into()));
             rule.push(update.into());
-            vec![(rule, "")]
+            vec![(clear_priority(), ""), (rule, "")]
         }
     };
     b.regular(&kind.to_string(), rules)
 }
 
 fn pick_rules(b: Builder, pick: Pick) -> Vec<(Vec<Expr>, &'static str)> {
-    let mut rules = Vec::new();
+    let mut rules = vec![(clear_priority(), "")];
     if pick.sticky {
         rules.push((b.dnat(&[Part::Saddr, Part::Daddr, Part::Proto, Part::Dport], Map::Affinity), "as last time"));
     }

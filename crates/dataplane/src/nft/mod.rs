@@ -2,7 +2,8 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `entries` | forwarding -> entries, pure |
+//! | `entries` | what an element can be, in words |
+//! | `row` | a frontend's forwarding -> entries, pure |
 //! | `state` | what is realized; a change -> the smallest operations, pure |
 //! | `reconcile` | the upper half: batches, refusals, what is found after a restart or a mishap |
 //! | `layout` | the table's maps, chains and rules, as data |
@@ -15,6 +16,7 @@ mod expressions;
 mod kernel;
 mod layout;
 mod reconcile;
+mod row;
 pub mod state;
 mod wire;
 

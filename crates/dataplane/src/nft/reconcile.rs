@@ -12,8 +12,9 @@ use ipnet::IpNet;
 use portolan_model::forwarding::{Backend, Frontend, Place, ServiceForwarding};
 use portolan_model::{Protocol, ServiceId};
 
-use super::entries::{Entry, Key, Reach, Value, entries};
+use super::entries::Key;
 use super::kernel::{Ruleset, Session};
+use super::row::Row;
 use super::state::{Journal, State};
 use crate::conntrack::{Stale, StaleFlow};
 use crate::desired::Change;
@@ -25,14 +26,21 @@ const BATCH: usize = 256;
 /// A batch also ends once it has touched so many elements.
 const BATCH_ELEMENTS: usize = 8_192;
 
+/// What a Service has in `realized`.
+#[derive(Debug, Default)]
+struct Owned {
+    /// Sorted.
+    frontends: Box<[Frontend]>,
+    shared: Box<[Key]>,
+}
+
 /// A Service with what it shall have.
 type Planned<'a> = (&'a ServiceId, &'a ServiceForwarding);
 
 pub(crate) struct Reconciler<R> {
     ruleset: R,
     realized: State,
-    /// The keys that each Service has in `realized`, sorted.
-    services: BTreeMap<ServiceId, Vec<Key>>,
+    services: BTreeMap<ServiceId, Owned>,
     /// Keys of the node as a whole: its addresses, the pod networks, the service ranges.
     common: BTreeSet<Key>,
     /// Refused the last time, or found changed by someone else.
@@ -44,7 +52,7 @@ pub(crate) struct Reconciler<R> {
 impl<R: Ruleset> Reconciler<R> {
     /// Starts from what the kernel has.
     pub(crate) async fn restore(mut ruleset: R) -> Result<Self, Error> {
-        let realized = ruleset.read().await?;
+        let (realized, _) = ruleset.read().await?;
         Ok(Self {
             ruleset,
             realized,
@@ -129,45 +137,43 @@ impl<R: Ruleset> Reconciler<R> {
         stale: &mut Vec<Stale>,
     ) -> Result<(), Error> {
         let mut journal = Journal::default();
-        let keys: Vec<Vec<Key>> =
+        let planned: Vec<Owned> =
             batch.iter().map(|(id, forwarding)| self.plan(id, forwarding, &mut journal)).collect();
         self.write(&mut journal, report).await?;
-        for ((id, _), keys) in batch.iter().zip(keys) {
-            match keys.is_empty() {
+        for ((id, _), owned) in batch.iter().zip(planned) {
+            match owned.frontends.is_empty() && owned.shared.is_empty() {
                 true => self.services.remove(*id),
-                false => self.services.insert((*id).clone(), keys),
+                false => self.services.insert((*id).clone(), owned),
             };
         }
         stale.extend(self.aftermath(&journal).await);
         Ok(())
     }
 
-    /// Notes the Service's entries in `realized`; gives the keys it has by that.
-    fn plan(&mut self, id: &ServiceId, forwarding: &ServiceForwarding, journal: &mut Journal) -> Vec<Key> {
-        let realized = &self.realized;
-        let slots = |frontend: &Frontend, reach: Reach| {
-            let backend = |index| match realized.get(&Key::Slot(*frontend, reach, index)) {
-                Some(Value::Backend(backend)) => Some(*backend),
-                _ => None,
-            };
-            (0..).map_while(backend).collect()
+    /// Notes in `realized` what the Service shall have; gives what it owns by that.
+    fn plan(&mut self, id: &ServiceId, forwarding: &ServiceForwarding, journal: &mut Journal) -> Owned {
+        let nothing = Owned::default();
+        let before = self.services.get(id).unwrap_or(&nothing);
+        let after = Owned {
+            frontends: forwarding.frontends.iter().map(|forwarding| forwarding.frontend).collect(),
+            shared: (forwarding.cluster_ips.iter().copied().map(Key::ClusterIp))
+                .chain(forwarding.local_addresses.iter().copied().map(Key::Hairpin))
+                .collect(),
         };
-        let desired: Vec<Entry> = entries(forwarding, slots);
-        let keys = desired.iter().map(|(key, _)| *key).collect();
-        let mut old = self.services.get(id).map_or(&[][..], Vec::as_slice).iter().peekable();
-        for entry in desired {
-            while let Some(gone) = old.next_if(|key| **key < entry.0) {
-                self.realized.release(*gone, journal);
-            }
-            match old.next_if(|key| **key == entry.0) {
-                Some(_) => self.realized.update(entry, journal),
-                None => self.realized.claim(entry, journal),
-            }
+        for gone in before.frontends.iter().filter(|frontend| after.frontends.binary_search(frontend).is_err()) {
+            self.realized.remove(*gone, journal);
         }
-        for gone in old {
+        for wanted in &forwarding.frontends {
+            let new = before.frontends.binary_search(&wanted.frontend).is_err();
+            self.realized.put(wanted.frontend, |row| Row::desired(wanted, row), new, journal);
+        }
+        for gone in before.shared.iter().filter(|key| after.shared.binary_search(key).is_err()) {
             self.realized.release(*gone, journal);
         }
-        keys
+        for new in after.shared.iter().filter(|key| before.shared.binary_search(key).is_err()) {
+            self.realized.claim(*new, journal);
+        }
+        after
     }
 
     /// Commits the journal's changes, or undoes them.
@@ -200,7 +206,7 @@ impl<R: Ruleset> Reconciler<R> {
                 self.realized.release(*key, &mut journal);
             }
             for key in desired.difference(&self.common) {
-                self.realized.claim((*key, Value::Present), &mut journal);
+                self.realized.claim(*key, &mut journal);
             }
             match self.write(&mut journal, report).await {
                 Ok(()) => {
@@ -247,19 +253,19 @@ impl<R: Ruleset> Reconciler<R> {
     /// Reads the kernel back, so that the next `apply` mends the Services whose entries differ. Says how many entries do.
     pub(crate) async fn reread(&mut self) -> Result<usize, Error> {
         let mut differences = usize::from(self.ruleset.repair().await?);
-        let found = self.ruleset.read().await?;
-        let believed: BTreeMap<Key, Value> = self.realized.iter().collect();
-        differences += found.iter().filter(|(key, value)| believed.get(key) != Some(value)).count();
-        differences += believed.keys().filter(|key| found.get(key).is_none()).count();
-        differences +=
-            found.chains().collect::<BTreeSet<_>>().symmetric_difference(&self.realized.chains().collect()).count();
+        let (found, mended) = self.ruleset.read().await?;
+        differences += mended + self.realized.differences(&found);
         let mut realized = found;
         // What is owned stays owned where it is still there; what is missing is no longer owned, and asked for anew.
-        for (id, keys) in &mut self.services {
-            if keys.iter().any(|key| realized.get(key) != self.realized.get(key)) {
+        for (id, owned) in &mut self.services {
+            let as_left = owned.frontends.iter().all(|frontend| realized.agrees(&self.realized, frontend))
+                && owned.shared.iter().all(|key| realized.get(key).is_some());
+            if !as_left {
                 self.due.insert(id.clone());
             }
-            keys.retain(|key| realized.own(key));
+            let frontends = owned.frontends.iter().copied();
+            owned.frontends = frontends.filter(|frontend| realized.own_row(frontend)).collect();
+            owned.shared = owned.shared.iter().copied().filter(|key| realized.own(key)).collect();
         }
         self.common.retain(|key| realized.own(key));
         self.realized = realized;
@@ -277,41 +283,17 @@ struct Effect {
 }
 
 fn effects(realized: &State, journal: &Journal) -> Vec<Effect> {
-    let mut before: BTreeMap<Frontend, BTreeSet<Backend>> = BTreeMap::new();
-    let mut after: BTreeMap<Frontend, BTreeSet<Backend>> = BTreeMap::new();
-    let mut opened = BTreeSet::new();
-    let mut was_sticky = BTreeSet::new();
-    for (key, value) in journal.touched() {
-        match key {
-            Key::Slot(frontend, ..) => {
-                if let Some(Value::Backend(backend)) = value {
-                    before.entry(*frontend).or_default().insert(backend);
-                }
-                if let Some(Value::Backend(backend)) = realized.get(key) {
-                    after.entry(*frontend).or_default().insert(*backend);
-                }
-            }
-            Key::Service(frontend) if value.is_none() && realized.get(key).is_some() => {
-                opened.insert(*frontend);
-            }
-            Key::Sticky(frontend) if value.is_some() => {
-                was_sticky.insert(*frontend);
-            }
-            _ => {}
-        }
-    }
-    let frontends: BTreeSet<Frontend> = before.keys().chain(&opened).copied().collect();
-    let effect = |frontend: Frontend| {
-        let after = after.remove(&frontend).unwrap_or_default();
-        let gone = before.remove(&frontend).unwrap_or_default().into_iter().filter(|backend| !after.contains(backend));
+    let nothing = Row::default();
+    let effect = |(frontend, before): (&Frontend, Option<&Row>)| {
+        let (before, after) = (before.unwrap_or(&nothing), realized.row(frontend).unwrap_or(&nothing));
         Effect {
-            frontend,
-            removed: gone.collect(),
-            opened: opened.contains(&frontend),
-            sticky: was_sticky.contains(&frontend) || realized.get(&Key::Sticky(frontend)).is_some(),
+            frontend: *frontend,
+            removed: before.backends().difference(&after.backends()).copied().collect(),
+            opened: after.forwards() && !before.forwards(),
+            sticky: before.is_sticky() || after.is_sticky(),
         }
     };
-    frontends.into_iter().map(effect).collect()
+    journal.touched().map(effect).collect()
 }
 
 impl Effect {

@@ -8,12 +8,10 @@ use std::net::IpAddr;
 use ipnet::{IpNet, Ipv4Subnets, Ipv6Subnets};
 use nlink::netlink::nftables::{ChainName, SetElement, SetElementData, Verdict};
 use portolan_model::Protocol;
-use portolan_model::forwarding::{Backend, Family, Frontend, Place};
+use portolan_model::forwarding::{Backend, Family, Frontend, MAX_BACKENDS, Place};
 
 use super::entries::{ChainKind, Entry, Key, Reach, Value};
-use super::layout::{
-    EXTERNAL_LOCAL_CHAIN, MASQUERADE_CHAIN, Map, NODE_PORT_EXTERNAL_LOCAL_CHAIN, OUTSIDE_BASE, REFUSE_CHAIN,
-};
+use super::layout::{Map, OUTSIDE_BASE, classes};
 
 /// The map an entry is in.
 pub(super) fn map_of(key: &Key) -> Map {
@@ -23,9 +21,11 @@ pub(super) fn map_of(key: &Key) -> Map {
     };
     match key {
         Key::Service(f) => either(f, Map::Services, Map::NodePorts),
-        Key::External(f) => either(f, Map::External, Map::NodePortExternal),
+        Key::Masqueraded(f) => either(f, Map::Masqueraded, Map::NodePortMasqueraded),
+        Key::LocalOnly(f) => either(f, Map::LocalOnly, Map::NodePortLocalOnly),
         Key::Outside(f) => either(f, Map::Outside, Map::NodePortOutside),
         Key::Refused(f) => either(f, Map::Refused, Map::NodePortRefused),
+        Key::Dropped(f) => either(f, Map::Dropped, Map::NodePortDropped),
         Key::Sticky(f) => either(f, Map::Sticky, Map::NodePortSticky),
         Key::Slot(f, ..) => either(f, Map::Slots, Map::NodePortSlots),
         Key::Restricted(_) => Map::Restricted,
@@ -41,20 +41,31 @@ pub(super) fn map_of(key: &Key) -> Map {
 /// The element that stands for the entry.
 pub(super) fn element((key, value): &Entry) -> SetElement {
     let element = element_key(key);
-    let node_port = |f: &Frontend| matches!(f.place, Place::Node(_));
     match value {
         Value::Present => element,
         Value::Backend(backend) => element.value(SetElement::concat([address(backend.address), port(backend.port)])),
-        Value::Drop => element.verdict(Verdict::Drop),
-        Value::Refuse => goto(element, REFUSE_CHAIN),
-        Value::Pick(pick) => goto(element, &ChainKind::Pick(*pick).to_string()),
-        Value::Remember(seconds) => goto(element, &ChainKind::Remember(*seconds).to_string()),
-        Value::Masquerade => jump(element, MASQUERADE_CHAIN),
-        Value::LocalOnly => match key {
-            Key::External(frontend) if node_port(frontend) => jump(element, NODE_PORT_EXTERNAL_LOCAL_CHAIN),
-            _ => jump(element, EXTERNAL_LOCAL_CHAIN),
-        },
+        Value::Pick(pick) => element.value(class(ChainKind::Pick(*pick))),
+        Value::Remember(seconds) => element.value(class(ChainKind::Remember(*seconds))),
     }
+}
+
+/// The element of [`classes`](super::layout::classes) that leads to the chain.
+pub(super) fn class_element(kind: ChainKind) -> SetElement {
+    let name = kind.to_string();
+    let name = ChainName::new(&name).unwrap_or_else(|_| unreachable!("{name} is a chain name"));
+    class(kind).verdict(Verdict::GotoTo(name))
+}
+
+/// The chain that an element of [`Map::Picks`] or [`Map::Remembers`] leads to, if it is the one of its class.
+pub(super) fn classified(map: Map, element: &SetElement) -> Option<ChainKind> {
+    let kind = ChainKind::of_class(Reader(element.key()).class()?).filter(|kind| classes(*kind) == map)?;
+    let Some(SetElementData::Verdict(Verdict::GotoTo(chain))) = element.data() else { return None };
+    (chain.as_str() == kind.to_string()).then_some(kind)
+}
+
+/// The most significant byte first, whatever the host's order: nobody calculates with a class, and `nft` prints it so.
+fn class(kind: ChainKind) -> SetElement {
+    SetElement::new(kind.class().to_be_bytes().into())
 }
 
 /// The key of an affinity element that was read back, and the backend it holds, if they are what this says.
@@ -69,7 +80,7 @@ pub(super) fn affinity(family: Family, element: &SetElement) -> Option<(IpAddr, 
 
 pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<Entry> {
     let mut key = Reader(element.key());
-    let value = value(family, element)?;
+    let value = value(map, family, element)?;
     let frontend = |key: &mut Reader<'_>| {
         let place = Place::Address(key.address(family)?);
         Some(Frontend { place, protocol: key.protocol()?, port: key.port()? })
@@ -77,23 +88,30 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
     let node_port = |key: &mut Reader<'_>| {
         Some(Frontend { place: Place::Node(family), protocol: key.protocol()?, port: key.port()? })
     };
-    let slot = |frontend: Frontend, index: u32| match index.checked_sub(OUTSIDE_BASE) {
-        None => Key::Slot(frontend, Reach::Inside, index),
-        Some(index) => Key::Slot(frontend, Reach::Outside, index),
+    let slot = |frontend: Frontend, index: u32| {
+        let (reach, index) = match index.checked_sub(OUTSIDE_BASE) {
+            None => (Reach::Inside, index),
+            Some(index) => (Reach::Outside, index),
+        };
+        ((index as usize) < MAX_BACKENDS).then_some(Key::Slot(frontend, reach, index))
     };
     let key = match map {
         Map::Services => Key::Service(frontend(&mut key)?),
         Map::NodePorts => Key::Service(node_port(&mut key)?),
-        Map::External => Key::External(frontend(&mut key)?),
-        Map::NodePortExternal => Key::External(node_port(&mut key)?),
+        Map::Masqueraded => Key::Masqueraded(frontend(&mut key)?),
+        Map::NodePortMasqueraded => Key::Masqueraded(node_port(&mut key)?),
+        Map::LocalOnly => Key::LocalOnly(frontend(&mut key)?),
+        Map::NodePortLocalOnly => Key::LocalOnly(node_port(&mut key)?),
         Map::Outside => Key::Outside(frontend(&mut key)?),
         Map::NodePortOutside => Key::Outside(node_port(&mut key)?),
         Map::Refused => Key::Refused(frontend(&mut key)?),
         Map::NodePortRefused => Key::Refused(node_port(&mut key)?),
+        Map::Dropped => Key::Dropped(frontend(&mut key)?),
+        Map::NodePortDropped => Key::Dropped(node_port(&mut key)?),
         Map::Sticky => Key::Sticky(frontend(&mut key)?),
         Map::NodePortSticky => Key::Sticky(node_port(&mut key)?),
-        Map::Slots => slot(frontend(&mut key)?, key.number()?),
-        Map::NodePortSlots => slot(node_port(&mut key)?, key.number()?),
+        Map::Slots => slot(frontend(&mut key)?, key.number()?)?,
+        Map::NodePortSlots => slot(node_port(&mut key)?, key.number()?)?,
         Map::Restricted => Key::Restricted(frontend(&mut key)?),
         Map::Admitted => {
             let frontend = frontend(&mut key)?;
@@ -111,29 +129,32 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
             let net = network(first, last)?;
             if map == Map::PodNetworks { Key::PodNetwork(net) } else { Key::ServiceCidr(net) }
         }
-        Map::Affinity => return None,
+        Map::Affinity | Map::Picks | Map::Remembers => return None,
     };
     Some((key, value))
 }
 
-fn value(family: Family, element: &SetElement) -> Option<Value> {
-    match element.data() {
-        None => Some(Value::Present),
-        Some(SetElementData::Value(value)) => {
-            let mut value = Reader(value);
-            Some(Value::Backend(Backend { address: value.address(family)?, port: value.port()? }))
+/// What the element maps to, if that is what its map's elements map to.
+fn value(map: Map, family: Family, element: &SetElement) -> Option<Value> {
+    let mut data = match element.data() {
+        Some(SetElementData::Value(value)) => Reader(value),
+        _ => Reader(&[]),
+    };
+    match map {
+        Map::Slots | Map::NodePortSlots => {
+            Some(Value::Backend(Backend { address: data.address(family)?, port: data.port()? }))
         }
-        Some(SetElementData::Verdict(Verdict::Drop)) => Some(Value::Drop),
-        Some(SetElementData::Verdict(Verdict::GotoTo(chain) | Verdict::JumpTo(chain))) => match chain.as_str() {
-            REFUSE_CHAIN => Some(Value::Refuse),
-            MASQUERADE_CHAIN => Some(Value::Masquerade),
-            EXTERNAL_LOCAL_CHAIN | NODE_PORT_EXTERNAL_LOCAL_CHAIN => Some(Value::LocalOnly),
-            name => Some(match ChainKind::parse(name)? {
-                ChainKind::Pick(pick) => Value::Pick(pick),
-                ChainKind::Remember(seconds) => Value::Remember(seconds),
-            }),
+        Map::Services | Map::NodePorts | Map::Outside | Map::NodePortOutside => {
+            match ChainKind::of_class(data.class()?)? {
+                ChainKind::Pick(pick) => Some(Value::Pick(pick)),
+                ChainKind::Remember(_) => None,
+            }
+        }
+        Map::Sticky | Map::NodePortSticky => match ChainKind::of_class(data.class()?)? {
+            ChainKind::Remember(seconds) => Some(Value::Remember(seconds)),
+            ChainKind::Pick(_) => None,
         },
-        _ => None,
+        _ => Some(Value::Present),
     }
 }
 
@@ -145,9 +166,11 @@ fn element_key(key: &Key) -> SetElement {
     let with = |f: &Frontend, last: SetElement| SetElement::concat(frontend(f).into_iter().chain([last]));
     match key {
         Key::Service(f)
-        | Key::External(f)
+        | Key::Masqueraded(f)
+        | Key::LocalOnly(f)
         | Key::Outside(f)
         | Key::Refused(f)
+        | Key::Dropped(f)
         | Key::Sticky(f)
         | Key::Restricted(f) => SetElement::concat(frontend(f)),
         Key::Slot(f, Reach::Inside, index) => with(f, SetElement::mark(*index)),
@@ -175,19 +198,6 @@ fn range(net: &IpNet) -> SetElement {
         IpNet::V4(net) => SetElement::ipv4_range(net.network(), net.broadcast()),
         IpNet::V6(net) => SetElement::ipv6_range(net.network(), net.broadcast()),
     }
-}
-
-fn goto(element: SetElement, chain: &str) -> SetElement {
-    verdict(element, chain, Verdict::GotoTo)
-}
-
-fn jump(element: SetElement, chain: &str) -> SetElement {
-    verdict(element, chain, Verdict::JumpTo)
-}
-
-fn verdict(element: SetElement, chain: &str, kind: impl Fn(ChainName) -> Verdict) -> SetElement {
-    let name = ChainName::new(chain).unwrap_or_else(|_| unreachable!("{chain} is a chain name"));
-    element.verdict(kind(name))
 }
 
 fn address_length(family: Family) -> usize {
@@ -237,13 +247,17 @@ impl Reader<'_> {
     fn number(&mut self) -> Option<u32> {
         self.field::<4>().map(u32::from_ne_bytes)
     }
+
+    fn class(&mut self) -> Option<u32> {
+        self.field::<4>().map(u32::from_be_bytes)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::entries::Pick;
+    use super::super::entries::{Pick, chain_of};
     use super::*;
 
     fn frontends() -> impl Strategy<Value = Frontend> {
@@ -274,9 +288,9 @@ mod tests {
                 let backend = Value::Backend(Backend { address: other, port: frontend.port });
                 match kind {
                     0 => (Key::Service(frontend), pick),
-                    1 => (Key::External(frontend), if flag { Value::Masquerade } else { Value::LocalOnly }),
-                    2 => (Key::Outside(frontend), if flag { Value::Drop } else { pick }),
-                    3 => (Key::Refused(frontend), if flag { Value::Drop } else { Value::Refuse }),
+                    1 => (if flag { Key::Masqueraded(frontend) } else { Key::LocalOnly(frontend) }, Value::Present),
+                    2 => (Key::Outside(frontend), pick),
+                    3 => (if flag { Key::Refused(frontend) } else { Key::Dropped(frontend) }, Value::Present),
                     4 => (Key::Sticky(frontend), Value::Remember(number)),
                     5 | 6 => (Key::Slot(frontend, reach, number), backend),
                     7 if !node_port => (Key::Restricted(frontend), Value::Present),
@@ -296,6 +310,9 @@ mod tests {
         fn what_is_written_reads_back(written in entries()) {
             let (key, _) = &written;
             prop_assert_eq!(entry(map_of(key), key.family(), &element(&written)), Some(written));
+            if let Some(chain) = chain_of(&written) {
+                prop_assert_eq!(classified(classes(chain.kind), &class_element(chain.kind)), Some(chain.kind));
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use rand::RngExt;
 
 use super::*;
 use crate::desired::Desired;
-use crate::nft::entries::{Chain, chain_of};
+use crate::nft::entries::{Chain, Entry, Value, chain_of};
 use crate::nft::state::Operations;
 
 // The generator is shared with the tests against the real kernel.
@@ -51,7 +51,7 @@ impl Fake {
         }
         chains.extend(&operations.create);
         for (key, value) in &operations.insert {
-            if chain_of(key, value).is_some_and(|chain| !chains.contains(&chain)) {
+            if chain_of(&(*key, *value)).is_some_and(|chain| !chains.contains(&chain)) {
                 return Err(refused(nix::libc::ENOENT));
             }
             if entries.insert(*key, *value).is_some() {
@@ -59,7 +59,7 @@ impl Fake {
             }
         }
         for chain in &operations.remove {
-            if entries.iter().any(|(key, value)| chain_of(key, value) == Some(*chain)) {
+            if entries.iter().any(|(key, value)| chain_of(&(*key, *value)) == Some(*chain)) {
                 return Err(refused(nix::libc::EBUSY));
             }
             if !chains.remove(chain) {
@@ -83,12 +83,12 @@ impl Fake {
 }
 
 impl Ruleset for Fake {
-    async fn read(&mut self) -> Result<State, Error> {
+    async fn read(&mut self) -> Result<(State, usize), Error> {
         if self.fails() {
             let source = Box::new(nlink::Error::from_errno(-nix::libc::EINTR));
             return Err(Error::Read { what: "a test".to_owned(), source });
         }
-        Ok(State::found(self.entries.clone(), self.chains.clone()))
+        Ok((State::found(self.entries.clone(), self.chains.clone()), 0))
     }
 
     async fn commit(&mut self, operations: &Operations) -> Result<(), Error> {
@@ -213,7 +213,7 @@ fn whatever_fails_the_kernel_ends_up_as_the_snapshot_says() {
 struct Picky(Fake, IpAddr);
 
 impl Ruleset for Picky {
-    async fn read(&mut self) -> Result<State, Error> {
+    async fn read(&mut self) -> Result<(State, usize), Error> {
         self.0.read().await
     }
 
