@@ -219,11 +219,6 @@ INLINE struct address v4(__be32 word)
 	return (struct address){ { 0, 0, V4_PREFIX, word } };
 }
 
-INLINE struct address v6(const __be32 *words)
-{
-	return (struct address){ { words[0], words[1], words[2], words[3] } };
-}
-
 INLINE int same_address(const struct address *a, const struct address *b)
 {
 	return a->words[3] == b->words[3] && a->words[2] == b->words[2] && a->words[1] == b->words[1] &&
@@ -393,10 +388,26 @@ INLINE enum outcome translate(struct bpf_sock_addr *ctx, struct address address,
 	return TRANSLATED;
 }
 
+/* The socket names its peer itself: what it was led to before says nothing about this one. */
+INLINE void forget(struct bpf_sock_addr *ctx, struct address address, int is_connect)
+{
+	__u64 socket = bpf_get_socket_cookie(ctx);
+	if (is_connect) {
+		bpf_map_delete_elem(&connections, &socket);
+		return;
+	}
+	struct reply_key reply = { socket, { address, (__be16)ctx->user_port, 0 }, 0 };
+	if (bpf_map_lookup_elem(&replies, &reply))
+		bpf_map_delete_elem(&replies, &reply);
+}
+
 INLINE int outbound4(struct bpf_sock_addr *ctx, int is_connect)
 {
 	struct endpoint backend = {};
-	enum outcome outcome = translate(ctx, v4(ctx->user_ip4), is_connect, &backend);
+	struct address address = v4(ctx->user_ip4);
+	enum outcome outcome = translate(ctx, address, is_connect, &backend);
+	if (outcome == AS_IT_IS)
+		forget(ctx, address, is_connect);
 	if (outcome == TRANSLATED) {
 		ctx->user_ip4 = backend.address.words[3];
 		ctx->user_port = backend.port;
@@ -409,6 +420,8 @@ INLINE int outbound6(struct bpf_sock_addr *ctx, int is_connect)
 	struct endpoint backend = {};
 	struct address address = { { ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3] } };
 	enum outcome outcome = translate(ctx, address, is_connect, &backend);
+	if (outcome == AS_IT_IS)
+		forget(ctx, address, is_connect);
 	if (outcome == TRANSLATED) {
 		ctx->user_ip6[0] = backend.address.words[0];
 		ctx->user_ip6[1] = backend.address.words[1];

@@ -1,7 +1,8 @@
 //! Ends sockets whose backend is no longer the Service's they had asked for.
 //!
 //! A connected UDP socket sends to its peer for ever: nothing tells its owner that the peer is gone, and no rule is asked
-//! again. Ended, the owner's next call fails with `ECONNABORTED`, and it connects anew. TCP connections end by themselves,
+//! again. Ended, it fails the owner's next call (`ECONNABORTED` to who receives, `EDESTADDRREQ` to who sends), and the
+//! owner connects anew. TCP connections end by themselves,
 //! and a backend that was removed may be finishing what it began; so they are ended only where that was asked for, and
 //! after a while.
 //!
@@ -143,13 +144,14 @@ fn visit(mut sockets: BTreeMap<u64, Ended>) -> nlink::Result<()> {
     outcome
 }
 
-/// Every network namespace that some process is in, as far as this process can see.
+/// Every network namespace that some process is in or that has a name, as far as this process can see.
 fn namespaces() -> std::io::Result<Vec<File>> {
+    let processes = fs::read_dir("/proc")?.flatten().map(|entry| entry.path().join("ns/net"));
+    let names = fs::read_dir("/run/netns").into_iter().flatten().flatten().map(|entry| entry.path());
     let mut seen = HashSet::new();
     let mut namespaces = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let path = entry?.path().join("ns/net");
-        // Most entries are no processes, and processes end at any time.
+    for path in processes.chain(names) {
+        // Not every entry is a process, and processes end at any time.
         let Ok(metadata) = fs::metadata(&path) else { continue };
         if seen.insert(metadata.st_ino())
             && let Ok(file) = File::open(&path)

@@ -8,11 +8,13 @@
 
 #![forbid(unsafe_code)]
 
+mod cgroup;
 mod dial;
 mod echo;
 mod netns;
 mod sctp;
 
+pub use cgroup::{Cgroup, with_bpffs};
 pub use dial::{Dial, Outcome, Transport, say};
 pub use echo::Echo;
 pub use netns::{Netns, cable};
