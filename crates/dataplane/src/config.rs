@@ -2,6 +2,8 @@
 
 use ipnet::IpNet;
 
+use crate::sock::SockConfig;
+
 /// Where NodePorts answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum NodePortAddresses {
@@ -24,6 +26,9 @@ pub struct ProxyConfig {
     /// The bit of the packet mark, 0 to 31, that asks for masquerading. No one else may use it.
     pub masquerade_bit: u8,
     pub node_port_addresses: NodePortAddresses,
+    /// Lead sockets of the node and its pods to backends when they connect. Without, or where the kernel cannot,
+    /// nftables translates their packets like everybody's.
+    pub sockets: Option<SockConfig>,
 }
 
 impl ProxyConfig {
@@ -36,6 +41,7 @@ impl ProxyConfig {
             masquerade_all: false,
             masquerade_bit: 14,
             node_port_addresses: NodePortAddresses::default(),
+            sockets: None,
         }
     }
 

@@ -22,6 +22,8 @@ pub enum Error {
         #[source]
         source: Box<nlink::Error>,
     },
+    #[error(transparent)]
+    Sockets(#[from] crate::sock::Error),
     #[error("another proxy{} forwards Services in this network namespace already; stop it first", by(*.pid))]
     Taken { pid: Option<i32> },
     #[error("cannot tell whether another proxy runs in this network namespace")]

@@ -1,22 +1,25 @@
 //! Snapshots and deltas -> the kernel of one network namespace, by all the means this crate has.
 //!
-//! Invariant: one order for every change: what is desired is settled once, nftables has it first, and flows are ended only
-//! when new ones can no longer go their way.
+//! Invariant: one order for every change: what is desired is settled once, nftables has it first, then the socket
+//! programs, which leave to nftables what they cannot have, and flows and sockets are ended only when new ones can no
+//! longer go their way.
 //!
 //! Deliberately not here: any of the means.
 
+use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use nlink::netlink::{Connection, Route};
-use portolan_model::forwarding::NodeContext;
+use portolan_model::forwarding::{Frontend, NodeContext};
 use portolan_model::{Delta, Diagnostic, ServiceId, Snapshot};
 
 use crate::conntrack::Cleaner;
 use crate::desired::Desired;
 use crate::lock::Lock;
 use crate::nft::{KernelRuleset, Reconciler, remove_everything};
+use crate::sock::{self, Led, SockConfig, SockLb};
 use crate::{Error, NodePortAddresses, ProxyConfig};
 
 /// What a change came to.
@@ -37,6 +40,7 @@ pub struct DataPlane {
     config: ProxyConfig,
     desired: Desired,
     nft: Reconciler<KernelRuleset>,
+    sockets: Option<SockLb>,
     /// The node's own addresses, as its links have them.
     own_addresses: Vec<IpAddr>,
     cleaner: Cleaner,
@@ -60,8 +64,9 @@ impl DataPlane {
         let route = Connection::<Route>::new().map_err(socket)?;
         let nft = Reconciler::restore(KernelRuleset::open(&config).await?).await?;
         let cleaner = Cleaner::start()?;
+        let sockets = config.sockets.as_ref().and_then(open_sockets);
         let desired = Desired::default();
-        let mut plane = Self { config, desired, nft, own_addresses: Vec::new(), cleaner, route, _lock: lock };
+        let mut plane = Self { config, desired, nft, sockets, own_addresses: Vec::new(), cleaner, route, _lock: lock };
         plane.read_addresses().await?;
         Ok(plane)
     }
@@ -82,7 +87,17 @@ impl DataPlane {
         if delta.is_none() {
             stale.extend(self.nft.prune(&mut report).await);
         }
-        self.desired.settle(self.nft.take_due());
+        let mut due = self.nft.take_due();
+        if let Some(sockets) = &mut self.sockets {
+            for (service, error) in sockets.apply(&change.services, &change.node) {
+                due.insert(service.clone());
+                report.refused.push((service, Arc::new(error.into())));
+            }
+            if delta.is_none() {
+                sockets.synced();
+            }
+        }
+        self.desired.settle(due);
         self.cleaner.end(stale);
         report
     }
@@ -99,21 +114,42 @@ impl DataPlane {
     /// When the kernel cannot be read; nothing was changed then.
     pub async fn audit(&mut self, snapshot: &Snapshot) -> Result<Report, Error> {
         self.read_addresses().await?;
-        let repaired = self.nft.reread().await?;
+        let mut repaired = self.nft.reread().await?;
+        if let Some(sockets) = &mut self.sockets {
+            repaired += sockets.audit()?;
+        }
         let mut report = self.realize(snapshot, None).await;
         report.repaired += repaired;
         Ok(report)
     }
 
-    /// Waits until the UDP flows that earlier changes made stale are ended, which `apply` leaves to a task of its own.
+    /// Waits until the flows and sockets that earlier changes made stale are ended, which `apply` leaves to tasks of
+    /// their own.
     pub async fn settled(&self) {
         self.cleaner.settle().await;
+        if let Some(sockets) = &self.sockets {
+            sockets.settled().await;
+        }
     }
 
     /// Elements that are in place, for tables and metrics.
     #[must_use]
     pub fn elements(&self) -> usize {
         self.nft.realized().len()
+    }
+
+    /// Leaves the sockets of exactly these network namespaces, named by their [`sock::cookie`], to nftables.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub fn exempt(&mut self, namespaces: &BTreeSet<u64>) -> Result<(), Error> {
+        self.sockets.as_mut().map_or(Ok(()), |sockets| Ok(sockets.exempt(namespaces)?))
+    }
+
+    /// How often sockets were led through each frontend; empty where none are.
+    #[must_use]
+    pub fn led(&self) -> Vec<(ServiceId, Frontend, Led)> {
+        self.sockets.as_ref().map(SockLb::led).unwrap_or_default()
     }
 
     async fn read_addresses(&mut self) -> Result<(), Error> {
@@ -139,8 +175,28 @@ impl DataPlane {
     }
 }
 
+/// Where sockets cannot be led, nftables is complete without; what an earlier life attached must not go on with what it
+/// knew then.
+fn open_sockets(config: &SockConfig) -> Option<SockLb> {
+    match SockLb::open(config) {
+        Ok(sockets) => Some(sockets),
+        Err(error) => {
+            let causes: Vec<String> =
+                std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source())
+                    .map(ToString::to_string)
+                    .collect();
+            tracing::warn!("socket load balancing is off, and nftables forwards everything: {}", causes.join(": "));
+            if let Err(error) = sock::cleanup(&config.pin_dir) {
+                tracing::warn!(%error, "the socket programs of an earlier run could not be removed");
+            }
+            None
+        }
+    }
+}
+
 /// Removes everything that a [`DataPlane`] ever made in the calling thread's network namespace, and the sessions
-/// with it. Established connections go on. The sysctls stay: others may have come to rely on them.
+/// with it. Established connections go on. The sysctls stay: others may have come to rely on them. Socket programs are
+/// not of the namespace: [`sock::cleanup`] removes them.
 ///
 /// # Errors
 /// [`Error::Taken`] while one is open there.

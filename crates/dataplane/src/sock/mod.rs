@@ -119,6 +119,7 @@ pub struct Led {
 /// Keeps the maps of one set of socket programs as the Services say.
 pub struct SockLb {
     config: SockConfig,
+    links: Vec<PathBuf>,
     reconciler: Reconciler<KernelMaps>,
     ender: Ender,
     _binds: BindLog,
@@ -133,11 +134,11 @@ impl SockLb {
     pub fn open(config: &SockConfig) -> Result<Self, Error> {
         let directory = programs::directory(config);
         let node = cookie().map_err(Error::Namespace)?;
-        programs::attach(config)?;
+        let links = programs::attach(config)?;
         maps::set_node(&directory, node)?;
         let reconciler = Reconciler::restore(KernelMaps::open(&directory, &config.capacity)?)?;
         let ender = Ender::start(Connections::open(&directory, &config.capacity)?, config.end_tcp_after);
-        Ok(Self { config: config.clone(), reconciler, ender, _binds: BindLog::start(&directory)? })
+        Ok(Self { config: config.clone(), links, reconciler, ender, _binds: BindLog::start(&directory)? })
     }
 
     /// Brings the maps in line with these Services, which have the frontends that they hold and no other. When this
@@ -163,13 +164,17 @@ impl SockLb {
         }
     }
 
-    /// Reads the maps back and attaches the programs anew, so that the next `apply` of all Services repairs what somebody
-    /// changed. Says how much that is.
+    /// Reads the maps back, so that the next `apply` of all Services repairs what somebody changed, and attaches the
+    /// programs anew where somebody took one off. Says how much is to be repaired.
     ///
     /// # Errors
-    /// When the maps cannot be read; nothing was changed then.
+    /// When the maps cannot be read or the programs not attached.
     pub fn audit(&mut self) -> Result<usize, Error> {
-        self.reconciler.reread()
+        let taken_off = self.links.iter().filter(|link| !link.exists()).count();
+        if taken_off > 0 {
+            self.links = programs::attach(&self.config)?;
+        }
+        Ok(taken_off + self.reconciler.reread()?)
     }
 
     /// Leaves exactly these network namespaces to nftables; each is named by its [`cookie`].

@@ -30,8 +30,8 @@ pub(super) fn directory(config: &SockConfig) -> PathBuf {
     config.pin_dir.join(format!("v{}-{frontends}-{backends}-{connections}", wire::LAYOUT))
 }
 
-/// Makes or adopts the maps, and attaches the programs.
-pub(super) fn attach(config: &SockConfig) -> Result<(), Error> {
+/// Makes or adopts the maps, and attaches the programs. Gives the links that keep them there.
+pub(super) fn attach(config: &SockConfig) -> Result<Vec<PathBuf>, Error> {
     let cgroup = open_cgroup(&config.cgroup)?;
     let directory = directory(config);
     let links = directory.join(LINKS);
@@ -44,6 +44,7 @@ pub(super) fn attach(config: &SockConfig) -> Result<(), Error> {
             loader.map_max_entries(map, room);
         }
     }
+    let mut places = Vec::new();
     let mut object = loader.load(OBJECT).map_err(|error| Error::Load(Box::new(error)))?;
     for (name, program) in object.programs_mut() {
         let failed = |source| Error::Attach { program: name.to_owned(), path: config.cgroup.clone(), source };
@@ -52,9 +53,10 @@ pub(super) fn attach(config: &SockConfig) -> Result<(), Error> {
         // A predecessor may have died between the two steps below.
         remove_file(&new)?;
         link.pin(&new).map_err(|error| failed(error.into()))?;
-        fs::rename(&new, &place).map_err(|source| Error::File { path: place, source })?;
+        fs::rename(&new, &place).map_err(|source| Error::File { path: place.clone(), source })?;
+        places.push(place);
     }
-    Ok(())
+    Ok(places)
 }
 
 fn attach_one(program: &mut Program, cgroup: &File) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
