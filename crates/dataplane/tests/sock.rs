@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use lab::Lab;
 use portolan_dataplane::sock::{self, Capacity, Error, Led, SockConfig, SockLb};
+use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_model::forwarding::{
     Backend, Family, Frontend, FrontendForwarding, FrontendKind, Masquerade, NodeContext, Place, ServiceForwarding,
     Target,
@@ -576,6 +577,49 @@ fn where_it_cannot_work_it_says_what_is_missing() {
             let no_bpffs = SockConfig { pin_dir: "/tmp/portolan-no-bpffs".into(), ..bench.config.clone() };
             assert!(matches!(SockLb::open(&no_bpffs), Err(Error::NoBpfFs { .. })));
             assert!(!no_bpffs.pin_dir.exists());
+        });
+    });
+}
+
+/// How many connections were led by the programs.
+fn led(plane: &DataPlane) -> u64 {
+    plane.led().iter().map(|(_, _, led)| led.connections).sum()
+}
+
+#[test]
+fn nftables_forwards_whoever_is_not_led() {
+    bench(|bench| {
+        let asked = Dial::tcp(address("10.96.0.1:80"));
+        bench.node().block_on(|| async {
+            let mut snapshot = portolan_model::Snapshot::default();
+            lab::apply(&mut snapshot, lab::OBJECTS);
+            let sockets = Some(bench.config.clone());
+            let mut plane = DataPlane::open(ProxyConfig { sockets, ..lab::config() }).await.unwrap();
+            let report = plane.synced(&snapshot).await;
+            assert!(report.refused.is_empty(), "{:?}", report.refused);
+            assert!(bench.dial("pod-x", &asked).by().is_some());
+            assert_eq!(led(&plane), 1);
+            assert!(bench.lab.at("pod-x").run(|| asked.once()).by().is_some(), "not in the cgroup");
+            let cookie = bench.lab.at("pod-x").run(|| sock::cookie().unwrap());
+            plane.exempt(&BTreeSet::from([cookie])).unwrap();
+            assert!(bench.dial("pod-x", &asked).by().is_some(), "left out");
+            assert_eq!(led(&plane), 1);
+            plane.exempt(&BTreeSet::new()).unwrap();
+            // Somebody takes the programs off and empties a map; the audit finds it.
+            for link in below(&below(&bench.config.pin_dir)[0].join("links")) {
+                std::fs::remove_file(link).unwrap();
+            }
+            assert!(plane.audit(&snapshot).await.unwrap().repaired > 0);
+            assert!(bench.dial("pod-x", &asked).by().is_some());
+            assert_eq!(led(&plane), 2);
+            drop(plane);
+
+            let sockets = Some(SockConfig { pin_dir: "/tmp/portolan-no-bpffs".into(), ..bench.config.clone() });
+            sock::cleanup(&bench.config.pin_dir).unwrap();
+            let mut plane = DataPlane::open(ProxyConfig { sockets, ..lab::config() }).await.unwrap();
+            plane.synced(&snapshot).await;
+            assert!(bench.dial("pod-x", &asked).by().is_some(), "the kernel could not");
+            assert_eq!(led(&plane), 0);
         });
     });
 }
