@@ -29,18 +29,19 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
         delta.merge(snapshot.apply(Event::Service(service(number))));
         delta.merge(snapshot.apply(Event::Slice(slice(number, &(0..endpoints).collect::<Vec<_>>()))));
     }
-    let mut projection = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
+    let mut plane = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
+    println!("resident with the snapshot alone: {}", resident()?);
     let start = Instant::now();
-    let report = projection.apply(&snapshot, &delta).await;
+    let report = plane.apply(&snapshot, &delta).await;
     anyhow::ensure!(report.refused.is_empty(), "refused: {:?}", report.refused.first());
     println!(
         "{services} services x {endpoints} endpoints, cold: {:?}, {} elements",
         start.elapsed(),
-        projection.elements()
+        plane.elements()
     );
     let start = Instant::now();
-    projection.synced(&snapshot).await;
-    println!("synced, nothing to change: {:?}", start.elapsed());
+    plane.synced(&snapshot).await;
+    println!("synced, nothing to change: {:?}; resident: {}", start.elapsed(), resident()?);
 
     let mut usual: Vec<u32> = (0..endpoints).collect();
     let mut replace = Vec::new();
@@ -49,36 +50,39 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
     for round in 0..2_000 {
         let number = round * 7 % services;
         usual[0] = endpoints + round % 2;
-        replace.push(change(&mut projection, &mut snapshot, vec![Event::Slice(slice(number, &usual))]).await?);
+        replace.push(change(&mut plane, &mut snapshot, vec![Event::Slice(slice(number, &usual))]).await?);
         let fewer = slice(number, &usual[..usual.len() - (round % 2) as usize]);
-        count.push(change(&mut projection, &mut snapshot, vec![Event::Slice(fewer)]).await?);
+        count.push(change(&mut plane, &mut snapshot, vec![Event::Slice(fewer)]).await?);
         let new = services + round;
         let events = vec![Event::Service(service(new)), Event::Slice(slice(new, &usual))];
-        add.push(change(&mut projection, &mut snapshot, events).await?);
+        add.push(change(&mut plane, &mut snapshot, events).await?);
     }
     for (what, times) in [("one endpoint replaced", replace), ("and one less", count), ("one Service added", add)] {
         print(what, times);
     }
-    let status = std::fs::read_to_string("/proc/self/status")?;
-    for line in status.lines().filter(|line| line.starts_with("VmRSS") || line.starts_with("VmHWM")) {
-        println!("{line}");
-    }
     let start = Instant::now();
-    drop(projection);
-    let mut projection = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
+    drop(plane);
+    let mut plane = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
     println!("read back after a restart: {:?}", start.elapsed());
-    let report = projection.synced(&snapshot).await;
-    println!("adopted: {:?}, {} operations", start.elapsed(), report.operations);
+    let report = plane.synced(&snapshot).await;
+    println!("adopted: {:?}, {} operations; resident: {}", start.elapsed(), report.operations, resident()?);
     Ok(())
 }
 
-async fn change(projection: &mut DataPlane, snapshot: &mut Snapshot, events: Vec<Event>) -> anyhow::Result<Duration> {
+/// This process's memory, now and at most.
+fn resident() -> anyhow::Result<String> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let field = |name| status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    Ok(format!("{}, at most {}", field("VmRSS:"), field("VmHWM:")))
+}
+
+async fn change(plane: &mut DataPlane, snapshot: &mut Snapshot, events: Vec<Event>) -> anyhow::Result<Duration> {
     let start = Instant::now();
     let mut delta = Delta::default();
     for event in events {
         delta.merge(snapshot.apply(event));
     }
-    let report = projection.apply(snapshot, &delta).await;
+    let report = plane.apply(snapshot, &delta).await;
     anyhow::ensure!(report.refused.is_empty(), "refused: {:?}", report.refused.first());
     Ok(start.elapsed())
 }
