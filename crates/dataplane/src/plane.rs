@@ -6,7 +6,6 @@
 //!
 //! Deliberately not here: any of the means.
 
-use std::collections::BTreeSet;
 use std::io::Read;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -136,14 +135,6 @@ impl DataPlane {
     #[must_use]
     pub fn elements(&self) -> usize {
         self.nft.realized().len()
-    }
-
-    /// Leaves the sockets of exactly these network namespaces, named by their [`sock::cookie`], to nftables.
-    ///
-    /// # Errors
-    /// What the kernel refused.
-    pub fn exempt(&mut self, namespaces: &BTreeSet<u64>) -> Result<(), Error> {
-        self.sockets.as_mut().map_or(Ok(()), |sockets| Ok(sockets.exempt(namespaces)?))
     }
 
     /// How often sockets were led through each frontend; empty where none are.

@@ -19,6 +19,7 @@ pub(super) trait Maps {
 }
 
 /// One hash map, and what to say of it.
+#[derive(Debug)]
 pub(super) struct Table<const K: usize, const V: usize> {
     map: HashMap<MapData, [u8; K], [u8; V]>,
     name: &'static str,
@@ -33,7 +34,7 @@ impl<const K: usize, const V: usize> Table<K, V> {
         Ok(Self { map, name, room })
     }
 
-    fn put(&mut self, key: [u8; K], value: [u8; V]) -> Result<(), Error> {
+    pub(super) fn put(&mut self, key: [u8; K], value: [u8; V]) -> Result<(), Error> {
         match self.map.insert(key, value, 0) {
             Ok(()) => Ok(()),
             Err(source) if errno(&source) == Some(Errno::E2BIG) => Err(Error::Full { map: self.name, room: self.room }),
@@ -41,7 +42,7 @@ impl<const K: usize, const V: usize> Table<K, V> {
         }
     }
 
-    fn delete(&mut self, key: &[u8; K]) -> Result<(), Error> {
+    pub(super) fn delete(&mut self, key: &[u8; K]) -> Result<(), Error> {
         match self.map.remove(key) {
             Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
             Err(source) if errno(&source) == Some(Errno::ENOENT) => Ok(()),
@@ -78,7 +79,6 @@ pub(super) struct KernelMaps {
     members: Table<24, 4>,
     counters: Table<4, 16>,
     node_addresses: Table<16, 4>,
-    exempt: Table<8, 4>,
 }
 
 impl KernelMaps {
@@ -89,25 +89,12 @@ impl KernelMaps {
             members: Table::open(directory, "members", capacity.backends)?,
             counters: Table::open(directory, "counters", capacity.frontends)?,
             node_addresses: Table::open(directory, "node_addresses", Capacity::NODE_ADDRESSES)?,
-            exempt: Table::open(directory, "exempt", Capacity::EXEMPT)?,
         })
     }
 
     /// Connections and datagrams.
     pub(super) fn count(&self, id: u32) -> (u64, u64) {
         self.counters.get(&id.to_ne_bytes()).as_ref().map_or((0, 0), wire::read_counter)
-    }
-
-    /// Leaves the namespace to nftables, or takes it back.
-    pub(super) fn exempt(&mut self, namespace: u64, is_exempt: bool) -> Result<(), Error> {
-        let key = namespace.to_ne_bytes();
-        if is_exempt { self.exempt.put(key, [0; 4]) } else { self.exempt.delete(&key) }
-    }
-
-    pub(super) fn exempted(&self) -> Result<Vec<u64>, Error> {
-        let mut namespaces = Vec::new();
-        self.exempt.read(|key, _| namespaces.push(u64::from_ne_bytes(key)))?;
-        Ok(namespaces)
     }
 }
 

@@ -7,6 +7,7 @@
 //! | `element`, `wire` | what the maps hold, as values and as bytes |
 //! | `maps` | the lower half: single writes |
 //! | `programs` | loading, attaching, replacing and removing the programs of `bpf/sock.c` |
+//! | `exempt` | who is left out |
 //! | `binds` | reports of binds that were refused |
 //! | `connections` | which sockets a removed backend leaves |
 //!
@@ -22,6 +23,7 @@ mod binds;
 mod connections;
 mod element;
 mod error;
+mod exempt;
 mod maps;
 mod namespace;
 mod programs;
@@ -29,7 +31,7 @@ mod reconcile;
 mod row;
 pub(crate) mod wire;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -38,7 +40,8 @@ use portolan_model::forwarding::{Frontend, NodeContext, ServiceForwarding};
 
 pub(crate) use connections::Connections;
 pub use error::Error;
-pub use namespace::cookie;
+pub use exempt::Exemptions;
+pub use namespace::{cookie, cookie_of};
 pub(crate) use reconcile::Gone;
 
 use crate::ending::Ender;
@@ -98,12 +101,13 @@ pub struct SockConfig {
     /// How long a TCP connection to a backend that was removed may go on before it is ended; `None` for ever. Ending
     /// it breaks clients that wait for what the backend is still finishing.
     pub end_tcp_after: Option<Duration>,
+    pub exempt: Exemptions,
 }
 
 impl SockConfig {
     #[must_use]
     pub fn new(cgroup: PathBuf, pin_dir: PathBuf) -> Self {
-        Self { cgroup, pin_dir, capacity: Capacity::default(), end_tcp_after: None }
+        Self { cgroup, pin_dir, capacity: Capacity::default(), end_tcp_after: None, exempt: Exemptions::default() }
     }
 }
 
@@ -135,6 +139,7 @@ impl SockLb {
         let directory = programs::directory(config);
         let node = cookie().map_err(Error::Namespace)?;
         let links = programs::attach(config)?;
+        config.exempt.attach(&directory)?;
         maps::set_node(&directory, node)?;
         let reconciler = Reconciler::restore(KernelMaps::open(&directory, &config.capacity)?)?;
         let ender = Ender::start(Connections::open(&directory, &config.capacity)?, config.end_tcp_after);
@@ -175,17 +180,6 @@ impl SockLb {
             self.links = programs::attach(&self.config)?;
         }
         Ok(taken_off + self.reconciler.reread()?)
-    }
-
-    /// Leaves exactly these network namespaces to nftables; each is named by its [`cookie`].
-    ///
-    /// # Errors
-    /// What the kernel refused.
-    pub fn exempt(&mut self, namespaces: &BTreeSet<u64>) -> Result<(), Error> {
-        let maps = &mut self.reconciler.maps;
-        let known: BTreeSet<u64> = maps.exempted()?.into_iter().collect();
-        namespaces.difference(&known).try_for_each(|namespace| maps.exempt(*namespace, true))?;
-        known.difference(namespaces).try_for_each(|namespace| maps.exempt(*namespace, false))
     }
 
     /// How often each frontend was used, in the order of Services.

@@ -3,11 +3,13 @@
 //! Source: socket(7), `SO_NETNS_COOKIE` (Linux 5.14).
 #![allow(unsafe_code, reason = "no crate in use reads this socket option")]
 
+use std::fs::File;
 use std::io;
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 
 use nix::libc;
+use nix::sched::{CloneFlags, setns};
 
 /// The cookie of the calling thread's network namespace.
 ///
@@ -28,4 +30,18 @@ pub fn cookie() -> io::Result<u64> {
         )
     };
     if result == 0 { Ok(cookie) } else { Err(io::Error::last_os_error()) }
+}
+
+/// The cookie of another namespace, by its file, as `/proc/1/ns/net`.
+///
+/// # Errors
+/// As [`cookie`], and when it cannot be entered.
+pub fn cookie_of(namespace: &File) -> io::Result<u64> {
+    let visit = || {
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        cookie()
+    };
+    // The thread ends where it went.
+    let visited = std::thread::scope(|scope| scope.spawn(visit).join());
+    visited.unwrap_or_else(|_| Err(io::Error::other("the visit to the namespace panicked")))
 }
