@@ -1,4 +1,5 @@
-//! How long to leave a server alone that just failed: twice as long each time, within bounds.
+//! How long to leave a server alone that just failed: twice as long each time, within bounds. Once it has taken a while,
+//! that is said.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -12,8 +13,13 @@ pub(crate) struct Backoff(Duration);
 
 impl Backoff {
     pub(crate) async fn pause(&mut self, kind: &str, error: &impl Display) {
-        self.0 = (self.0 * 2).clamp(SHORTEST, LONGEST);
-        tracing::debug!(kind, %error, pause = ?self.0, "watch interrupted");
+        let before = self.0;
+        self.0 = (before * 2).clamp(SHORTEST, LONGEST);
+        if before < LONGEST && self.0 == LONGEST {
+            tracing::warn!("cannot watch {kind}s, and go on with what is known: {error}; trying again until it works");
+        } else {
+            tracing::debug!(kind, %error, pause = ?self.0, "watch interrupted");
+        }
         tokio::time::sleep(self.0).await;
     }
 }

@@ -10,6 +10,7 @@ mod leave;
 mod node;
 mod node_init;
 mod plane;
+mod proxy;
 mod service_plane;
 mod up;
 mod workload;
@@ -48,6 +49,8 @@ enum Command {
     Clean,
     /// Be a node: run pods, and forward and discover Services
     Agent(agent::Arguments),
+    /// Forward Services on a node of any Kubernetes cluster, in kube-proxy's place
+    Proxy(proxy::Arguments),
     #[command(hide = true)]
     NodeInit(node_init::Arguments),
     #[command(hide = true)]
@@ -90,6 +93,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     Command::Up(arguments) => up::run(arguments).await?,
                     Command::Clean => clean::run().await?,
                     Command::Agent(arguments) => agent::run(arguments).await?,
+                    Command::Proxy(arguments) => proxy::run(arguments).await?,
                     Command::Demo(arguments) => return demo::run(arguments).await,
                     Command::Explain(arguments) => return explain::run(arguments).await,
                     Command::NodeInit(_) | Command::Node(_) | Command::Image(_) | Command::Workload(_) => {

@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use portolan_client::Scope;
-use portolan_dataplane::ProxyConfig;
+use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_dns::{DnsServer, ServerConfig};
 use portolan_lb::L2Announcer;
 use portolan_model::{Delta, Snapshot};
@@ -50,16 +50,18 @@ pub(crate) async fn run(
     renewals: watch::Receiver<Instant>,
     shutdown: CancellationToken,
 ) -> Result<()> {
+    let forwarding = ProxyConfig::new(&config.node_name, config.pod_cidrs.clone());
+    let kernel = DataPlane::open(forwarding).await.context("cannot take over this node's Service forwarding")?;
     let follower = NodeParts::open(client.clone(), &config, renewals)?;
     let settings = plane::Settings {
+        node_name: config.node_name.clone(),
         scope: Scope::Everything,
-        forwarding: ProxyConfig::new(&config.node_name, config.pod_cidrs.clone()),
         audit_period: AUDIT_PERIOD,
         healthz: Some((config.node_address, HEALTHZ_PORT).into()),
         metrics: Some((config.node_address, METRICS_PORT).into()),
         must_bind: false,
     };
-    plane::run(client, settings, follower, shutdown).await
+    plane::run(client, settings, kernel, follower, shutdown).await
 }
 
 struct NodeParts {

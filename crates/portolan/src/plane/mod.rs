@@ -27,11 +27,11 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use jiff::Timestamp;
 use kube::Client;
 use portolan_client::{Feed, FeedItem, Recorder, Scope, service_feed};
-use portolan_dataplane::{DataPlane, ProxyConfig, Report};
+use portolan_dataplane::{DataPlane, Report};
 use portolan_model::forwarding::NodeContext;
 use portolan_model::{Delta, Event, ServiceId, Snapshot};
 use tokio::task::JoinSet;
@@ -58,8 +58,8 @@ pub(crate) const METRICS_PORT: u16 = 10249;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
+    pub(crate) node_name: String,
     pub(crate) scope: Scope,
-    pub(crate) forwarding: ProxyConfig,
     /// How often the kernel is read back to find what somebody changed by hand. An update may wait twice as long before
     /// the node counts as unhealthy.
     pub(crate) audit_period: Duration,
@@ -98,12 +98,10 @@ impl Follower for () {
 pub(crate) async fn run<F: Follower>(
     client: Client,
     settings: Settings,
+    kernel: DataPlane,
     follower: F,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let kernel = DataPlane::open(settings.forwarding.clone())
-        .await
-        .context("cannot take over this node's Service forwarding")?;
     let shared = Shared::new(settings.audit_period * 2);
     let mut parts = JoinSet::new();
     let must = settings.must_bind;
@@ -115,7 +113,7 @@ pub(crate) async fn run<F: Follower>(
         let server = Arc::new(MetricsServer(shared.clone()));
         parts.spawn(async move { serve_at(address, "metrics", must, server).await });
     }
-    let (recorder, recording) = Recorder::new(client.clone(), &settings.forwarding.node_name);
+    let (recorder, recording) = Recorder::new(client.clone(), &settings.node_name);
     let (voice, carrying) = Voice::new(client.clone(), recorder.component(COMPONENT));
     let (mut feed, driver) = service_feed(&client, &settings.scope);
     parts.spawn(async move {
@@ -124,7 +122,7 @@ pub(crate) async fn run<F: Follower>(
     });
     let mut audit = tokio::time::interval_at(Instant::now() + settings.audit_period, settings.audit_period);
     audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut plane = Plane::new(settings.forwarding.node_name, kernel, follower, voice, shared);
+    let mut plane = Plane::new(settings.node_name, kernel, follower, voice, shared);
     loop {
         plane.follower.look(&plane.snapshot);
         let retry_at = plane.retry_at;

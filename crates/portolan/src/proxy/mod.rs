@@ -1,0 +1,115 @@
+//! `portolan proxy`: the data plane alone, on a node of any Kubernetes cluster, in kube-proxy's place.
+//!
+//! Invariants: it reads what kube-proxy reads, its configuration included, and needs no more rights than kube-proxy's role
+//! has; it forwards for the network namespace it runs in, and leaves what it made there when it ends, so that connections
+//! and rules outlive an upgrade. `--cleanup` removes it.
+//!
+//! Deliberately not here: what kube-proxy made. Whoever changes over runs `kube-proxy --cleanup` first.
+
+mod config;
+mod conntrack;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use portolan_client::{Scope, connect_from};
+use portolan_dataplane::{DataPlane, ProxyConfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::plane;
+use config::{Configuration, Flags, LocalTraffic};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Arguments {
+    /// A KubeProxyConfiguration file; most flags have no effect beside it
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The name of the Node that this runs on [default: this machine's]
+    #[arg(long, value_name = "NODE")]
+    hostname_override: Option<String>,
+    /// Where the API server is, whatever the kubeconfig says
+    #[arg(long, value_name = "URL")]
+    master: Option<String>,
+    /// Remove everything that this ever made in this network namespace, and end
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set, value_name = "true|false")]
+    cleanup: bool,
+    /// Do what takes all of root's rights, and end; after that, CAP_NET_ADMIN is enough
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set, value_name = "true|false")]
+    init_only: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+pub(crate) async fn run(arguments: Arguments) -> Result<()> {
+    if arguments.cleanup {
+        return portolan_dataplane::cleanup().await.context("cannot remove what a proxy left here");
+    }
+    let configuration = read(&arguments)?;
+    for warning in &configuration.warnings {
+        tracing::warn!("{warning}");
+    }
+    let node_name = match arguments.hostname_override.as_deref().map(str::trim) {
+        Some("") => anyhow::bail!("--hostname-override is empty; name the Node that this runs on, or leave it out"),
+        Some(name) => name.to_lowercase(),
+        None => match &configuration.node_name {
+            Some(name) => name.clone(),
+            None => {
+                nix::unistd::gethostname().context("cannot read this machine's name")?.to_string_lossy().to_lowercase()
+            }
+        },
+    };
+    if let Err(error) = std::fs::write("/proc/self/oom_score_adj", configuration.oom_score_adj.to_string()) {
+        tracing::warn!("cannot set how much to be spared when memory runs out: {error}");
+    }
+    let client = match arguments.init_only {
+        true => None,
+        false => Some(connect_from(configuration.kubeconfig.as_deref(), arguments.master.as_deref()).await?),
+    };
+    let kernel = DataPlane::open(forwarding(&node_name, &configuration)?)
+        .await
+        .context("cannot take over this node's Service forwarding")?;
+    // Only now: the kernel knows of connection tracking since somebody asked for it.
+    conntrack::raise(&configuration.conntrack);
+    let Some(client) = client else { return Ok(()) };
+    let settings = plane::Settings {
+        scope: Scope::Proxy { node: node_name.clone() },
+        node_name,
+        audit_period: configuration.sync_period,
+        healthz: configuration.healthz,
+        metrics: configuration.metrics,
+        must_bind: configuration.must_bind,
+    };
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let shutdown = CancellationToken::new();
+    let mut running = std::pin::pin!(plane::run(client, settings, kernel, (), shutdown.clone()));
+    tokio::select! {
+        ended = &mut running => return ended,
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    shutdown.cancel();
+    running.await
+}
+
+fn read(arguments: &Arguments) -> Result<Configuration> {
+    let Some(path) = &arguments.config else {
+        return Ok(config::from_flags(&arguments.flags)?);
+    };
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    config::from_file(&text, &arguments.flags)
+        .with_context(|| format!("the configuration in {} cannot be used", path.display()))
+}
+
+fn forwarding(node_name: &str, configuration: &Configuration) -> Result<ProxyConfig> {
+    let pod_networks = match &configuration.local {
+        LocalTraffic::ClusterCidr(networks) => networks.clone(),
+        other => anyhow::bail!("{other:?} is not supported yet"),
+    };
+    Ok(ProxyConfig {
+        masquerade_all: configuration.masquerade_all,
+        masquerade_bit: configuration.masquerade_bit,
+        node_port_addresses: configuration.node_port_addresses.clone(),
+        ..ProxyConfig::new(node_name, pod_networks)
+    })
+}
