@@ -17,6 +17,7 @@ mod lock;
 pub mod nft;
 mod plane;
 pub mod sock;
+pub mod trace;
 
 pub use config::{NodePortAddresses, ProxyConfig};
 pub use error::Error;

@@ -13,10 +13,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lab::Lab;
+use portolan_dataplane::trace::{Outcome, Packet, Table, walk};
 use portolan_dataplane::{DataPlane, NodePortAddresses};
-use portolan_model::forwarding::{Flow, NodeContext, Outcome as Traced, Table, trace};
+use portolan_model::forwarding::{self, Family, Flow, NodeContext};
 use portolan_model::{Protocol, Snapshot};
-use portolan_testkit::{Dial, Outcome, Transport, require_root};
+use portolan_testkit::{Dial, Netns, Outcome as Met, Transport, require_root};
 use row::{Expected, Row, Section, backend};
 
 /// Compares what the implementation says of each row with the row.
@@ -47,7 +48,7 @@ fn there_are_enough_rows_and_none_twice() {
 fn by_the_tracer() {
     check(|section| {
         let node = node_context(&section.snapshot(), section);
-        let table = Table::compile(&section.snapshot(), &node);
+        let table = forwarding::Table::compile(&section.snapshot(), &node);
         section.rows.iter().map(|row| traced(&table, &node, row)).collect()
     });
 }
@@ -64,7 +65,7 @@ fn node_context(snapshot: &Snapshot, section: &Section) -> NodeContext {
     node
 }
 
-fn traced(table: &Table, node: &NodeContext, row: &Row) -> Expected {
+fn traced(table: &forwarding::Table, node: &NodeContext, row: &Row) -> Expected {
     let protocol = match row.transport {
         Transport::Tcp => Protocol::Tcp,
         Transport::Udp => Protocol::Udp,
@@ -72,18 +73,80 @@ fn traced(table: &Table, node: &NodeContext, row: &Row) -> Expected {
         Transport::Ping => unreachable!("no row pings"),
     };
     let flow = Flow { source: row.client(), protocol, destination: row.destination.ip(), port: row.destination.port() };
-    match trace(table, node, flow) {
-        Traced::Forward { backends, .. } => Expected::Backends {
+    match forwarding::trace(table, node, flow) {
+        forwarding::Outcome::Forward { backends, .. } => Expected::Backends {
             each: backends
                 .iter()
                 .map(|p| backend(lab::machine_at(p.backend.address), p.backend.port, p.masquerade))
                 .collect(),
             stays: matches!(row.expected, Expected::Backends { stays: true, .. }),
         },
-        Traced::Reject { .. } => Expected::Reject,
-        Traced::Drop { .. } => Expected::Drop,
-        Traced::Pass => Expected::Pass,
+        forwarding::Outcome::Reject { .. } => Expected::Reject,
+        forwarding::Outcome::Drop { .. } => Expected::Drop,
+        forwarding::Outcome::Pass => Expected::Pass,
     }
+}
+
+/// What the rules and elements come to that the kernel has: read back and carried out, without a packet.
+#[test]
+fn by_the_walk() {
+    require_root!();
+    check(|section| {
+        let node = Netns::new();
+        for address in lab::addresses_of("node-1").into_iter().filter(|address| !address.is_loopback()) {
+            node.address("lo", address.into());
+        }
+        let tables = node.block_on(|| async {
+            realize(section).await;
+            [Table::read(Family::V4).await.unwrap(), Table::read(Family::V6).await.unwrap()]
+        });
+        let of = |row: &Row| walked(&tables[usize::from(row.destination.is_ipv6())], row);
+        section.rows.iter().map(of).collect()
+    });
+}
+
+fn walked(table: &Table, row: &Row) -> Expected {
+    let packet = Packet {
+        source: row.client(),
+        destination: row.destination.ip(),
+        protocol: match (row.transport, row.destination.is_ipv6()) {
+            (Transport::Tcp, _) => 6,
+            (Transport::Udp, _) => 17,
+            (Transport::Sctp, _) => 132,
+            (Transport::Ping, false) => 1,
+            (Transport::Ping, true) => 58,
+        },
+        port: row.destination.port(),
+        interface: row.interface().map(str::to_owned),
+    };
+    let trace = walk(table, &lab::addresses_of("node-1"), &packet);
+    assert_eq!(trace.unknown, [""; 0], "{}", row.text);
+    let shares: f64 = trace.ends.iter().map(|end| f64::from(end.ways) / f64::from(end.of)).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{}: {:?}", row.text, trace.ends);
+    let stays = trace.steps.iter().any(|step| step.effect.starts_with("update @affinity"));
+    let mut each = BTreeSet::new();
+    for end in trace.ends {
+        match end.outcome {
+            Outcome::To { backend: to, .. } if row.transport == Transport::Ping => {
+                assert!(lab::addresses_of("node-1").contains(&to.ip()), "{}: {to}", row.text);
+                return Expected::Echo;
+            }
+            Outcome::To { backend: to, masqueraded } => {
+                each.insert(backend(lab::machine_at(to.ip()), to.port(), masqueraded.is_some()));
+            }
+            Outcome::Refused => return Expected::Reject,
+            Outcome::Dropped => return Expected::Drop,
+            Outcome::Passed => return Expected::Pass,
+        }
+    }
+    Expected::Backends { each, stays }
+}
+
+/// Has the calling thread's network namespace forward as the section says.
+async fn realize(section: &Section) {
+    let mut plane = DataPlane::open(section.config.clone()).await.unwrap();
+    let report = plane.synced(&section.snapshot()).await;
+    assert!(report.refused.is_empty(), "{:?}", report.refused);
 }
 
 #[test]
@@ -91,11 +154,7 @@ fn by_nftables() {
     require_root!();
     check(|section| {
         let lab = lab_of(section);
-        lab.at("node-1").block_on(|| async {
-            let mut plane = DataPlane::open(section.config.clone()).await.unwrap();
-            let report = plane.synced(&section.snapshot()).await;
-            assert!(report.refused.is_empty(), "{:?}", report.refused);
-        });
+        lab.at("node-1").block_on(|| realize(section));
         observed(&lab, section)
     });
 }
@@ -143,11 +202,11 @@ fn observe(row: &Row) -> Expected {
     // does so in twelve tries once in two hundred thousand.
     for _ in 0..if stays { 12 } else { 60 } {
         let (by, at, seen_as) = match dial.once() {
-            Outcome::Answered { by, at, seen_as } => (by, at, seen_as),
-            Outcome::Echoed => return Expected::Echo,
-            Outcome::Refused => return Expected::Reject,
-            Outcome::Silent => return Expected::Drop,
-            Outcome::Unreachable => panic!("no route in the lab: {}", row.text),
+            Met::Answered { by, at, seen_as } => (by, at, seen_as),
+            Met::Echoed => return Expected::Echo,
+            Met::Refused => return Expected::Reject,
+            Met::Silent => return Expected::Drop,
+            Met::Unreachable => panic!("no route in the lab: {}", row.text),
         };
         // The node itself has several addresses that could be its own; there, replaced or not is the same.
         let masqueraded = row.source == "node-1" || seen_as != row.client();

@@ -43,7 +43,7 @@ use super::expressions::{
 };
 use crate::config::ProxyConfig;
 
-pub(super) const TABLE: &str = "portolan";
+pub(crate) const TABLE: &str = "portolan";
 
 /// The index of the first slot of the outside set; those of the inside set start at 0. More than `MAX_BACKENDS`.
 pub(super) const OUTSIDE_BASE: u32 = 1 << 20;
@@ -218,7 +218,7 @@ impl Map {
     }
 }
 
-pub(super) fn nf_family(family: Family) -> nf::Family {
+pub(crate) fn nf_family(family: Family) -> nf::Family {
     match family {
         Family::V4 => nf::Family::Ip,
         Family::V6 => nf::Family::Ip6,

@@ -21,4 +21,5 @@ pub mod state;
 mod wire;
 
 pub(crate) use kernel::{KernelRuleset, remove_everything};
+pub(crate) use layout::{TABLE, nf_family};
 pub(crate) use reconcile::Reconciler;

@@ -126,6 +126,15 @@ impl Row {
     pub(crate) fn client(&self) -> IpAddr {
         lab::address(self.source, self.destination.is_ipv6())
     }
+
+    /// By which the client's packets come to the node; none for the node's own.
+    pub(crate) fn interface(&self) -> Option<&'static str> {
+        match self.source {
+            "node-1" => None,
+            "node-2" | "pod-c" | "outside" => Some("eth0"),
+            pod => Some(pod),
+        }
+    }
 }
 
 /// A backend as the rows write it.
