@@ -23,6 +23,6 @@ pub mod pod;
 mod shim;
 mod sweep;
 
-pub use agent::{AgentConfig, Capacity, Error, LEASE_EXPIRY, TlsIdentity, drain, run};
+pub use agent::{AgentConfig, Capacity, Error, LEASE_EXPIRY, Sandboxes, TlsIdentity, drain, run};
 pub use shim::try_reexec;
 pub use sweep::sweep;

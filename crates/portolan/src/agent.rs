@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::leave::leave;
 use crate::service_plane;
+use crate::sockets::{self, LeftOut};
 
 /// How long pods get to end when the machine goes down, whatever their own grace period says.
 const POD_GRACE: Duration = Duration::from_secs(3);
@@ -44,6 +45,9 @@ pub(crate) struct Config {
     pub(crate) image_dir: PathBuf,
     /// Relative to the root of each cgroup hierarchy, with a leading slash.
     pub(crate) cgroup_parent: String,
+    /// Sockets of processes in this cgroup (of the v2 hierarchy, with a leading slash) and below are led to a Service's
+    /// endpoint when they connect; absent: none are.
+    pub(crate) socket_lb: Option<String>,
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
     /// Sources within these are pods: they keep their address on the way to a Service.
@@ -83,6 +87,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let keeping_pods = shutdown.child_token();
     let (renewed, renewals) = watch::channel(Instant::now());
     let mut parts = JoinSet::new();
+    let sockets = sockets::config(config.socket_lb.as_deref());
     let pods = portolan_node::AgentConfig {
         node_name: config.node_name.clone(),
         state_dir: config.state_dir.clone(),
@@ -101,6 +106,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         },
         labels: BTreeMap::new(),
         capacity: portolan_node::Capacity::default(),
+        sandboxes: sockets.as_ref().map(|sockets| LeftOut::new(sockets.exempt.clone()) as _),
     };
     let plane = service_plane::Config {
         node_name: config.node_name.clone(),
@@ -109,6 +115,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         pod_cidrs: config.pod_cidrs.clone(),
         cluster_domain: config.cluster_domain.clone(),
         dns_upstreams: config.dns_upstreams.clone(),
+        sockets,
     };
     {
         let (client, pods, ending) = (client.clone(), pods.clone(), keeping_pods.clone());

@@ -12,6 +12,7 @@ mod node_init;
 mod plane;
 mod proxy;
 mod service_plane;
+mod sockets;
 mod up;
 mod workload;
 

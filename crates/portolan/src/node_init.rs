@@ -104,9 +104,10 @@ fn mount_filesystems() -> Result<()> {
 }
 
 /// sysfs shows the network devices of the namespace it was mounted in, so the node needs its own. The cgroup
-/// hierarchies mounted below are carried over.
+/// hierarchies mounted below are carried over. The BPF file system is empty.
 fn remount_sysfs() -> Result<()> {
     const PARKED: &str = "/run/cgroup";
+    const BPF: &str = "/sys/fs/bpf";
     let none = None::<&str>;
     std::fs::create_dir(PARKED)?;
     mount(Some("/sys/fs/cgroup"), PARKED, none, MsFlags::MS_BIND | MsFlags::MS_REC, none)?;
@@ -114,6 +115,12 @@ fn remount_sysfs() -> Result<()> {
     mount(Some("sysfs"), "/sys", Some("sysfs"), restricted, none)?;
     mount(Some(PARKED), "/sys/fs/cgroup", none, MsFlags::MS_MOVE, none)?;
     std::fs::remove_dir(PARKED)?;
+    // Keeps the node's socket programs while its agent is away, and goes with the node. Without BPF there is no such place.
+    if std::path::Path::new(BPF).is_dir()
+        && let Err(error) = mount(Some("bpf"), BPF, Some("bpf"), restricted, Some("mode=700"))
+    {
+        eprintln!("no BPF file system in this node: {error}");
+    }
     Ok(())
 }
 

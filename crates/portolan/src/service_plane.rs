@@ -14,6 +14,7 @@ use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use portolan_client::Scope;
+use portolan_dataplane::sock::SockConfig;
 use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_dns::{DnsServer, ServerConfig};
 use portolan_lb::L2Announcer;
@@ -38,6 +39,7 @@ pub(crate) struct Config {
     pub(crate) pod_cidrs: Vec<IpNet>,
     pub(crate) cluster_domain: String,
     pub(crate) dns_upstreams: Vec<SocketAddr>,
+    pub(crate) sockets: Option<SockConfig>,
 }
 
 /// Runs until told to stop. What is in the kernel stays: connections outlive this process.
@@ -50,7 +52,10 @@ pub(crate) async fn run(
     renewals: watch::Receiver<Instant>,
     shutdown: CancellationToken,
 ) -> Result<()> {
-    let forwarding = ProxyConfig::new(&config.node_name, config.pod_cidrs.clone());
+    let forwarding = ProxyConfig {
+        sockets: config.sockets.clone(),
+        ..ProxyConfig::new(&config.node_name, config.pod_cidrs.clone())
+    };
     let kernel = DataPlane::open(forwarding).await.context("cannot take over this node's Service forwarding")?;
     let follower = NodeParts::open(client.clone(), &config, renewals)?;
     let settings = plane::Settings {

@@ -190,11 +190,9 @@ impl<M: Maps> Reconciler<M> {
 
     /// Every frontend that is in place, with its Service and the number its counters go by.
     pub(super) fn in_place(&self) -> impl Iterator<Item = (&ServiceId, Frontend, u32)> {
-        let of_service = |(id, frontends): (_, &Box<[Frontend]>)| {
-            let row = |frontend: &Frontend| Some((id, *frontend, self.rows.get(frontend)?.id));
-            frontends.iter().filter_map(row).collect::<Vec<_>>()
-        };
-        self.owned.iter().flat_map(of_service)
+        self.owned.iter().flat_map(move |(service, frontends)| {
+            frontends.iter().filter_map(move |frontend| Some((service, *frontend, self.rows.get(frontend)?.id)))
+        })
     }
 
     /// How many elements there are in the maps that can become full: frontends and slots.

@@ -143,12 +143,22 @@ impl Host {
         }
     }
 
+    /// Tells whom it concerns that the pod has its namespaces.
+    pub(super) fn opened(&self, pod: &Pod, shim: &Shim) {
+        if let (Some(sandboxes), Some(process)) = (&self.config.sandboxes, shim.process) {
+            sandboxes.opened(pod, process);
+        }
+    }
+
     pub(super) fn write_record(&self, uid: &str, record: &Record) -> io::Result<()> {
         fs::write(self.pod_dir(uid).join(RECORD), serde_json::to_vec(record)?)
     }
 
     /// Takes what a pod had: its link, its cgroups. Its directory stays, for its logs.
     pub(super) async fn clean_up(&self, uid: &str) {
+        if let Some(sandboxes) = &self.config.sandboxes {
+            sandboxes.closed(uid);
+        }
         if let Err(error) = self.network.detach(&link_name(uid)).await {
             tracing::warn!(%uid, %error, "cannot remove a pod's link");
         }
@@ -171,6 +181,7 @@ impl Host {
                     if let (Some(address), Some(ipam)) = (pod.record.address, self.ipam().as_mut()) {
                         ipam.take(address);
                     }
+                    self.opened(&pod.record.pod, &pod.shim);
                     adopted.insert(uid, pod);
                 }
                 Err(error) => {

@@ -75,6 +75,16 @@ pub struct AgentConfig {
     pub tls: TlsIdentity,
     pub labels: BTreeMap<String, String>,
     pub capacity: Capacity,
+    /// Told of every pod's namespaces.
+    pub sandboxes: Option<Arc<dyn Sandboxes>>,
+}
+
+/// Whom a pod's namespaces concern besides the pod.
+pub trait Sandboxes: std::fmt::Debug + Send + Sync {
+    /// The pod has namespaces, made or taken over, and this process is in them. No container starts before this returns.
+    fn opened(&self, pod: &Pod, process: u32);
+    /// The pod of this uid has none any more, or never had.
+    fn closed(&self, uid: &str);
 }
 
 /// For the log endpoint; all three are PEM.

@@ -125,6 +125,7 @@ async fn make_sandbox(
         attached.map_err(|error| format!("failed to set up the pod's network: {error}"))?;
     }
     let (shim, events, driver) = Shim::connect(&dir).await.map_err(failed)?;
+    host.opened(pod, &shim);
     let record = Record { pod: pod.clone(), address };
     host.write_record(uid, &record).map_err(failed)?;
     Ok(NewSandbox { shim, events, driver: Box::pin(driver), ips })

@@ -31,6 +31,8 @@ pub(crate) enum ShimEvent {
 #[derive(Clone, Debug)]
 pub(crate) struct Shim {
     calls: mpsc::Sender<(Request, oneshot::Sender<Reply>)>,
+    /// Of the shim, which is in the pod's namespaces.
+    pub(crate) process: Option<u32>,
 }
 
 /// Starts the shim of the pod in `dir` and gives its process id, once its namespaces exist and its socket listens.
@@ -81,6 +83,7 @@ impl Shim {
     ) -> io::Result<(Self, mpsc::UnboundedReceiver<ShimEvent>, impl Future<Output = ()> + Send + 'static)> {
         let opened = File::open(dir)?;
         let stream = UnixStream::connect(socket_path(&opened)).await?;
+        let process = stream.peer_cred()?.pid().and_then(|pid| u32::try_from(pid).ok());
         let (calls, receiver) = mpsc::channel(64);
         // The shim sends one event per exit of a container that this agent started: the agent sets the pace.
         let (events, told) = mpsc::unbounded_channel();
@@ -90,7 +93,7 @@ impl Shim {
             }
             let _ = events.send(ShimEvent::Gone);
         };
-        Ok((Self { calls }, told, driver))
+        Ok((Self { calls, process }, told, driver))
     }
 
     /// Asks and waits for the answer.

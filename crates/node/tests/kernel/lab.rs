@@ -93,6 +93,7 @@ impl Lab {
             tls: self.tls.clone(),
             labels: BTreeMap::from([("zone".to_owned(), "a".to_owned())]),
             capacity: Capacity { pods: Some(20), ..Capacity::default() },
+            sandboxes: None,
         }
     }
 

@@ -21,6 +21,7 @@ struct Hierarchies {
     all: BTreeSet<PathBuf>,
     /// Those that a node has to be enrolled in.
     that_count: BTreeSet<PathBuf>,
+    v2: Option<PathBuf>,
 }
 
 fn hierarchies() -> io::Result<Hierarchies> {
@@ -34,7 +35,10 @@ fn mounted(mountinfo: &str) -> Hierarchies {
         let Some(target) = mount.split(' ').nth(4) else { continue };
         let mut filesystem = filesystem.split(' ');
         let counts = match filesystem.next() {
-            Some("cgroup2") => true,
+            Some("cgroup2") => {
+                roots.v2.get_or_insert_with(|| PathBuf::from(target));
+                true
+            }
             Some("cgroup") => {
                 filesystem.nth(1).is_some_and(|options| options.split(',').any(|option| CONTROLLERS.contains(&option)))
             }
@@ -46,6 +50,11 @@ fn mounted(mountinfo: &str) -> Hierarchies {
         roots.all.insert(PathBuf::from(target));
     }
     roots
+}
+
+/// The root of the v2 hierarchy, where there is one.
+pub(crate) fn v2_root() -> io::Result<Option<PathBuf>> {
+    Ok(hierarchies()?.v2)
 }
 
 /// Puts a node's first process into the node's own cgroup of each hierarchy; its descendants follow.
@@ -150,8 +159,10 @@ mod tests {
             ],
             "what a runtime may have made is looked for everywhere"
         );
+        assert_eq!(found.v2, Some(PathBuf::from("/sys/fs/cgroup/unified")));
         let unified = "30 20 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
         let root = BTreeSet::from([PathBuf::from("/sys/fs/cgroup")]);
-        assert_eq!(mounted(unified), Hierarchies { all: root.clone(), that_count: root });
+        let v2 = root.first().cloned();
+        assert_eq!(mounted(unified), Hierarchies { all: root.clone(), that_count: root, v2 });
     }
 }

@@ -91,6 +91,9 @@ pub(crate) struct Arguments {
     /// The ports for Services of type NodePort
     #[arg(long, default_value = "30000-32767", value_parser = parse_ports, value_name = "FIRST-LAST")]
     node_ports: (u16, u16),
+    /// Lead sockets of nodes and pods to a Service's endpoint when they connect, instead of translating their packets
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    socket_lb: bool,
 }
 
 fn parse_ports(text: &str) -> Result<(u16, u16)> {

@@ -59,6 +59,7 @@ impl NodeSettings {
             state_dir: directory.join("state"),
             image_dir: data_dir::images(&arguments.data_dir),
             cgroup_parent: format!("/{CGROUP}/{}/pods", node.name),
+            socket_lb: arguments.socket_lb.then(|| format!("/{CGROUP}/{}", node.name)),
             cluster_dns: vec![plan.cluster_dns.into()],
             cluster_domain: arguments.cluster_domain.clone(),
             pod_cidrs: vec![plan.pod_cidr.into()],

@@ -100,7 +100,7 @@ fn random(rng: &mut StdRng, number: u8) -> ServiceForwarding {
     }
     let count = rng.random_range(0..7);
     let numbers: Vec<u8> = (0..count).map(|_| rng.random_range(1..20)).collect();
-    let protocol = if number % 2 == 0 { Protocol::Tcp } else { Protocol::Udp };
+    let protocol = if number.is_multiple_of(2) { Protocol::Tcp } else { Protocol::Udp };
     let affinity = (rng.random_range(0..3) == 0).then_some(Duration::from_secs(60));
     forwarding(number, protocol, &backends(&numbers), affinity)
 }

@@ -1,0 +1,101 @@
+//! An agent's part in socket load balancing: where it works on this machine, and which pods are left out of it.
+//!
+//! Invariant: a pod that asks to be left out is so before its first container starts. Only a pod with a network of its own
+//! can be: sockets in the node's network are the node's.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use k8s_openapi::api::core::v1::Pod;
+use portolan_dataplane::sock::{self, Capacity, Exemptions, SockConfig};
+use portolan_node::Sandboxes;
+
+use crate::up::cgroup;
+
+/// A pod says `"false"` here to have its packets translated instead.
+const ANNOTATION: &str = "portolan.dev/socket-lb";
+
+/// On a BPF file system: what is pinned here works on while no agent runs.
+const PINS: &str = "/sys/fs/bpf/portolan";
+
+/// For a node that shares its machine with others.
+const CAPACITY: Capacity = Capacity { frontends: 1 << 14, backends: 1 << 17, connections: 1 << 14 };
+
+/// What to do for the processes in this cgroup of the v2 hierarchy; nothing where none is named or there is no such
+/// hierarchy, and then what an earlier run attached is taken off.
+pub(crate) fn config(cgroup: Option<&str>) -> Option<SockConfig> {
+    let root = match cgroup.map(|_| cgroup::v2_root()) {
+        Some(Ok(Some(root))) => Some(root),
+        Some(Ok(None)) => {
+            tracing::warn!("socket load balancing is off, and nftables forwards everything: no cgroup v2 is mounted");
+            None
+        }
+        Some(Err(error)) => {
+            tracing::warn!(
+                "socket load balancing is off, and nftables forwards everything: no mounts to read: {error}"
+            );
+            None
+        }
+        None => None,
+    };
+    let Some((root, cgroup)) = root.zip(cgroup) else {
+        if let Err(error) = sock::cleanup(Path::new(PINS)) {
+            tracing::warn!(%error, "the socket programs of an earlier run could not be removed");
+        }
+        return None;
+    };
+    let cgroup = root.join(cgroup.trim_start_matches('/'));
+    Some(SockConfig { capacity: CAPACITY, ..SockConfig::new(cgroup, PINS.into()) })
+}
+
+/// Puts the network namespaces of pods that ask for it on the list of those that are left out.
+#[derive(Debug)]
+pub(crate) struct LeftOut {
+    exempt: Exemptions,
+    namespaces: Mutex<HashMap<String, u64>>,
+}
+
+impl LeftOut {
+    pub(crate) fn new(exempt: Exemptions) -> Arc<Self> {
+        Arc::new(Self { exempt, namespaces: Mutex::default() })
+    }
+
+    fn add(&self, uid: &str, process: u32) -> Result<(), Box<dyn std::error::Error>> {
+        let namespace = sock::cookie_of(&File::open(format!("/proc/{process}/ns/net"))?)?;
+        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), namespace);
+        Ok(self.exempt.add(namespace)?)
+    }
+}
+
+impl Sandboxes for LeftOut {
+    fn opened(&self, pod: &Pod, process: u32) {
+        let value = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
+        let name = || {
+            let of = |part: &Option<String>| part.clone().unwrap_or_default();
+            format!("{}/{}", of(&pod.metadata.namespace), of(&pod.metadata.name))
+        };
+        match value.map(String::as_str) {
+            None | Some("true") => {}
+            Some("false") if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) => {
+                tracing::warn!("pod {}: {ANNOTATION} has no effect on a pod in the node's own network", name());
+            }
+            Some("false") => {
+                if let Err(error) = self.add(pod.metadata.uid.as_deref().unwrap_or_default(), process) {
+                    tracing::warn!("pod {} cannot be left out of socket load balancing: {error}", name());
+                }
+            }
+            Some(other) => {
+                tracing::warn!("pod {}: {ANNOTATION} is {other:?}; it must be \"true\" or \"false\"", name());
+            }
+        }
+    }
+
+    fn closed(&self, uid: &str) {
+        let namespace = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        if let Some(Err(error)) = namespace.map(|namespace| self.exempt.remove(namespace)) {
+            tracing::debug!(%error, "a namespace that is gone stays listed");
+        }
+    }
+}
