@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use lab::Lab;
-use portolan_dataplane::sock::{self, Capacity, Error, Led, SockConfig, SockLb};
+use portolan_dataplane::sock::{self, Capacity, Error, Leads, Led, SockConfig, SockLb};
 use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_model::forwarding::{
     Backend, Family, Frontend, FrontendForwarding, FrontendKind, Masquerade, NodeContext, Place, ServiceForwarding,
@@ -322,6 +322,12 @@ fn node_ports_answer_at_the_nodes_addresses_and_nobody_else_gets_them() {
             services.extend(service("hidden", vec![hiding, hidden]));
             let mut sockets = open(&bench.config, &services);
             let at = |ipv6, port| SocketAddr::new(lab::address("node-1", ipv6), port);
+            let looked_up =
+                |to| sock::look_up(&bench.config.pin_dir, Protocol::Tcp, to).unwrap().map(|found| found.leads);
+            let of_pod_a = Backend { address: lab::address("pod-a", false), port: 8080 };
+            assert_eq!(looked_up(at(false, 30_080)), Some(Leads::To(vec![of_pod_a])));
+            assert_eq!(looked_up(at(false, 30_082)), Some(Leads::Left));
+            assert_eq!(looked_up(at(false, 30_081)), None);
             for machine in ["node-1", "pod-x"] {
                 assert_eq!(bench.dial(machine, &Dial::tcp(at(false, 30_080))).by(), Some("pod-a"));
                 assert_eq!(bench.dial(machine, &Dial::udp(at(false, 30_080))).by(), Some("pod-a"));

@@ -8,6 +8,7 @@
 //! | `maps` | the lower half: single writes |
 //! | `programs` | loading, attaching, replacing and removing the programs of `bpf/sock.c` |
 //! | `exempt` | who is left out |
+//! | `lookup` | one destination, for `portolan trace` |
 //! | `binds` | reports of binds that were refused |
 //! | `connections` | which sockets a removed backend leaves |
 //!
@@ -24,6 +25,7 @@ mod connections;
 mod element;
 mod error;
 mod exempt;
+mod lookup;
 mod maps;
 mod namespace;
 mod programs;
@@ -41,6 +43,7 @@ use portolan_model::forwarding::{Frontend, NodeContext, ServiceForwarding};
 pub(crate) use connections::Connections;
 pub use error::Error;
 pub use exempt::Exemptions;
+pub use lookup::{Leads, Lookup, look_up};
 pub use namespace::{cookie, cookie_of};
 pub(crate) use reconcile::Gone;
 

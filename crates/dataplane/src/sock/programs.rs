@@ -114,7 +114,7 @@ pub(super) fn remove(pin_dir: &Path, except: Option<&Path>) -> Result<(), Error>
     if except.is_none() { remove_directory(pin_dir) } else { Ok(()) }
 }
 
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
     let failed = |source| Error::File { path: directory.to_owned(), source };
     match fs::read_dir(directory) {
         Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect(),
