@@ -28,6 +28,8 @@ pub(crate) struct Round {
     /// Every Service was looked at.
     pub(crate) full: bool,
     pub(crate) took: Duration,
+    /// Elements deleted and inserted.
+    pub(crate) operations: usize,
     pub(crate) refused: bool,
     pub(crate) ended: Timestamp,
 }
@@ -48,6 +50,7 @@ pub(crate) struct Metrics {
     cleanup_failures: u64,
     probes: BTreeMap<(&'static str, u16), u64>,
     elements: usize,
+    operations: u64,
     repaired: u64,
     /// Ports of Services that have endpoints, but none where the policy wants them.
     no_local: Local,
@@ -73,6 +76,7 @@ impl Metrics {
             cleanup_failures: 0,
             probes: BTreeMap::new(),
             elements: 0,
+            operations: 0,
             repaired: 0,
             no_local: Local::default(),
         }
@@ -91,6 +95,7 @@ impl Metrics {
         let took = round.took.as_secs_f64();
         self.rounds.observe(took);
         if round.full { &mut self.full_rounds } else { &mut self.partial_rounds }.observe(took);
+        self.operations += round.operations as u64;
         self.services.1 = 0;
         self.endpoints.1 = 0;
         if round.refused {
@@ -200,6 +205,8 @@ impl Metrics {
         }
         page.family("portolan_kernel_elements", "gauge", "Map and set elements in place");
         page.count("portolan_kernel_elements", &[], self.elements as u64);
+        page.family("portolan_kernel_operations_total", "counter", "Map and set elements deleted and inserted");
+        page.count("portolan_kernel_operations_total", &[], self.operations);
         page.family("portolan_repaired_total", "counter", "Elements and chains that audits found changed by others");
         page.count("portolan_repaired_total", &[], self.repaired);
         page.family("portolan_build_info", "gauge", "Which build this is");
@@ -259,7 +266,8 @@ mod tests {
         let shown = text(&metrics);
         assert!(line(&shown, "kubeproxy_sync_proxy_rules_endpoint_changes_pending").ends_with(" 3"));
         assert!(line(&shown, "kubeproxy_sync_proxy_rules_last_timestamp_seconds{ip_family=\"IPv6\"}").ends_with(" 0"));
-        let round = Round { full: false, took: Duration::from_millis(3), refused: false, ended: time(11) };
+        let took = Duration::from_millis(3);
+        let round = Round { full: false, took, operations: 4, refused: false, ended: time(11) };
         metrics.round(round);
         let shown = text(&metrics);
         for (name, value) in [
@@ -274,6 +282,7 @@ mod tests {
             ("kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}", "0"),
             ("kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"115\"}", "0"),
             ("kubeproxy_network_programming_duration_seconds_bucket{ip_family=\"IPv4\",le=\"300\"}", "0"),
+            ("portolan_kernel_operations_total", "4"),
         ] {
             let line = line(&shown, name);
             assert_eq!(line.rsplit_once(' ').unwrap().1, value, "{line}");

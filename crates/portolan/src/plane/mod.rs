@@ -313,7 +313,7 @@ impl<F: Follower> Plane<F> {
             self.voice.say(&service, Reason::NotForwarded, &message);
             self.failed.services.insert(service);
         }
-        let round = Round { full, took: now - began, refused, ended: Timestamp::now() };
+        let round = Round { full, took: now - began, operations: report.operations, refused, ended: Timestamp::now() };
         self.shared.metrics().round(round);
         // One Service that the kernel refuses is that Service's trouble, and not a reason to send nobody to this node any
         // more: it would be the same on every node.

@@ -162,7 +162,7 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    fn new(kubeconfig: PathBuf) -> Self {
+    pub(crate) fn new(kubeconfig: PathBuf) -> Self {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let client = runtime.block_on(portolan_client::connect(&kubeconfig)).unwrap();

@@ -7,5 +7,6 @@ mod kubectl;
 mod lifecycle;
 mod machine;
 mod pods;
+mod proxy;
 mod services;
 mod soak;

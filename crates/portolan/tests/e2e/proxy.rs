@@ -1,0 +1,468 @@
+//! `portolan proxy` on a node of its own: against a bare API server, which is stopped and started, and with backends that
+//! echo. No cluster is needed for that, and no machine to itself.
+//!
+//! ```text
+//! node 192.0.2.2 ──────── 192.0.2.1 away
+//! the proxy, clients      the API server, backends, clients
+//! ```
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Output};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use portolan_apiserver::{ApiServer, Config, User};
+use portolan_testkit::{Dial, Echo, Netns, Outcome, cable, require_root, say, skip};
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::{Api, SOON};
+use crate::machine::eventually;
+
+const NODE: &str = "192.0.2.2";
+const AWAY: &str = "192.0.2.1";
+/// Where the proxy looks for the API server, and where else it can stand.
+const API_PORT: u16 = 6443;
+const OTHER_PORT: u16 = 6444;
+const SERVICES: &str = "/api/v1/namespaces/default/services";
+const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+
+fn address(ip: &str, port: u16) -> SocketAddr {
+    SocketAddr::new(ip.parse().unwrap(), port)
+}
+
+/// An API server on a thread of its own, until stopped.
+struct Server {
+    shutdown: CancellationToken,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Server {
+    fn stop(self) {
+        self.shutdown.cancel();
+        self.thread.join().unwrap();
+    }
+}
+
+struct Lab {
+    node: Netns,
+    away: Netns,
+    directory: tempfile::TempDir,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let lab = Self { node: Netns::new(), away: Netns::new(), directory: tempfile::tempdir().unwrap() };
+        cable((&lab.node, "eth0"), (&lab.away, "eth0"));
+        lab.node.address("eth0", format!("{NODE}/24").parse().unwrap());
+        lab.away.address("eth0", format!("{AWAY}/24").parse().unwrap());
+        // Without a route to a Service's address, nothing would come to the rules.
+        lab.node.route("0.0.0.0/0".parse().unwrap(), AWAY.parse().unwrap(), "eth0");
+        lab
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// The server's state is the lab's; it is the same server whenever it is started.
+    fn serve(&self, port: u16) -> Server {
+        let listener = self.away.run(|| TcpListener::bind(address(AWAY, port)).unwrap());
+        let (data, kubeconfig) = (self.path("state"), self.path(&format!("kubeconfig-{port}")));
+        let shutdown = CancellationToken::new();
+        let stop = shutdown.clone();
+        let (ready, is_ready) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut config = Config::new(data);
+                config.names = vec![AWAY.to_owned()];
+                let server = Arc::new(ApiServer::open(config).await.unwrap());
+                let text = server.kubeconfig(&format!("https://{AWAY}:{port}"), &User::admin()).unwrap();
+                std::fs::write(kubeconfig, text).unwrap();
+                ready.send(()).unwrap();
+                server.serve(vec![listener], stop).await.unwrap();
+            });
+        });
+        is_ready.recv().unwrap();
+        Server { shutdown, thread }
+    }
+
+    /// Talks to the API server from where it stands.
+    fn api<T: Send>(&self, port: u16, work: impl FnOnce(&Api) -> T + Send) -> T {
+        let kubeconfig = self.path(&format!("kubeconfig-{port}"));
+        self.away.run(|| work(&Api::new(kubeconfig)))
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+        command.arg("proxy").args(arguments);
+        command
+    }
+
+    /// Runs the proxy to its end.
+    fn run(&self, arguments: &[&str]) -> Output {
+        self.node.run(|| self.command(arguments).output().unwrap())
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let kubeconfig = self.path(&format!("kubeconfig-{API_PORT}"));
+        // The table of connections is the machine's, and its size nothing for a test to change.
+        let fixed = ["--hostname-override=node1", "--cluster-cidr=10.244.0.0/16", "--conntrack-max-per-core=0"];
+        let fixed = fixed.into_iter().chain(["--oom-score-adj=0"]).map(str::to_owned);
+        fixed.chain([format!("--kubeconfig={}", kubeconfig.display())]).collect()
+    }
+
+    fn proxy(&self) -> Proxy<'_> {
+        let arguments = self.arguments();
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
+        let child = self.node.run(|| self.command(&arguments).stderr(log).spawn().unwrap());
+        let proxy = Proxy { lab: self, child };
+        eventually("the proxy has written everything once", SOON, || {
+            match proxy.metric("kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") {
+                Some(rounds) if rounds >= 1.0 => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        proxy
+    }
+
+    /// What comes of a connection from the node itself.
+    fn dial(&self, to: SocketAddr) -> Outcome {
+        self.node.run(|| Dial::tcp(to).once())
+    }
+
+    fn reaches(&self, to: SocketAddr, backend: &str) {
+        eventually(&format!("{to} leads to {backend}"), SOON, || match self.dial(to) {
+            outcome if outcome.by() == Some(backend) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+    }
+
+    /// Status, head and body of what a server on the node answers.
+    fn get(&self, to: SocketAddr, path: &str) -> std::io::Result<(u16, String, String)> {
+        self.node.run(|| {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+            write!(stream, "GET {path} HTTP/1.1\r\nhost: node\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
+            Ok((head[9..12].parse().unwrap(), head.to_owned(), body.to_owned()))
+        })
+    }
+
+    /// Everything that forwards, with the handles of tables, chains and maps, which change when one is made anew; `None`
+    /// without `nft`. Rules go without theirs: they are a constant few, and a new proxy writes its own in one transaction.
+    fn ruleset(&self) -> Option<Vec<String>> {
+        let listed = self.node.command("nft", &["-a", "list", "ruleset"])?;
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        let rule = |line: &str| {
+            line.starts_with("\t\t").then(|| line.split_once(" # handle ").map(|(rule, _)| rule.to_owned()))
+        };
+        let text = String::from_utf8(listed.stdout).unwrap();
+        Some(text.lines().map(|line| rule(line).flatten().unwrap_or_else(|| line.to_owned())).collect())
+    }
+}
+
+struct Proxy<'a> {
+    lab: &'a Lab,
+    child: Child,
+}
+
+impl Proxy<'_> {
+    fn metric(&self, name: &str) -> Option<f64> {
+        let (status, _, body) = self.lab.get(address("127.0.0.1", 10249), "/metrics").ok()?;
+        assert_eq!(status, 200);
+        let line = body.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+        line.rsplit(' ').next().unwrap().parse().ok()
+    }
+
+    fn operations(&self) -> f64 {
+        self.metric("portolan_kernel_operations_total").unwrap()
+    }
+
+    fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// SIGTERM, and whether it ended well.
+    fn stop(mut self) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM).unwrap();
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+impl Drop for Proxy<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", std::fs::read_to_string(self.lab.path("log")).unwrap_or_default());
+        }
+        // Ended already, unless the test failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The Node that the proxy runs on.
+fn register(api: &Api) {
+    api.post("/api/v1/nodes", &json!({"metadata": {"name": "node1"}}));
+    let addresses = json!([{"type": "InternalIP", "address": NODE}]);
+    api.merge("/api/v1/nodes/node1/status", &json!({"status": {"addresses": addresses}}));
+}
+
+/// A Service for external traffic whose endpoints are written by hand.
+fn service(api: &Api, name: &str) -> Value {
+    api.service(json!({
+        "metadata": {"name": name},
+        "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "ports": [{"port": 80}]},
+    }))
+}
+
+fn cluster_ip(service: &Value) -> SocketAddr {
+    let ip: IpAddr = service["spec"]["clusterIP"].as_str().unwrap().parse().unwrap();
+    SocketAddr::new(ip, 80)
+}
+
+fn slice(service: &str, node: &str, port: u16) -> Value {
+    json!({
+        "metadata": {"name": service, "labels": {"kubernetes.io/service-name": service}},
+        "addressType": "IPv4",
+        "ports": [{"port": port}],
+        "endpoints": [{"addresses": [AWAY], "nodeName": node, "conditions": {"ready": true}}],
+    })
+}
+
+#[test]
+fn a_node_of_any_cluster_is_forwarded_for_and_says_how_it_is() {
+    require_root!();
+    let lab = Lab::new();
+    let _echo = Echo::start(&lab.away, "a", &[address(AWAY, 9001)]);
+    let server = lab.serve(API_PORT);
+    let web = lab.api(API_PORT, |api| {
+        register(api);
+        api.post(SLICES, &slice("web", "node1", 9001));
+        service(api, "web")
+    });
+    let before = lab.ruleset();
+    let proxy = lab.proxy();
+    lab.reaches(cluster_ip(&web), "a");
+
+    let health = address("127.0.0.1", 10256);
+    let (status, _, body) = lab.get(health, "/healthz").unwrap();
+    let body: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((status, &body["healthy"], &body["nodeEligible"]), (200, &json!(true), &json!(true)), "{body}");
+    assert_eq!(lab.get(address("127.0.0.1", 10249), "/proxyMode").unwrap().2, "nftables");
+    let changes = proxy.metric("kubeproxy_sync_proxy_rules_service_changes_total").unwrap();
+    assert!(changes >= 2.0, "kubernetes and web: {changes}");
+    assert_eq!(proxy.metric("kubeproxy_proxy_healthz_total{code=\"200\"}"), Some(1.0));
+
+    // The load balancer's question has another answer once the endpoint is elsewhere.
+    let check = address(NODE, u16::try_from(web["spec"]["healthCheckNodePort"].as_u64().unwrap()).unwrap());
+    let (status, head, body) = lab.get(check, "/").unwrap();
+    assert!(head.to_lowercase().contains("x-load-balancing-endpoint-weight: 1"), "{head}");
+    let expected = json!({"service": {"namespace": "default", "name": "web"}, "localEndpoints": 1,
+        "serviceProxyHealthy": true});
+    assert_eq!((status, serde_json::from_str::<Value>(&body).unwrap()), (200, expected));
+    let elsewhere = json!({"endpoints": slice("web", "node2", 9001)["endpoints"]});
+    lab.api(API_PORT, |api| api.merge(&format!("{SLICES}/web"), &elsewhere));
+    eventually("the health check says no", SOON, || match lab.get(check, "/") {
+        Ok((503, ..)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    lab.reaches(cluster_ip(&web), "a");
+    let no_local =
+        "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"}";
+    assert_eq!(proxy.metric(no_local), Some(1.0));
+
+    // A node that is about to go gets no traffic, and no restart either.
+    let taints = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
+    lab.api(API_PORT, |api| api.merge("/api/v1/nodes/node1", &json!({"spec": {"taints": taints}})));
+    eventually("the node is not eligible any more", SOON, || match lab.get(health, "/healthz") {
+        Ok((503, ..)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    assert_eq!(lab.get(health, "/livez").unwrap().0, 200);
+
+    // There is one proxy, and it is known who.
+    let arguments = lab.arguments();
+    let second = lab.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success() && said.contains(&proxy.child.id().to_string()), "{said}");
+    let cleanup = lab.run(&["--cleanup"]);
+    assert!(!cleanup.status.success(), "nothing is removed from under a proxy that runs");
+    lab.reaches(cluster_ip(&web), "a");
+
+    proxy.stop();
+    lab.reaches(cluster_ip(&web), "a");
+    let cleanup = lab.run(&["--cleanup"]);
+    assert!(cleanup.status.success(), "{}", String::from_utf8_lossy(&cleanup.stderr));
+    assert_eq!(lab.ruleset(), before);
+    let cleanup = lab.run(&["--cleanup"]);
+    assert!(cleanup.status.success(), "there is nothing to remove, and that is no failure");
+    server.stop();
+}
+
+#[test]
+fn a_killed_proxy_is_replaced_without_a_connection_or_a_rule_noticing() {
+    require_root!();
+    let lab = Lab::new();
+    let _echo = Echo::start(&lab.away, "a", &[address(AWAY, 9001)]);
+    let server = lab.serve(API_PORT);
+    let web = lab.api(API_PORT, |api| {
+        register(api);
+        api.post(SLICES, &slice("web", "node1", 9001));
+        service(api, "web")
+    });
+    let proxy = lab.proxy();
+    lab.reaches(cluster_ip(&web), "a");
+    let connection = lab.node.run(|| Dial::tcp(cluster_ip(&web)).open().unwrap());
+    assert_eq!(Outcome::greeting(&connection).by(), Some("a"));
+    assert!(say(&connection, "before"));
+    let before = lab.ruleset();
+    proxy.kill();
+    assert!(say(&connection, "without"));
+    lab.reaches(cluster_ip(&web), "a");
+    let proxy = lab.proxy();
+    assert!(say(&connection, "after"));
+    assert_eq!(proxy.operations(), 0.0, "what was there was adopted");
+    match &before {
+        Some(before) => assert_eq!(lab.ruleset().as_ref(), Some(before)),
+        None => skip("needs nft, to look at the rules' handles"),
+    }
+    proxy.stop();
+    server.stop();
+}
+
+#[test]
+fn an_api_server_that_was_away_changes_what_differs() {
+    require_root!();
+    let lab = Lab::new();
+    let _a = Echo::start(&lab.away, "a", &[address(AWAY, 9001)]);
+    let _b = Echo::start(&lab.away, "b", &[address(AWAY, 9002)]);
+    let server = lab.serve(API_PORT);
+    let services = lab.api(API_PORT, |api| {
+        register(api);
+        ["one", "two", "three"].map(|name| {
+            api.post(SLICES, &slice(name, "node1", 9001));
+            service(api, name)
+        })
+    });
+    let [one, two, three] = services.each_ref().map(cluster_ip);
+    let proxy = lab.proxy();
+    [one, two, three].into_iter().for_each(|service| lab.reaches(service, "a"));
+    let programmed = proxy.operations();
+    server.stop();
+    for service in [one, two, three] {
+        assert_eq!(lab.dial(service).by(), Some("a"), "nobody needs the API server to forward");
+    }
+    // While the proxy cannot hear of it, an endpoint moves and a Service goes.
+    let server = lab.serve(OTHER_PORT);
+    let moved = json!({"ports": [{"port": 9002}]});
+    lab.api(OTHER_PORT, |api| {
+        api.merge(&format!("{SLICES}/two"), &moved);
+        api.delete(&format!("{SERVICES}/three"));
+    });
+    server.stop();
+    assert_eq!(lab.dial(two).by(), Some("a"));
+    let server = lab.serve(API_PORT);
+    lab.reaches(two, "b");
+    eventually("the Service that went is gone", SOON, || match lab.dial(three) {
+        Outcome::Answered { .. } => Err("it answers still".to_owned()),
+        _ => Ok(()),
+    });
+    lab.reaches(one, "a");
+    let difference = proxy.operations() - programmed;
+    assert!((1.0..programmed).contains(&difference), "{difference} operations, and {programmed} for everything");
+    let log = std::fs::read_to_string(lab.path("log")).unwrap();
+    assert!(!log.contains("panic"), "{log}");
+
+    // The same once more, with nothing to change.
+    let settled = proxy.operations();
+    server.stop();
+    let server = lab.serve(API_PORT);
+    lab.api(API_PORT, |api| api.post(SLICES, &slice("four", "node1", 9001)));
+    let four = lab.api(API_PORT, |api| service(api, "four"));
+    lab.reaches(cluster_ip(&four), "a");
+    let each = programmed / 3.0;
+    assert!(proxy.operations() - settled <= each + 2.0, "one more Service and nothing else");
+    proxy.stop();
+    server.stop();
+}
+
+#[test]
+fn what_is_wrong_with_a_service_shows_in_its_events() {
+    require_root!();
+    let lab = Lab::new();
+    let server = lab.serve(API_PORT);
+    let web = lab.api(API_PORT, |api| {
+        register(api);
+        let with_address = |name: &str| {
+            api.service(json!({
+                "metadata": {"name": name},
+                "spec": {"externalIPs": ["198.51.100.7"], "ports": [{"port": 80}]},
+            }))
+        };
+        with_address("first");
+        with_address("second");
+        service(api, "web")
+    });
+    let port = u16::try_from(web["spec"]["healthCheckNodePort"].as_u64().unwrap()).unwrap();
+    let taken = lab.node.run(|| TcpListener::bind(address(NODE, port)).unwrap());
+    let proxy = lab.proxy();
+    let event = |reason: &str| {
+        eventually(reason, SOON, || {
+            let events = lab.api(API_PORT, |api| api.get("/api/v1/namespaces/default/events"));
+            let events = events["items"].as_array().unwrap();
+            events.iter().find(|event| event["reason"] == reason).cloned().ok_or_else(|| format!("{events:?}"))
+        })
+    };
+    let conflict = event("ServiceFieldIgnored");
+    assert_eq!(conflict["source"]["component"], "portolan-proxy");
+    let message = conflict["message"].as_str().unwrap();
+    assert!(message.contains("198.51.100.7") && message.contains("belongs to Service default/"), "{message}");
+    let about = conflict["involvedObject"]["name"].as_str().unwrap();
+    let object = lab.api(API_PORT, |api| api.get(&format!("{SERVICES}/{about}")));
+    assert_eq!(conflict["involvedObject"]["uid"], object["metadata"]["uid"], "describe looks for the uid");
+    let message = event("FailedToStartServiceHealthcheck")["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("node1") && message.contains(&port.to_string()), "{message}");
+    drop(taken);
+    eventually("the port is had once it is free", SOON, || match lab.get(address(NODE, port), "/") {
+        Ok((503, ..)) => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    proxy.stop();
+    server.stop();
+}
+
+#[test]
+fn a_configuration_that_makes_no_sense_is_refused_in_words() {
+    require_root!();
+    let lab = Lab::new();
+    let file = lab.path("config.yaml");
+    std::fs::write(
+        &file,
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\nnftables: {masqueradeBit: 99}\n",
+    )
+    .unwrap();
+    let began = Instant::now();
+    let output = lab.run(&["--config", &file.display().to_string()]);
+    assert!(began.elapsed() < SOON, "it does not start to run");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success());
+    assert!(said.contains("config.yaml") && said.contains("nftables.masqueradeBit: 99"), "{said}");
+    let output = lab.run(&["--kubeconfig=/nowhere"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("/nowhere"), "{said}");
+    let output = lab.run(&["--hostname-override=node1"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("--kubeconfig"), "{said}");
+}
