@@ -87,7 +87,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let keeping_pods = shutdown.child_token();
     let (renewed, renewals) = watch::channel(Instant::now());
     let mut parts = JoinSet::new();
-    let sockets = sockets::config(config.socket_lb.as_deref());
+    let sockets = sockets::config(config.socket_lb.as_deref(), sockets::SMALL);
     let pods = portolan_node::AgentConfig {
         node_name: config.node_name.clone(),
         state_dir: config.state_dir.clone(),

@@ -21,11 +21,11 @@ const ANNOTATION: &str = "portolan.dev/socket-lb";
 const PINS: &str = "/sys/fs/bpf/portolan";
 
 /// For a node that shares its machine with others.
-const CAPACITY: Capacity = Capacity { frontends: 1 << 14, backends: 1 << 17, connections: 1 << 14 };
+pub(crate) const SMALL: Capacity = Capacity { frontends: 1 << 14, backends: 1 << 17, connections: 1 << 14 };
 
-/// What to do for the processes in this cgroup of the v2 hierarchy; nothing where none is named or there is no such
-/// hierarchy, and then what an earlier run attached is taken off.
-pub(crate) fn config(cgroup: Option<&str>) -> Option<SockConfig> {
+/// What to do for the processes in this cgroup of the v2 hierarchy (`/` is everybody); nothing where none is named or there
+/// is no such hierarchy, and then what an earlier run attached is taken off.
+pub(crate) fn config(cgroup: Option<&str>, capacity: Capacity) -> Option<SockConfig> {
     let root = match cgroup.map(|_| cgroup::v2_root()) {
         Some(Ok(Some(root))) => Some(root),
         Some(Ok(None)) => {
@@ -41,13 +41,21 @@ pub(crate) fn config(cgroup: Option<&str>) -> Option<SockConfig> {
         None => None,
     };
     let Some((root, cgroup)) = root.zip(cgroup) else {
-        if let Err(error) = sock::cleanup(Path::new(PINS)) {
+        if let Err(error) = cleanup() {
             tracing::warn!(%error, "the socket programs of an earlier run could not be removed");
         }
         return None;
     };
     let cgroup = root.join(cgroup.trim_start_matches('/'));
-    Some(SockConfig { capacity: CAPACITY, ..SockConfig::new(cgroup, PINS.into()) })
+    Some(SockConfig { capacity, ..SockConfig::new(cgroup, PINS.into()) })
+}
+
+/// Takes off and removes whatever a run ever attached.
+///
+/// # Errors
+/// What could not be removed.
+pub(crate) fn cleanup() -> Result<(), sock::Error> {
+    sock::cleanup(Path::new(PINS))
 }
 
 /// Puts the network namespaces of pods that ask for it on the list of those that are left out.
