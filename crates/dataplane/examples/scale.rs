@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use portolan_dataplane::{DataPlane, ProxyConfig};
+use portolan_dataplane::{DataPlane, LocalTraffic, ProxyConfig};
 use portolan_model::{
     Delta, Endpoint, EndpointPort, EndpointSlice, Event, Protocol, Service, ServiceId, ServicePort, ServiceType,
     SliceId, Snapshot, TrafficPolicy,
@@ -29,16 +29,12 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
         delta.merge(snapshot.apply(Event::Service(service(number))));
         delta.merge(snapshot.apply(Event::Slice(slice(number, &(0..endpoints).collect::<Vec<_>>()))));
     }
-    let mut plane = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
+    let mut plane = DataPlane::open(config()?).await?;
     println!("resident with the snapshot alone: {}", resident()?);
     let start = Instant::now();
     let report = plane.apply(&snapshot, &delta).await;
     anyhow::ensure!(report.refused.is_empty(), "refused: {:?}", report.refused.first());
-    println!(
-        "{services} services x {endpoints} endpoints, cold: {:?}, {} elements",
-        start.elapsed(),
-        plane.elements()
-    );
+    println!("{services} services x {endpoints} endpoints, cold: {:?}, {} elements", start.elapsed(), plane.elements());
     let start = Instant::now();
     plane.synced(&snapshot).await;
     println!("synced, nothing to change: {:?}; resident: {}", start.elapsed(), resident()?);
@@ -62,11 +58,15 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
     }
     let start = Instant::now();
     drop(plane);
-    let mut plane = DataPlane::open(ProxyConfig::new("node", vec!["10.0.0.0/8".parse()?])).await?;
+    let mut plane = DataPlane::open(config()?).await?;
     println!("read back after a restart: {:?}", start.elapsed());
     let report = plane.synced(&snapshot).await;
     println!("adopted: {:?}, {} operations; resident: {}", start.elapsed(), report.operations, resident()?);
     Ok(())
+}
+
+fn config() -> anyhow::Result<ProxyConfig> {
+    Ok(ProxyConfig::new("node", LocalTraffic::ClusterCidr(vec!["10.0.0.0/8".parse()?])))
 }
 
 /// This process's memory, now and at most.

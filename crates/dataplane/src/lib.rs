@@ -19,6 +19,6 @@ mod plane;
 pub mod sock;
 pub mod trace;
 
-pub use config::{NodePortAddresses, ProxyConfig};
+pub use config::{LocalTraffic, NodePortAddresses, ProxyConfig};
 pub use error::Error;
 pub use plane::{DataPlane, Report, cleanup};

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use nlink::netlink::{Connection, Route};
-use portolan_model::forwarding::{Frontend, NodeContext};
+use portolan_model::forwarding::Frontend;
 use portolan_model::{Delta, Diagnostic, ServiceId, Snapshot};
 
 use crate::conntrack::Cleaner;
@@ -19,7 +19,7 @@ use crate::desired::Desired;
 use crate::lock::Lock;
 use crate::nft::{KernelRuleset, Reconciler, remove_everything};
 use crate::sock::{self, Led, SockConfig, SockLb};
-use crate::{Error, NodePortAddresses, ProxyConfig};
+use crate::{Error, ProxyConfig};
 
 /// What a change came to.
 #[derive(Debug, Default)]
@@ -79,7 +79,7 @@ impl DataPlane {
     }
 
     async fn realize(&mut self, snapshot: &Snapshot, delta: Option<&Delta>) -> Report {
-        let node = self.node_context(snapshot);
+        let node = self.config.node_context(snapshot, &self.own_addresses);
         let mut change = self.desired.change(snapshot, delta, node);
         let mut report = Report { diagnostics: std::mem::take(&mut change.diagnostics), ..Report::default() };
         let mut stale = self.nft.apply(&change, &mut report).await;
@@ -143,26 +143,21 @@ impl DataPlane {
         self.sockets.as_ref().map(SockLb::led).unwrap_or_default()
     }
 
+    /// The addresses that take NodePort traffic.
+    #[must_use]
+    pub fn node_port_addresses(&self, snapshot: &Snapshot) -> Vec<IpAddr> {
+        self.config.node_context(snapshot, &self.own_addresses).node_port_addresses
+    }
+
     async fn read_addresses(&mut self) -> Result<(), Error> {
         let addresses = self.route.get_addresses().await;
         let addresses = addresses
             .map_err(|source| Error::Read { what: "the node's addresses".to_owned(), source: Box::new(source) })?;
-        self.own_addresses = addresses.iter().filter_map(|address| address.address().copied()).collect();
+        let own = addresses.iter().filter_map(|address| address.address().copied());
+        self.own_addresses = own.filter(|address| is_reachable(*address)).collect();
         self.own_addresses.sort_unstable();
         self.own_addresses.dedup();
         Ok(())
-    }
-
-    fn node_context(&self, snapshot: &Snapshot) -> NodeContext {
-        let mut node = NodeContext::from_snapshot(snapshot, &self.config.node_name, &self.config.pod_networks);
-        if let NodePortAddresses::In(networks) = &self.config.node_port_addresses {
-            let chosen =
-                |address: &&IpAddr| !address.is_loopback() && networks.iter().any(|network| network.contains(*address));
-            node.node_port_addresses = self.own_addresses.iter().filter(chosen).copied().collect();
-        }
-        node.own_addresses.extend(&self.own_addresses);
-        node.masquerade_all = self.config.masquerade_all;
-        node
     }
 }
 
@@ -194,6 +189,14 @@ fn open_sockets(config: &SockConfig) -> Option<SockLb> {
 pub async fn cleanup() -> Result<(), Error> {
     let _lock = crate::lock::take()?;
     remove_everything().await
+}
+
+/// Whether others than the node itself and its neighbours on a link can know the address.
+fn is_reachable(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
+    }
 }
 
 /// Sets the sysctl unless it is set already, so that a read-only `/proc/sys` does no harm where nothing has to change.

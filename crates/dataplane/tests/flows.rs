@@ -9,21 +9,24 @@ mod lab;
 mod row;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lab::Lab;
+use portolan_dataplane::sock::{SockConfig, cleanup};
 use portolan_dataplane::trace::{Outcome, Packet, Table, walk};
-use portolan_dataplane::{DataPlane, NodePortAddresses};
+use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_model::forwarding::{self, Family, Flow, NodeContext};
 use portolan_model::{Protocol, Snapshot};
-use portolan_testkit::{Dial, Netns, Outcome as Met, Transport, require_root};
+use portolan_testkit::{Cgroup, Dial, Netns, Outcome as Met, Transport, require_root, skip, with_bpffs};
 use row::{Expected, Row, Section, backend};
 
-/// Compares what the implementation says of each row with the row.
-fn check(implementation: impl Fn(&Section) -> Vec<Expected>) {
+/// Compares what the implementation says of each row that it is for with the row.
+fn check(is_for: impl Fn(&Row) -> bool, implementation: impl Fn(&Section) -> Vec<Expected>) {
     let mut wrong = Vec::new();
-    for section in row::sections() {
+    for mut section in row::sections() {
+        section.rows.retain(&is_for);
         let outcomes = implementation(&section);
         assert_eq!(outcomes.len(), section.rows.len());
         for (row, outcome) in section.rows.iter().zip(outcomes).filter(|(row, outcome)| row.expected != *outcome) {
@@ -46,23 +49,19 @@ fn there_are_enough_rows_and_none_twice() {
 
 #[test]
 fn by_the_tracer() {
-    check(|section| {
-        let node = node_context(&section.snapshot(), section);
-        let table = forwarding::Table::compile(&section.snapshot(), &node);
-        section.rows.iter().map(|row| traced(&table, &node, row)).collect()
-    });
+    check(
+        |_| true,
+        |section| {
+            let node = node_context(&section.snapshot(), section);
+            let table = forwarding::Table::compile(&section.snapshot(), &node);
+            section.rows.iter().map(|row| traced(&table, &node, row)).collect()
+        },
+    );
 }
 
 /// The node as its data plane sees it in the lab.
 fn node_context(snapshot: &Snapshot, section: &Section) -> NodeContext {
-    let mut node = NodeContext::from_snapshot(snapshot, "node-1", &section.config.pod_networks);
-    node.own_addresses = lab::addresses_of("node-1");
-    node.masquerade_all = section.config.masquerade_all;
-    if let NodePortAddresses::In(networks) = &section.config.node_port_addresses {
-        let chosen = |own: &&IpAddr| !own.is_loopback() && networks.iter().any(|network| network.contains(*own));
-        node.node_port_addresses = node.own_addresses.iter().filter(chosen).copied().collect();
-    }
-    node
+    section.config.node_context(snapshot, &lab::addresses_of("node-1"))
 }
 
 fn traced(table: &forwarding::Table, node: &NodeContext, row: &Row) -> Expected {
@@ -91,18 +90,21 @@ fn traced(table: &forwarding::Table, node: &NodeContext, row: &Row) -> Expected 
 #[test]
 fn by_the_walk() {
     require_root!();
-    check(|section| {
-        let node = Netns::new();
-        for address in lab::addresses_of("node-1").into_iter().filter(|address| !address.is_loopback()) {
-            node.address("lo", address.into());
-        }
-        let tables = node.block_on(|| async {
-            realize(section).await;
-            [Table::read(Family::V4).await.unwrap(), Table::read(Family::V6).await.unwrap()]
-        });
-        let of = |row: &Row| walked(&tables[usize::from(row.destination.is_ipv6())], row);
-        section.rows.iter().map(of).collect()
-    });
+    check(
+        |_| true,
+        |section| {
+            let node = Netns::new();
+            for address in lab::addresses_of("node-1").into_iter().filter(|address| !address.is_loopback()) {
+                node.address("lo", address.into());
+            }
+            let tables = node.block_on(|| async {
+                realize(section, None).await;
+                [Table::read(Family::V4).await.unwrap(), Table::read(Family::V6).await.unwrap()]
+            });
+            let of = |row: &Row| walked(&tables[usize::from(row.destination.is_ipv6())], row);
+            section.rows.iter().map(of).collect()
+        },
+    );
 }
 
 fn walked(table: &Table, row: &Row) -> Expected {
@@ -143,8 +145,8 @@ fn walked(table: &Table, row: &Row) -> Expected {
 }
 
 /// Has the calling thread's network namespace forward as the section says.
-async fn realize(section: &Section) {
-    let mut plane = DataPlane::open(section.config.clone()).await.unwrap();
+async fn realize(section: &Section, sockets: Option<SockConfig>) {
+    let mut plane = DataPlane::open(ProxyConfig { sockets, ..section.config.clone() }).await.unwrap();
     let report = plane.synced(&section.snapshot()).await;
     assert!(report.refused.is_empty(), "{:?}", report.refused);
 }
@@ -152,11 +154,43 @@ async fn realize(section: &Section) {
 #[test]
 fn by_nftables() {
     require_root!();
-    check(|section| {
-        let lab = lab_of(section);
-        lab.at("node-1").block_on(|| realize(section));
-        observed(&lab, section)
+    check(
+        |_| true,
+        |section| {
+            let lab = lab_of(section);
+            lab.at("node-1").block_on(|| realize(section, None));
+            observed(section, |row| lab.at(row.source).run(|| observe(row)))
+        },
+    );
+}
+
+/// Rows whose client is on the node, with its sockets led to backends when they connect and nftables below. What is led
+/// is direct: no source address is replaced, whatever the row says of it.
+#[test]
+fn by_the_socket_lb() {
+    require_root!();
+    let Some(cgroup) = Cgroup::new() else { return skip("no cgroup v2 hierarchy is mounted") };
+    let direct = AtomicUsize::new(0);
+    with_bpffs(|bpffs| {
+        check(Row::is_local, |section| {
+            let lab = lab_of(section);
+            let sockets = SockConfig::new(cgroup.path().to_owned(), bpffs.join(format!("portolan-{}", section.line)));
+            lab.at("node-1").block_on(|| realize(section, Some(sockets.clone())));
+            let outcomes = observed(section, |row| cgroup.run(|| lab.at(row.source).run(|| observe(row))));
+            cleanup(&sockets.pin_dir).unwrap();
+            let told = |(row, outcome): (&Row, Expected)| match row.expected.directly() {
+                Some(led) if led == outcome && led != row.expected => {
+                    direct.fetch_add(1, Ordering::Relaxed);
+                    row.expected.clone()
+                }
+                _ => outcome,
+            };
+            section.rows.iter().zip(outcomes).map(told).collect()
+        });
     });
+    // Those that only differ by being led; that others are led too cannot be seen from outside.
+    let direct = direct.into_inner();
+    assert!(direct >= 30, "only {direct} rows were led past the rules that replace sources");
 }
 
 /// The machines, with somebody to answer wherever a row expects to pass, so that passing can be told from a refusal.
@@ -178,12 +212,11 @@ fn lab_of(section: &Section) -> Lab {
 const AT_ONCE: usize = 16;
 
 /// What real packets meet with.
-fn observed(lab: &Lab, section: &Section) -> Vec<Expected> {
+fn observed(section: &Section, client: impl Fn(&Row) -> Expected + Sync) -> Vec<Expected> {
     let mut outcomes = Vec::new();
     for rows in section.rows.chunks(AT_ONCE) {
         std::thread::scope(|scope| {
-            let clients: Vec<_> =
-                rows.iter().map(|row| scope.spawn(|| lab.at(row.source).run(|| observe(row)))).collect();
+            let clients: Vec<_> = rows.iter().map(|row| scope.spawn(|| client(row))).collect();
             outcomes.extend(clients.into_iter().map(|client| client.join().unwrap()));
         });
     }

@@ -8,9 +8,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use lab::Lab;
-use portolan_dataplane::{DataPlane, NodePortAddresses, ProxyConfig};
+use portolan_dataplane::{DataPlane, LocalTraffic, NodePortAddresses, ProxyConfig};
 use portolan_model::Snapshot;
-use portolan_testkit::{Dial, Netns, Outcome, require_root};
+use portolan_testkit::{Dial, Netns, Outcome, Transport, require_root};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -278,11 +278,67 @@ fn a_restart_with_another_configuration_goes_by_it() {
     all.masquerade_all = true;
     assert!(!keeps_address(&try_with(&all, "pod-x", "10.96.1.1:80"), "pod-x"));
     let mut unknown = lab::config();
-    unknown.pod_networks = Vec::new();
+    unknown.local = LocalTraffic::ClusterCidr(Vec::new());
     assert!(keeps_address(&try_with(&unknown, "outside", "10.96.1.1:80"), "outside"));
 
     // Another bit of the mark does the same.
     let mut other_bit = lab::config();
     other_bit.masquerade_bit = 31;
     assert!(!keeps_address(&try_with(&other_bit, "outside", "10.96.1.1:80"), "outside"));
+}
+
+#[test]
+fn pods_are_told_from_others_in_four_ways() {
+    require_root!();
+    let lab = Lab::new();
+    let node_object = "
+kind: Node
+metadata: {name: node-1}
+spec: {podCIDRs: [10.244.1.8/29]}
+status: {addresses: [{type: InternalIP, address: 10.203.0.11}]}
+";
+    let keeping = |local: LocalTraffic| {
+        lab.at("node-1").block_on(|| async {
+            let mut snapshot = Snapshot::default();
+            for objects in [CART, &cart_slice(&["pod-a"]), node_object] {
+                lab::apply(&mut snapshot, objects);
+            }
+            let mut plane = DataPlane::open(ProxyConfig::new("node-1", local)).await.unwrap();
+            let report = plane.synced(&snapshot).await;
+            assert!(report.refused.is_empty(), "{:?}", report.refused);
+        });
+        let keeps = |machine: &&str| {
+            let outcome = lab.at(machine).run(|| Dial::tcp(address("10.96.1.1:80")).once());
+            let Outcome::Answered { seen_as, .. } = outcome else { panic!("{machine}: {outcome:?}") };
+            seen_as == lab::address(machine, false)
+        };
+        ["pod-x", "pod-b", "outside"].into_iter().filter(keeps).collect::<Vec<_>>()
+    };
+    assert_eq!(keeping(LocalTraffic::ClusterCidr(vec![lab::net("10.244.0.0/16")])), ["pod-x", "pod-b"]);
+    assert_eq!(keeping(LocalTraffic::ClusterCidr(vec![lab::net("fd00:244::/32")])), ["pod-x", "pod-b", "outside"]);
+    assert_eq!(keeping(LocalTraffic::NodeCidr), ["pod-x"]);
+    assert_eq!(keeping(LocalTraffic::BridgeInterface("pod-b".to_owned())), ["pod-b"]);
+    assert_eq!(keeping(LocalTraffic::InterfaceNamePrefix("pod-".to_owned())), ["pod-x", "pod-b"]);
+}
+
+#[test]
+fn the_node_answers_pings_for_services() {
+    require_root!();
+    let lab = Lab::new();
+    lab.at("node-1").block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut plane = DataPlane::open(lab::config()).await.unwrap();
+        plane.synced(&snapshot).await;
+    });
+    let ping = |from: &str, to: &str| {
+        let dial = Dial::new(Transport::Ping, SocketAddr::new(to.parse().unwrap(), 0));
+        lab.at(from).run(|| dial.patience(Duration::from_millis(500)).once())
+    };
+    for from in ["pod-x", "pod-a", "node-1", "outside"] {
+        for to in ["10.96.0.1", "fd00:96::1"] {
+            assert_eq!(ping(from, to), Outcome::Echoed, "{from} to {to}");
+        }
+        assert_eq!(ping(from, "10.96.200.1"), Outcome::Silent, "{from} to an address that is no Service's");
+    }
 }

@@ -46,6 +46,10 @@ pub enum Key {
     NodeAddress(IpAddr),
     ServiceCidr(IpNet),
     PodNetwork(IpNet),
+    /// Sources that keep their address towards ClusterIPs.
+    KeepsAddress(IpNet),
+    /// Pings of the family's ClusterIPs are answered from here.
+    Echo(IpAddr),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,8 +97,20 @@ impl Key {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => Some(*f),
             Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => Some(*f),
             Self::Restricted(f) | Self::Admitted(f, _) => Some(*f),
-            Self::ClusterIp(_) | Self::Hairpin(_) | Self::NodeAddress(_) => None,
-            Self::ServiceCidr(_) | Self::PodNetwork(_) => None,
+            Self::ClusterIp(_) | Self::Hairpin(_) | Self::NodeAddress(_) | Self::Echo(_) => None,
+            Self::ServiceCidr(_) | Self::PodNetwork(_) | Self::KeepsAddress(_) => None,
+        }
+    }
+
+    /// Whether there is no room for both: a set of ranges cannot hold two that overlap.
+    #[must_use]
+    pub fn excludes(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::ServiceCidr(a), Self::ServiceCidr(b))
+            | (Self::PodNetwork(a), Self::PodNetwork(b))
+            | (Self::KeepsAddress(a), Self::KeepsAddress(b)) => a != b && (a.contains(b) || b.contains(a)),
+            (Self::Echo(a), Self::Echo(b)) => a != b && Family::of(*a) == Family::of(*b),
+            _ => false,
         }
     }
 
@@ -104,8 +120,9 @@ impl Key {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => f.family(),
             Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => f.family(),
             Self::Restricted(f) | Self::Admitted(f, _) => f.family(),
-            Self::ClusterIp(address) | Self::Hairpin(address) | Self::NodeAddress(address) => Family::of(*address),
-            Self::ServiceCidr(net) | Self::PodNetwork(net) => Family::of(net.addr()),
+            Self::ClusterIp(address) | Self::Hairpin(address) => Family::of(*address),
+            Self::NodeAddress(address) | Self::Echo(address) => Family::of(*address),
+            Self::ServiceCidr(net) | Self::PodNetwork(net) | Self::KeepsAddress(net) => Family::of(net.addr()),
         }
     }
 }

@@ -128,15 +128,24 @@ impl Builder {
         // The kernel loads an IPv6 address from four registers in a row, anywhere.
         let (address, port) = (reg(next), reg(next + self.address_words()));
         rule.push(LookupExpr::new(map.name(), reg(0)).dreg(address).into());
-        let family = if self.family == Family::V4 { libc_af::INET } else { libc_af::INET6 };
-        let attributes = [
-            (nf::NFTA_NAT_TYPE, 1),
-            (nf::NFTA_NAT_FAMILY, family),
-            (nf::NFTA_NAT_REG_ADDR_MIN, address.wire()),
-            (nf::NFTA_NAT_REG_PROTO_MIN, port.wire()),
-        ];
-        rule.push(raw("nat", &attributes));
+        rule.push(self.nat_to(address, Some(port)));
         rule
+    }
+
+    /// Rewrites the destination's address, and not its port, to what the map says; goes on where it says nothing.
+    pub(super) fn dnat_address(self, part: Part, map: Map) -> Vec<Expr> {
+        let (mut rule, next) = self.load(&[part], 0);
+        rule.push(LookupExpr::new(map.name(), reg(0)).dreg(reg(next)).into());
+        rule.push(self.nat_to(reg(next), None));
+        rule
+    }
+
+    fn nat_to(self, address: Register, port: Option<Register>) -> Expr {
+        let family = if self.family == Family::V4 { libc_af::INET } else { libc_af::INET6 };
+        let mut attributes =
+            vec![(nf::NFTA_NAT_TYPE, 1), (nf::NFTA_NAT_FAMILY, family), (nf::NFTA_NAT_REG_ADDR_MIN, address.wire())];
+        attributes.extend(port.map(|port| (nf::NFTA_NAT_REG_PROTO_MIN, port.wire())));
+        raw("nat", &attributes)
     }
 }
 
@@ -165,6 +174,26 @@ pub(super) fn proto_is(number: u8) -> Vec<Expr> {
 pub(super) fn clear_priority() -> Vec<Expr> {
     let none = Expr::Immediate { dreg: reg(0), data: 0u32.to_ne_bytes().into() };
     vec![none, Expr::MetaSet { key: MetaKey::Priority, sreg: reg(0) }]
+}
+
+/// Goes on if the packet came in by a link of this name, or of one that begins like this, or if not. What was made on
+/// the node itself came in by none.
+pub(super) fn link(name: &str, whole: bool, op: CmpOp) -> Vec<Expr> {
+    const IFNAMSIZ: usize = 16;
+    let mut data = name.as_bytes().to_vec();
+    data.truncate(IFNAMSIZ - 1);
+    if whole {
+        data.resize(IFNAMSIZ, 0);
+    }
+    vec![Expr::Meta { dreg: reg(0), key: MetaKey::IifName }, Expr::Cmp { sreg: reg(0), op, data }]
+}
+
+pub(super) fn is_echo_request(family: Family) -> Vec<Expr> {
+    let (protocol, kind) = if family == Family::V4 { (1, 8) } else { (58, 128) };
+    let mut rule = proto_is(protocol);
+    rule.push(Expr::Payload { dreg: reg(0), base: PayloadBase::Transport, offset: 0, len: 1 });
+    rule.push(Expr::Cmp { sreg: reg(0), op: CmpOp::Eq, data: vec![kind] });
+    rule
 }
 
 pub(super) fn from_this_node() -> Vec<Expr> {

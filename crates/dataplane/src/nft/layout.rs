@@ -38,10 +38,10 @@ use portolan_model::forwarding::Family;
 
 use super::entries::{ChainKind, Pick, Reach};
 use super::expressions::{
-    Builder, Part, bitwise, chain_name, clear_priority, ct_bit, from_this_node, masquerade, port_unreachable, proto_is,
-    reg,
+    Builder, Part, bitwise, chain_name, clear_priority, ct_bit, from_this_node, is_echo_request, link, masquerade,
+    port_unreachable, proto_is, reg,
 };
-use crate::config::ProxyConfig;
+use crate::config::{LocalTraffic, ProxyConfig};
 
 pub(crate) const TABLE: &str = "portolan";
 
@@ -83,16 +83,19 @@ pub(super) enum Map {
     NodePortSticky,
     Restricted,
     Admitted,
+    AdmittedNetworks,
     ClusterIps,
     NodeAddresses,
     ServiceCidrs,
     PodNetworks,
+    KeepsAddress,
+    Echo,
     Hairpin,
     Affinity,
 }
 
 impl Map {
-    pub(super) const ALL: [Self; 26] = [
+    pub(super) const ALL: [Self; 29] = [
         Self::Services,
         Self::NodePorts,
         Self::Picks,
@@ -113,10 +116,13 @@ impl Map {
         Self::NodePortSticky,
         Self::Restricted,
         Self::Admitted,
+        Self::AdmittedNetworks,
         Self::ClusterIps,
         Self::NodeAddresses,
         Self::ServiceCidrs,
         Self::PodNetworks,
+        Self::KeepsAddress,
+        Self::Echo,
         Self::Hairpin,
         Self::Affinity,
     ];
@@ -143,10 +149,13 @@ impl Map {
             Self::NodePortSticky => "node-port-sticky",
             Self::Restricted => "restricted",
             Self::Admitted => "admitted",
+            Self::AdmittedNetworks => "admitted-networks",
             Self::ClusterIps => "cluster-ips",
             Self::NodeAddresses => "node-addresses",
             Self::ServiceCidrs => "service-cidrs",
             Self::PodNetworks => "pod-networks",
+            Self::KeepsAddress => "keeps-address",
+            Self::Echo => "echo",
             Self::Hairpin => "hairpin",
             Self::Affinity => "affinity",
         }
@@ -173,9 +182,12 @@ impl Map {
             | Self::NodePortSticky => vec![InetProto, InetService],
             Self::Slots => vec![address(), InetProto, InetService, Mark],
             Self::NodePortSlots => vec![InetProto, InetService, Mark],
-            Self::Admitted => vec![address(), InetProto, InetService, address()],
+            Self::Admitted | Self::AdmittedNetworks => vec![address(), InetProto, InetService, address()],
+            Self::Echo => return InetProto,
             Self::Picks | Self::Remembers => return SetKeyType::ClassId,
-            Self::ClusterIps | Self::NodeAddresses | Self::ServiceCidrs | Self::PodNetworks => return address(),
+            Self::ClusterIps | Self::NodeAddresses | Self::ServiceCidrs | Self::PodNetworks | Self::KeepsAddress => {
+                return address();
+            }
             Self::Hairpin => vec![address(), address()],
             Self::Affinity => vec![address(), address(), InetProto, InetService],
         })
@@ -191,6 +203,7 @@ impl Map {
             }
             Self::Picks | Self::Remembers => Some(SetDataType::Verdict),
             Self::Slots | Self::NodePortSlots | Self::Affinity => Some(SetDataType::Value(backend)),
+            Self::Echo => Some(SetDataType::Value(address_type(family))),
             _ => None,
         }
     }
@@ -203,7 +216,7 @@ impl Map {
         };
         match self {
             Self::Affinity => set.per_element_timeouts().dynamic().size(AFFINITY_SIZE),
-            Self::Admitted | Self::ServiceCidrs | Self::PodNetworks => set.interval(),
+            Self::AdmittedNetworks | Self::ServiceCidrs | Self::PodNetworks | Self::KeepsAddress => set.interval(),
             _ => set,
         }
     }
@@ -246,14 +259,24 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
     let frontend = [Part::Daddr, Part::Proto, Part::Dport];
     let node_port = [Part::Proto, Part::Dport];
     let is_node_address = || b.test(Part::Daddr, Map::NodeAddresses);
-    let is_pod = || b.test(Part::Saddr, Map::PodNetworks);
+    let is_pod = || match &config.local {
+        LocalTraffic::ClusterCidr(_) | LocalTraffic::NodeCidr => b.test(Part::Saddr, Map::PodNetworks),
+        LocalTraffic::BridgeInterface(name) => link(name, true, CmpOp::Eq),
+        LocalTraffic::InterfaceNamePrefix(prefix) => link(prefix, false, CmpOp::Eq),
+    };
+    let is_outsider = || match &config.local {
+        LocalTraffic::ClusterCidr(_) | LocalTraffic::NodeCidr => {
+            b.keyed(&[Part::Saddr], |key| LookupExpr::new(Map::KeepsAddress.name(), key).invert().into())
+        }
+        LocalTraffic::BridgeInterface(name) => link(name, true, CmpOp::Neq),
+        LocalTraffic::InterfaceNamePrefix(prefix) => link(prefix, false, CmpOp::Neq),
+    };
     let goto = |to: &str| b.verdict(Verdict::GotoTo(chain_name(to)));
     let jump = |to: &str| b.verdict(Verdict::JumpTo(chain_name(to)));
     let to_mark = || jump(MASQUERADE_CHAIN);
     // To the chain of the class that the map gives; on where it gives none.
     let pick = |parts: &[Part], map: Map| b.all([b.set_priority(parts, map), goto(PICK_CHAIN)]);
     let remember = |parts: &[Part], map: Map| b.all([b.set_priority(parts, map), goto(REMEMBER_CHAIN)]);
-    let has_pods = config.pod_networks.iter().any(|net| Family::of(net.addr()) == family);
 
     let mut chains = vec![
         b.regular(
@@ -291,13 +314,12 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
         (EXTERNAL_LOCAL_CHAIN, &frontend[..], Map::Outside),
         (NODE_PORT_EXTERNAL_LOCAL_CHAIN, &node_port, Map::NodePortOutside),
     ] {
-        let mut rules = Vec::new();
-        if has_pods {
-            rules.push((b.all([is_pod(), b.verdict(Verdict::Return)]), "pods are served by any backend"));
-        }
-        rules.push((b.all([from_this_node(), goto(MASQUERADE_CHAIN)]), "and so is the node itself"));
-        rules.push((pick(parts, outside), "others by this node's own, with their address kept"));
-        rules.push((b.verdict(Verdict::Drop), "it has none: another node should be asked"));
+        let rules = vec![
+            (b.all([is_pod(), b.verdict(Verdict::Return)]), "pods are served by any backend"),
+            (b.all([from_this_node(), goto(MASQUERADE_CHAIN)]), "and so is the node itself"),
+            (pick(parts, outside), "others by this node's own, with their address kept"),
+            (b.verdict(Verdict::Drop), "it has none: another node should be asked"),
+        ];
         chains.push(b.regular(name, rules));
     }
     chains.push(b.regular(
@@ -309,20 +331,38 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
         ],
     ));
 
-    let not_admitted = b.keyed(&[Part::Daddr, Part::Proto, Part::Dport, Part::Saddr], |key| {
-        Expr::from(LookupExpr::new(Map::Admitted.name(), key).invert())
-    });
-    let mut dispatch = vec![(
-        b.all([b.tested(&frontend, Map::Restricted), not_admitted, b.verdict(Verdict::Drop)]),
-        "loadBalancerSourceRanges",
-    )];
-    let off_cluster = "the answer must come back through this node";
-    if config.masquerade_all {
-        dispatch.push((b.all([b.test(Part::Daddr, Map::ClusterIps), to_mark()]), off_cluster));
-    } else if has_pods {
-        let not_pod = b.keyed(&[Part::Saddr], |key| LookupExpr::new(Map::PodNetworks.name(), key).invert().into());
-        dispatch.push((b.all([b.test(Part::Daddr, Map::ClusterIps), not_pod, to_mark()]), off_cluster));
-    }
+    let not_in = |set: Map| {
+        b.keyed(&[Part::Daddr, Part::Proto, Part::Dport, Part::Saddr], |key| {
+            LookupExpr::new(set.name(), key).invert().into()
+        })
+    };
+    let mut dispatch = vec![
+        (
+            b.all([
+                is_echo_request(family),
+                b.test(Part::Daddr, Map::ClusterIps),
+                b.dnat_address(Part::Proto, Map::Echo),
+            ]),
+            "the node answers pings for Services",
+        ),
+        (
+            b.all([
+                b.tested(&frontend, Map::Restricted),
+                not_in(Map::Admitted),
+                not_in(Map::AdmittedNetworks),
+                b.verdict(Verdict::Drop),
+            ]),
+            "loadBalancerSourceRanges",
+        ),
+    ];
+    let to_cluster_ip = b.test(Part::Daddr, Map::ClusterIps);
+    dispatch.push((
+        match config.masquerade_all {
+            true => b.all([to_cluster_ip, to_mark()]),
+            false => b.all([to_cluster_ip, is_outsider(), to_mark()]),
+        },
+        "the answer must come back through this node",
+    ));
     dispatch.push((b.all([b.tested(&frontend, Map::Masqueraded), to_mark()]), "the backend may be another node's"));
     dispatch.push((b.all([b.tested(&frontend, Map::LocalOnly), jump(EXTERNAL_LOCAL_CHAIN)]), ""));
     dispatch.push((pick(&frontend, Map::Services), ""));

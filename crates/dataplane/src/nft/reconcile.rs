@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use portolan_model::forwarding::{Backend, Frontend, Place, ServiceForwarding};
+use portolan_model::forwarding::{Backend, Family, Frontend, NodeContext, Place, ServiceForwarding};
 use portolan_model::{Protocol, ServiceId};
 
 use super::entries::Key;
@@ -157,7 +157,7 @@ impl<R: Ruleset> Reconciler<R> {
         let after = Owned {
             frontends: forwarding.frontends.iter().map(|forwarding| forwarding.frontend).collect(),
             shared: (forwarding.cluster_ips.iter().copied().map(Key::ClusterIp))
-                .chain(forwarding.local_addresses.iter().copied().map(Key::Hairpin))
+                .chain(forwarding.hairpins.iter().copied().map(Key::Hairpin))
                 .collect(),
         };
         for gone in before.frontends.iter().filter(|frontend| after.frontends.binary_search(frontend).is_err()) {
@@ -199,9 +199,15 @@ impl<R: Ruleset> Reconciler<R> {
         let desired: BTreeSet<Key> = (change.node.node_port_addresses.iter().copied().map(Key::NodeAddress))
             .chain(change.service_cidrs.iter().copied().map(Key::ServiceCidr))
             .chain(IpNet::aggregate(&change.node.pod_networks).into_iter().map(Key::PodNetwork))
+            .chain(Family::BOTH.into_iter().flat_map(|family| keeping_address(&change.node, family)))
+            .chain(Family::BOTH.into_iter().filter_map(|family| change.node.answering(family)).map(Key::Echo))
             .collect();
         for attempt in 0..2 {
             let mut journal = Journal::default();
+            let in_the_way = self.realized.unowned().filter(|stray| desired.iter().any(|key| key.excludes(stray)));
+            for key in in_the_way.copied().collect::<Vec<_>>() {
+                self.realized.release(key, &mut journal);
+            }
             for key in self.common.difference(&desired) {
                 self.realized.release(*key, &mut journal);
             }
@@ -271,6 +277,16 @@ impl<R: Ruleset> Reconciler<R> {
         self.realized = realized;
         Ok(differences)
     }
+}
+
+/// The sources that keep their address towards ClusterIPs: pods, or all where nobody can tell.
+fn keeping_address(node: &NodeContext, family: Family) -> Vec<Key> {
+    let of_family = |net: &&IpNet| Family::of(net.addr()) == family;
+    let mut keeping: Vec<IpNet> = node.pod_networks.iter().filter(of_family).copied().collect();
+    if keeping.is_empty() && node.pod_link.is_none() {
+        keeping.push(IpNet::new_assert(family.unspecified(), 0));
+    }
+    IpNet::aggregate(&keeping).into_iter().map(Key::KeepsAddress).collect()
 }
 
 /// One frontend whose backends a batch changed.

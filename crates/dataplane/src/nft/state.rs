@@ -170,14 +170,18 @@ impl State {
         self.shared.get_mut(key).map(|owners| *owners += 1).is_some()
     }
 
+    /// The single keys that nobody asked for.
+    pub(super) fn unowned(&self) -> impl Iterator<Item = &Key> {
+        self.shared.iter().filter(|(_, owners)| **owners == 0).map(|(key, _)| key)
+    }
+
     /// Removes what nobody asked for.
     pub fn prune(&mut self, journal: &mut Journal) {
         let rows = self.rows.iter().filter(|(_, held)| held.owners == 0);
         for frontend in rows.map(|(frontend, _)| *frontend).collect::<Vec<_>>() {
             self.set_row(frontend, None, journal);
         }
-        let shared = self.shared.iter().filter(|(_, owners)| **owners == 0);
-        for key in shared.map(|(key, _)| *key).collect::<Vec<_>>() {
+        for key in self.unowned().copied().collect::<Vec<_>>() {
             self.set_shared(key, None, journal);
         }
         let unused: Vec<Chain> = self.chains.iter().filter(|(_, uses)| **uses == 0).map(|(chain, _)| *chain).collect();

@@ -29,12 +29,16 @@ pub(super) fn map_of(key: &Key) -> Map {
         Key::Sticky(f) => either(f, Map::Sticky, Map::NodePortSticky),
         Key::Slot(f, ..) => either(f, Map::Slots, Map::NodePortSlots),
         Key::Restricted(_) => Map::Restricted,
-        Key::Admitted(..) => Map::Admitted,
+        // Apart, since `nft` does not print a range of one address among others.
+        Key::Admitted(_, net) if net.prefix_len() == net.max_prefix_len() => Map::Admitted,
+        Key::Admitted(..) => Map::AdmittedNetworks,
         Key::ClusterIp(_) => Map::ClusterIps,
         Key::Hairpin(_) => Map::Hairpin,
         Key::NodeAddress(_) => Map::NodeAddresses,
         Key::ServiceCidr(_) => Map::ServiceCidrs,
         Key::PodNetwork(_) => Map::PodNetworks,
+        Key::KeepsAddress(_) => Map::KeepsAddress,
+        Key::Echo(_) => Map::Echo,
     }
 }
 
@@ -42,7 +46,10 @@ pub(super) fn map_of(key: &Key) -> Map {
 pub(super) fn element((key, value): &Entry) -> SetElement {
     let element = element_key(key);
     match value {
-        Value::Present => element,
+        Value::Present => match key {
+            Key::Echo(at) => element.value(address(*at)),
+            _ => element,
+        },
         Value::Backend(backend) => element.value(SetElement::concat([address(backend.address), port(backend.port)])),
         Value::Pick(pick) => element.value(class(ChainKind::Pick(*pick))),
         Value::Remember(seconds) => element.value(class(ChainKind::Remember(*seconds))),
@@ -113,7 +120,8 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
         Map::Slots => slot(frontend(&mut key)?, key.number()?)?,
         Map::NodePortSlots => slot(node_port(&mut key)?, key.number()?)?,
         Map::Restricted => Key::Restricted(frontend(&mut key)?),
-        Map::Admitted => {
+        Map::Admitted => Key::Admitted(frontend(&mut key)?, IpNet::from(key.address(family)?)),
+        Map::AdmittedNetworks => {
             let frontend = frontend(&mut key)?;
             let first = key.address(family)?;
             let tail = element.key_end().map_or(element.key(), |end| end);
@@ -123,11 +131,21 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
         Map::ClusterIps => Key::ClusterIp(key.address(family)?),
         Map::NodeAddresses => Key::NodeAddress(key.address(family)?),
         Map::Hairpin => Key::Hairpin(key.address(family)?),
-        Map::ServiceCidrs | Map::PodNetworks => {
+        Map::Echo => match element.data() {
+            Some(SetElementData::Value(value)) if key.field() == Some([echo_protocol(family)]) => {
+                Key::Echo(Reader(value).address(family)?)
+            }
+            _ => return None,
+        },
+        Map::ServiceCidrs | Map::PodNetworks | Map::KeepsAddress => {
             let first = key.address(family)?;
             let last = element.key_end().map_or(Some(first), |end| Reader(end).address(family))?;
             let net = network(first, last)?;
-            if map == Map::PodNetworks { Key::PodNetwork(net) } else { Key::ServiceCidr(net) }
+            match map {
+                Map::PodNetworks => Key::PodNetwork(net),
+                Map::KeepsAddress => Key::KeepsAddress(net),
+                _ => Key::ServiceCidr(net),
+            }
         }
         Map::Affinity | Map::Picks | Map::Remembers => return None,
     };
@@ -175,10 +193,20 @@ fn element_key(key: &Key) -> SetElement {
         | Key::Restricted(f) => SetElement::concat(frontend(f)),
         Key::Slot(f, Reach::Inside, index) => with(f, SetElement::mark(*index)),
         Key::Slot(f, Reach::Outside, index) => with(f, SetElement::mark(OUTSIDE_BASE + index)),
+        Key::Admitted(f, net) if net.prefix_len() == net.max_prefix_len() => with(f, address(net.addr())),
         Key::Admitted(f, net) => with(f, range(net)),
         Key::ClusterIp(at) | Key::NodeAddress(at) => address(*at),
         Key::Hairpin(at) => SetElement::concat([address(*at), address(*at)]),
-        Key::ServiceCidr(net) | Key::PodNetwork(net) => range(net),
+        Key::ServiceCidr(net) | Key::PodNetwork(net) | Key::KeepsAddress(net) => range(net),
+        Key::Echo(at) => SetElement::inet_proto(echo_protocol(Family::of(*at))),
+    }
+}
+
+/// ICMP's number in the family.
+fn echo_protocol(family: Family) -> u8 {
+    match family {
+        Family::V4 => 1,
+        Family::V6 => 58,
     }
 }
 
@@ -276,7 +304,7 @@ mod tests {
 
     /// Every kind of entry, with keys and values that belong together.
     fn entries() -> impl Strategy<Value = Entry> {
-        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..14).prop_map(
+        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..16).prop_map(
             |(frontend, octets, bits, number, flag, kind)| {
                 let other = match frontend.family() {
                     Family::V4 => IpAddr::from([octets[0], octets[1], octets[2], octets[3]]),
@@ -299,6 +327,8 @@ mod tests {
                     10 => (Key::Hairpin(other), Value::Present),
                     11 => (Key::NodeAddress(other), Value::Present),
                     12 => (Key::ServiceCidr(network_of(other, bits)), Value::Present),
+                    13 => (Key::KeepsAddress(network_of(other, bits)), Value::Present),
+                    14 => (Key::Echo(other), Value::Present),
                     _ => (Key::PodNetwork(network_of(other, bits)), Value::Present),
                 }
             },

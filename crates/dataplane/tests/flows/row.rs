@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
-use portolan_dataplane::{NodePortAddresses, ProxyConfig};
+use portolan_dataplane::{LocalTraffic, NodePortAddresses, ProxyConfig};
 use portolan_model::{Event, Snapshot};
 use portolan_testkit::Transport;
 
@@ -11,8 +11,9 @@ use crate::lab;
 
 /// Rows under one configuration.
 pub(crate) struct Section {
-    /// The line in brackets.
+    /// The line in brackets, and how many there were before.
     pub header: &'static str,
+    pub line: usize,
     pub config: ProxyConfig,
     /// The zone that node-1 is in, where it is not the one of its object.
     zone: Option<&'static str>,
@@ -47,7 +48,7 @@ pub(crate) fn sections() -> Vec<Section> {
     let mut sections: Vec<Section> = Vec::new();
     for line in include_str!("rows.txt").lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         if let Some(header) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
-            sections.push(Section::new(header).unwrap_or_else(|| panic!("not a section: {line}")));
+            sections.push(Section::new(header, sections.len()).unwrap_or_else(|| panic!("not a section: {line}")));
         } else {
             let section = sections.last_mut().unwrap_or_else(|| panic!("a row before any section: {line}"));
             section.rows.push(Row::parse(line).unwrap_or_else(|| panic!("not a row: {line}")));
@@ -57,12 +58,12 @@ pub(crate) fn sections() -> Vec<Section> {
 }
 
 impl Section {
-    fn new(header: &'static str) -> Option<Self> {
+    fn new(header: &'static str, line: usize) -> Option<Self> {
         let (mut config, mut zone) = (lab::config(), None);
         for word in header.split_whitespace() {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("masquerade-all", "") => config.masquerade_all = true,
-                ("pods", "unknown") => config.pod_networks = Vec::new(),
+                ("pods", "unknown") => config.local = LocalTraffic::ClusterCidr(Vec::new()),
                 ("node-ports", networks) => {
                     let networks = networks.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
                     config.node_port_addresses = NodePortAddresses::In(networks);
@@ -72,7 +73,7 @@ impl Section {
                 _ => return None,
             }
         }
-        Some(Self { header, config, zone, rows: Vec::new() })
+        Some(Self { header, line, config, zone, rows: Vec::new() })
     }
 
     /// The objects, with what the section changes in them.
@@ -127,6 +128,12 @@ impl Row {
         lab::address(self.source, self.destination.is_ipv6())
     }
 
+    /// Whether the client is on the node under test, with a socket that can be led.
+    pub(crate) fn is_local(&self) -> bool {
+        let here = matches!(self.source, "node-1" | "pod-x" | "pod-a" | "pod-b");
+        here && matches!(self.transport, Transport::Tcp | Transport::Udp)
+    }
+
     /// By which the client's packets come to the node; none for the node's own.
     pub(crate) fn interface(&self) -> Option<&'static str> {
         match self.source {
@@ -134,6 +141,15 @@ impl Row {
             "node-2" | "pod-c" | "outside" => Some("eth0"),
             pod => Some(pod),
         }
+    }
+}
+
+impl Expected {
+    /// The same backends without anything between the client and them.
+    pub(crate) fn directly(&self) -> Option<Self> {
+        let Self::Backends { each, stays } = self else { return None };
+        let each = each.iter().map(|backend| backend.trim_end_matches('~').to_owned()).collect();
+        Some(Self::Backends { each, stays: *stays })
     }
 }
 

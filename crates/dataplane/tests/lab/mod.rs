@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
-use portolan_dataplane::ProxyConfig;
+use portolan_dataplane::{LocalTraffic, ProxyConfig};
 use portolan_model::{Delta, Event, Snapshot, translate};
 use portolan_testkit::{Echo, Netns, cable};
 
@@ -56,7 +56,7 @@ pub(crate) fn net(text: &str) -> IpNet {
 }
 
 pub(crate) fn config() -> ProxyConfig {
-    ProxyConfig::new("node-1", vec![net("10.244.0.0/16"), net("fd00:244::/32")])
+    ProxyConfig::new("node-1", LocalTraffic::ClusterCidr(vec![net("10.244.0.0/16"), net("fd00:244::/32")]))
 }
 
 /// Reads Kubernetes objects, many to a file, into events.

@@ -26,7 +26,7 @@ pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (Serv
         return (forwarding, diagnostics);
     };
     let addresses = addresses(service, &mut diagnostics);
-    let mut local_addresses = BTreeSet::new();
+    let mut hairpins = BTreeSet::new();
     for port in &service.ports {
         for family in Family::BOTH {
             let of_family: Vec<_> = addresses.iter().filter(|(address, _)| Family::of(*address) == family).collect();
@@ -36,7 +36,11 @@ pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (Serv
                 continue;
             }
             let reach = bounded(reachable(snapshot, service, port, family, node), port, &mut diagnostics);
-            local_addresses.extend(reach.local.iter().map(|backend| backend.address));
+            hairpins.extend(reach.local.iter().map(|backend| backend.address));
+            if service.external_policy == TrafficPolicy::Local {
+                // A pod elsewhere that asks this node's external address gets any backend, which may be itself.
+                hairpins.extend(reach.cluster.iter().map(|backend| backend.address));
+            }
             for (address, kind) in of_family {
                 let place = Place::Address(*address);
                 forwarding.frontends.push(frontend(service, port.protocol, port.port, place, *kind, &reach, node));
@@ -57,7 +61,7 @@ pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (Serv
     }
     forwarding.frontends.sort_by_key(|forwarding| forwarding.frontend);
     forwarding.cluster_ips = service.cluster_ips.iter().copied().collect::<BTreeSet<_>>().into_iter().collect();
-    forwarding.local_addresses = local_addresses.into_iter().collect();
+    forwarding.hairpins = hairpins.into_iter().collect();
     forwarding.local_ready = local_ready(snapshot, id, node);
     (forwarding, diagnostics)
 }
@@ -129,20 +133,18 @@ fn frontend(
     }
 }
 
-/// The ranges of the address's family, sorted. A range of all addresses means that anyone may come; a range of the
-/// other family alone admits nobody of this one, which is what was asked for.
+/// The ranges of the address's family, sorted. A range of all addresses means that anyone may come, and so does having
+/// ranges of the other family only: each family is looked at by itself.
 fn source_ranges(service: &Service, place: Place, node: &NodeContext) -> Vec<IpNet> {
     let Place::Address(address) = place else { return Vec::new() };
     let family = Family::of(address);
-    if service.source_ranges.iter().any(|range| range.prefix_len() == 0 && Family::of(range.addr()) == family) {
+    let of_family = |range: &&IpNet| Family::of(range.addr()) == family;
+    let mut ranges: Vec<IpNet> = service.source_ranges.iter().filter(of_family).map(IpNet::trunc).collect();
+    if ranges.iter().any(|range| range.prefix_len() == 0) {
         return Vec::new();
     }
-    let mine = service.source_ranges.iter().filter(|range| Family::of(range.addr()) == family);
-    let mut ranges: Vec<IpNet> = mine.map(IpNet::trunc).collect();
-    // A packet of the node itself to the address may carry that very address as its source; and where only the other
-    // family was listed, the address alone stands for nobody, since an empty list would mean everyone.
-    let admits_node = node.own_addresses.iter().any(|own| ranges.iter().any(|range| range.contains(own)));
-    if admits_node || (ranges.is_empty() && !service.source_ranges.is_empty()) {
+    // A packet of the node itself to the address may carry that very address as its source.
+    if node.own_addresses.iter().any(|own| ranges.iter().any(|range| range.contains(own))) {
         ranges.push(IpNet::from(address));
     }
     IpNet::aggregate(&ranges)
@@ -241,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn source_ranges_of_one_family_shut_the_other_out() {
+    fn source_ranges_of_one_family_leave_the_other_alone() {
         let sources = |ranges: Value, ip: &str| {
             let spec = json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.1", "fd00::1"],
                 "loadBalancerSourceRanges": ranges, "ports": [{"port": 80}]});
@@ -253,7 +255,6 @@ mod tests {
         assert_eq!(sources(json!([]), "192.0.2.1"), [""; 0]);
         assert_eq!(sources(json!(["10.1.0.0/16", "10.0.0.0/8"]), "192.0.2.1"), ["10.0.0.0/8"]);
         assert_eq!(sources(json!(["10.0.0.0/8", "0.0.0.0/0"]), "192.0.2.1"), [""; 0], "a zero range means anyone");
-        // The address itself, which is nobody's: an empty list would mean anyone.
-        assert_eq!(sources(json!(["10.0.0.0/8"]), "2001:db8::1"), ["2001:db8::1/128"]);
+        assert_eq!(sources(json!(["10.0.0.0/8"]), "2001:db8::1"), [""; 0]);
     }
 }

@@ -17,7 +17,7 @@ mod endpoints;
 mod trace;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +41,15 @@ impl Family {
     #[must_use]
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// `0.0.0.0` or `::`.
+    #[must_use]
+    pub fn unspecified(self) -> IpAddr {
+        match self {
+            Self::V4 => Ipv4Addr::UNSPECIFIED.into(),
+            Self::V6 => Ipv6Addr::UNSPECIFIED.into(),
+        }
     }
 }
 
@@ -155,10 +164,28 @@ pub struct ServiceForwarding {
     pub frontends: Vec<FrontendForwarding>,
     /// ClusterIPs: on these, ports that no Service has are refused. Sorted.
     pub cluster_ips: Vec<IpAddr>,
-    /// Backends that are pods of this node: they may reach themselves through the Service. Sorted.
-    pub local_addresses: Vec<IpAddr>,
+    /// Backends that this node may send back to themselves: its own pods, and others where their address is kept towards
+    /// an external address. Sorted.
+    pub hairpins: Vec<IpAddr>,
     /// Ready backends of any port that run on this node: what a load balancer's health check asks for.
     pub local_ready: usize,
+}
+
+/// The link that pods' packets come in by, where that tells them from others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodLink {
+    Named(String),
+    Prefixed(String),
+}
+
+impl PodLink {
+    #[must_use]
+    pub fn is(&self, link: &str) -> bool {
+        match self {
+            Self::Named(name) => link == name,
+            Self::Prefixed(prefix) => link.starts_with(prefix),
+        }
+    }
 }
 
 /// What compiling and tracing need to know of the node besides the snapshot.
@@ -169,27 +196,54 @@ pub struct NodeContext {
     pub zone: Option<Arc<str>>,
     /// The node's own addresses that take NodePort traffic.
     pub node_port_addresses: Vec<IpAddr>,
-    /// The node's own addresses, all of them.
+    /// The node's own addresses, all of them; the first of a family answers pings for ClusterIPs.
     pub own_addresses: Vec<IpAddr>,
-    /// Sources that count as pods. When empty, no client of a ClusterIP counts as an outsider.
+    /// Sources that count as pods. Without any in a family, no client of a ClusterIP of that family counts as an
+    /// outsider.
     pub pod_networks: Vec<IpNet>,
+    /// Pods are told by the link their packets come in by, and not by `pod_networks`.
+    pub pod_link: Option<PodLink>,
     /// Replace the source address of all traffic to ClusterIPs.
     pub masquerade_all: bool,
 }
 
 impl NodeContext {
-    /// What the snapshot says about the node, with the addresses of its status for NodePorts.
+    /// What the snapshot says about the node, with the first address of each family of its status for NodePorts.
     #[must_use]
     pub fn from_snapshot(snapshot: &Snapshot, name: &str, pod_networks: &[IpNet]) -> Self {
         let node = snapshot.node(name);
         let addresses = node.map(|node| node.addresses.clone()).unwrap_or_default();
+        let primary = |family: Family| addresses.iter().copied().find(|address| Family::of(*address) == family);
         Self {
             name: name.into(),
             zone: node.and_then(|node| node.zone.clone()),
-            node_port_addresses: addresses.clone(),
+            node_port_addresses: Family::BOTH.into_iter().filter_map(primary).collect(),
             own_addresses: addresses,
             pod_networks: pod_networks.to_vec(),
+            pod_link: None,
             masquerade_all: false,
         }
+    }
+
+    /// The address of the family that answers pings for ClusterIPs.
+    #[must_use]
+    pub fn answering(&self, family: Family) -> Option<IpAddr> {
+        self.own_addresses.iter().copied().find(|address| Family::of(*address) == family && !address.is_loopback())
+    }
+
+    /// Whether a packet is a pod's. `link` is the one it came in by; `None` if it was made on the node itself.
+    #[must_use]
+    pub fn is_pod(&self, source: IpAddr, link: Option<&str>) -> bool {
+        match &self.pod_link {
+            Some(pods) => link.is_some_and(|link| pods.is(link)),
+            None => self.pod_networks.iter().any(|network| network.contains(&source)),
+        }
+    }
+
+    /// Whether a packet to a ClusterIP comes from beyond the pods, as far as there is a way to tell.
+    #[must_use]
+    pub fn is_outsider(&self, source: IpAddr, link: Option<&str>) -> bool {
+        let of_family = |network: &IpNet| Family::of(network.addr()) == Family::of(source);
+        (self.pod_link.is_some() || self.pod_networks.iter().any(of_family)) && !self.is_pod(source, link)
     }
 }

@@ -82,7 +82,7 @@ pub fn trace(table: &Table, node: &NodeContext, flow: Flow) -> Outcome {
         }
         return Outcome::Pass;
     };
-    let is_pod = node.pod_networks.iter().any(|network| network.contains(&flow.source));
+    let is_pod = node.is_pod(flow.source, None);
     let is_node = node.own_addresses.contains(&flow.source);
     let service = service.clone();
     let admitted = forwarding.sources.is_empty() || forwarding.sources.iter().any(|range| range.contains(&flow.source));
@@ -90,7 +90,7 @@ pub fn trace(table: &Table, node: &NodeContext, flow: Flow) -> Outcome {
         return Outcome::Drop { service: Some(service) };
     }
     let masquerade = match forwarding.masquerade {
-        Masquerade::Outsiders => node.masquerade_all || (!node.pod_networks.is_empty() && !is_pod),
+        Masquerade::Outsiders => node.masquerade_all || node.is_outsider(flow.source, None),
         Masquerade::Everybody => true,
         Masquerade::NodeItself => is_node,
     };

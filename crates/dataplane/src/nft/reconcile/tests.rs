@@ -201,7 +201,7 @@ fn whatever_fails_the_kernel_ends_up_as_the_snapshot_says() {
         plane.apply(&nothing, None).unwrap();
         let left: Vec<_> = plane.nft.ruleset.entries.keys().collect();
         assert!(
-            left.iter().all(|key| matches!(key, Key::NodeAddress(_) | Key::PodNetwork(_))),
+            left.iter().all(|key| matches!(key, Key::NodeAddress(_) | Key::PodNetwork(_) | Key::KeepsAddress(_))),
             "seed {seed}: {left:?}"
         );
         assert_eq!(plane.nft.ruleset.chains, BTreeSet::new(), "seed {seed}");
