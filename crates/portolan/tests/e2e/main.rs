@@ -10,3 +10,4 @@ mod pods;
 mod proxy;
 mod services;
 mod soak;
+mod sockets;
