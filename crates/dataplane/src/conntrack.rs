@@ -8,8 +8,10 @@
 //! lost its power, stays for two minutes, and the next connection from the same port would follow it to the dead. An
 //! answered connection is left alone: its backend may be finishing what it began.
 //!
-//! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for. What it does is
-//! bounded by one deletion a change, or one dump for a large change.
+//! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for. The kernel has
+//! no index by backend: each look walks its whole table, some milliseconds whatever is looked for. So what has come in
+//! meanwhile is looked for together, and after each look comes a pause of some times its length: under a storm of changes
+//! this takes a bounded share of one core, and a flow is ended at most [`LONGEST_PAUSE`] later than at once.
 //!
 //! Source: kernel `nf_conntrack_netlink.c` (a filtered flush, from 6.12; `nlink` falls back to dump and delete).
 
@@ -22,11 +24,17 @@ use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant};
 
 use crate::Error;
 
-/// More of these at once are looked for in one dump instead of one by one.
-const ONE_BY_ONE: usize = 16;
+/// So many attempts are looked at once more, each for itself, before they are ended. Of more at once, whoever answered has
+/// gone with all the others: no answer comes that could cross the deletion.
+const LOOK_AGAIN: usize = 16;
+
+/// The pause after a look, in lengths of that look.
+const PAUSE_RATIO: u32 = 20;
+const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
 /// A kind of flow that has to end: of UDP any, of other protocols those that were never answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -73,12 +81,16 @@ impl Cleaner {
                         Work::Settle(done) => waiting.push(done),
                     }
                 }
+                let start = Instant::now();
                 if let Err(error) = end(&connection, &stale).await {
                     tracing::warn!(%error, "stale flows could not be ended; they go on until their clients pause");
                 }
                 for done in waiting {
                     // Whoever asked may have stopped waiting.
                     let _ = done.send(());
+                }
+                if !stale.is_empty() {
+                    tokio::time::sleep((start.elapsed() * PAUSE_RATIO).min(LONGEST_PAUSE)).await;
                 }
             }
         });
@@ -103,18 +115,19 @@ impl Cleaner {
 }
 
 async fn end(connection: &Connection<Netfilter>, stale: &[Stale]) -> nlink::Result<()> {
-    if stale.len() <= ONE_BY_ONE {
-        for stale in stale {
-            end_one(connection, stale).await?;
-        }
-        return Ok(());
+    if let [stale] = stale {
+        return end_one(connection, stale).await;
     }
     let wanted: HashSet<Stale> = stale.iter().copied().collect();
     let protocols: BTreeSet<Protocol> = stale.iter().map(|stale| stale.protocol).collect();
     for protocol in protocols {
-        for entry in connection.get_conntrack_matching(&endable(protocol)).await? {
-            if kinds_of(protocol, &entry).iter().any(|kind| wanted.contains(kind)) {
-                delete(connection, &entry).await?;
+        let mut found = connection.get_conntrack_matching(&endable(protocol)).await?;
+        found.retain(|entry| kinds_of(protocol, entry).iter().any(|kind| wanted.contains(kind)));
+        let look_again = protocol != Protocol::Udp && found.len() <= LOOK_AGAIN;
+        for entry in &found {
+            match look_again {
+                true => connection.flush_conntrack_matching(&exactly(protocol, entry)).await?,
+                false => delete(connection, entry).await?,
             }
         }
     }
@@ -129,6 +142,18 @@ fn endable(protocol: Protocol) -> ConntrackFilter {
         Protocol::Tcp => unanswered(ConntrackFilter::new().proto(IpProtocol::Tcp)),
         Protocol::Sctp => unanswered(ConntrackFilter::new().proto(IpProtocol::Other(132))),
     }
+}
+
+/// The one attempt, as long as it is not answered. The kernel compares no IPv6 addresses; the ports are enough then.
+fn exactly(protocol: Protocol, entry: &ConntrackEntry) -> ConntrackFilter {
+    let mut filter = endable(protocol).family(entry.family);
+    if let (Some(source), Some(IpAddr::V4(destination))) = (entry.orig.src_ip, entry.orig.dst_ip) {
+        filter = filter.orig_src(source).orig_dst(destination);
+    }
+    if let (Some(source), Some(destination)) = (entry.orig.src_port, entry.orig.dst_port) {
+        filter = filter.orig_src_port(source).orig_dst_port(destination);
+    }
+    filter
 }
 
 async fn end_one(connection: &Connection<Netfilter>, stale: &Stale) -> nlink::Result<()> {
