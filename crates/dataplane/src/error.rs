@@ -24,8 +24,12 @@ pub enum Error {
     },
     #[error(transparent)]
     Sockets(#[from] crate::sock::Error),
-    #[error("another proxy{} forwards Services in this network namespace already; stop it first", by(*.pid))]
-    Taken { pid: Option<i32> },
+    #[error("another proxy{} forwards Services in this network namespace already; stop it first", by(*.pid, .command))]
+    Taken {
+        pid: Option<i32>,
+        /// Its command line; empty where it cannot be read.
+        command: String,
+    },
     #[error("cannot tell whether another proxy runs in this network namespace")]
     Lock(#[source] std::io::Error),
     #[error("cannot set {key} to {value}")]
@@ -37,8 +41,12 @@ pub enum Error {
     },
 }
 
-fn by(pid: Option<i32>) -> String {
-    pid.filter(|pid| *pid > 0).map(|pid| format!(" (process {pid})")).unwrap_or_default()
+fn by(pid: Option<i32>, command: &str) -> String {
+    match pid {
+        Some(pid) if command.is_empty() => format!(" (process {pid})"),
+        Some(pid) => format!(" (process {pid}: {command})"),
+        None => String::new(),
+    }
 }
 
 impl Error {

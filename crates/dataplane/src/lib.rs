@@ -8,6 +8,7 @@
 
 #![deny(unsafe_code)]
 
+mod addresses;
 mod config;
 mod conntrack;
 mod desired;

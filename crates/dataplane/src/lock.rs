@@ -27,8 +27,16 @@ pub(crate) fn take() -> Result<Lock, Error> {
         Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
             let holder = UnixStream::connect_addr(&address).ok();
             let credentials = holder.and_then(|stream| getsockopt(&stream, PeerCredentials).ok());
-            Err(Error::Taken { pid: credentials.map(|credentials| credentials.pid()) })
+            // Zero is a process of a PID namespace that this one cannot see into.
+            let pid = credentials.map(|credentials| credentials.pid()).filter(|pid| *pid > 0);
+            Err(Error::Taken { pid, command: pid.map(command).unwrap_or_default() })
         }
         Err(error) => Err(Error::Lock(error)),
     }
+}
+
+/// The command line of a process, as far as it can be read.
+fn command(pid: i32) -> String {
+    let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&words).replace('\0', " ").trim_end().to_owned()
 }

@@ -10,10 +10,10 @@ use std::io::Read;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use nlink::netlink::{Connection, Route};
 use portolan_model::forwarding::Frontend;
 use portolan_model::{Delta, Diagnostic, ServiceId, Snapshot};
 
+use crate::addresses::Addresses;
 use crate::conntrack::Cleaner;
 use crate::desired::Desired;
 use crate::lock::Lock;
@@ -40,10 +40,8 @@ pub struct DataPlane {
     desired: Desired,
     nft: Reconciler<KernelRuleset>,
     sockets: Option<SockLb>,
-    /// The node's own addresses, as its links have them.
-    own_addresses: Vec<IpAddr>,
+    addresses: Addresses,
     cleaner: Cleaner,
-    route: Connection<Route>,
     _lock: Lock,
 }
 
@@ -59,15 +57,12 @@ impl DataPlane {
         ensure_sysctl("net.ipv4.ip_forward", "1", true)?;
         // Absent where the kernel has no IPv6, and then there is nothing to forward.
         ensure_sysctl("net.ipv6.conf.all.forwarding", "1", false)?;
-        let socket = |source| Error::Socket { what: "addresses", source: Box::new(source) };
-        let route = Connection::<Route>::new().map_err(socket)?;
+        let addresses = Addresses::open().await?;
         let nft = Reconciler::restore(KernelRuleset::open(&config).await?).await?;
         let cleaner = Cleaner::start()?;
         let sockets = config.sockets.as_ref().and_then(open_sockets);
         let desired = Desired::default();
-        let mut plane = Self { config, desired, nft, sockets, own_addresses: Vec::new(), cleaner, route, _lock: lock };
-        plane.read_addresses().await?;
-        Ok(plane)
+        Ok(Self { config, desired, nft, sockets, addresses, cleaner, _lock: lock })
     }
 
     /// Brings the kernel in line with what the delta names. When this returns, new connections go by the snapshot.
@@ -79,7 +74,7 @@ impl DataPlane {
     }
 
     async fn realize(&mut self, snapshot: &Snapshot, delta: Option<&Delta>) -> Report {
-        let node = self.config.node_context(snapshot, &self.own_addresses);
+        let node = self.config.node_context(snapshot, self.addresses.known());
         let mut change = self.desired.change(snapshot, delta, node);
         let mut report = Report { diagnostics: std::mem::take(&mut change.diagnostics), ..Report::default() };
         let mut stale = self.nft.apply(&change, &mut report).await;
@@ -101,19 +96,25 @@ impl DataPlane {
         report
     }
 
+    /// Waits until the node itself has changed in a way that matters here: its addresses. Then [`apply`](Self::apply) has
+    /// something to do, even with an empty delta. A caller may stop waiting at any point.
+    pub async fn changed(&mut self) {
+        self.addresses.changed().await;
+    }
+
     /// The snapshot is complete: what an earlier life left and nobody asked for since is removed.
     pub async fn synced(&mut self, snapshot: &Snapshot) -> Report {
         self.realize(snapshot, None).await
     }
 
     /// Reads the kernel back and repairs what differs from the snapshot, and what was refused. For a slow background
-    /// tick and after suspicion; it costs a dump of the table.
+    /// tick and after suspicion; it costs a dump of the table if anybody else has changed any nftables since the latest.
     ///
     /// # Errors
     /// When the kernel cannot be read; nothing was changed then.
     pub async fn audit(&mut self, snapshot: &Snapshot) -> Result<Report, Error> {
-        self.read_addresses().await?;
-        let mut repaired = self.nft.reread().await?;
+        self.addresses.read().await?;
+        let mut repaired = self.nft.look().await?;
         if let Some(sockets) = &mut self.sockets {
             repaired += sockets.audit()?;
         }
@@ -146,18 +147,7 @@ impl DataPlane {
     /// The addresses that take NodePort traffic.
     #[must_use]
     pub fn node_port_addresses(&self, snapshot: &Snapshot) -> Vec<IpAddr> {
-        self.config.node_context(snapshot, &self.own_addresses).node_port_addresses
-    }
-
-    async fn read_addresses(&mut self) -> Result<(), Error> {
-        let addresses = self.route.get_addresses().await;
-        let addresses = addresses
-            .map_err(|source| Error::Read { what: "the node's addresses".to_owned(), source: Box::new(source) })?;
-        let own = addresses.iter().filter_map(|address| address.address().copied());
-        self.own_addresses = own.filter(|address| is_reachable(*address)).collect();
-        self.own_addresses.sort_unstable();
-        self.own_addresses.dedup();
-        Ok(())
+        self.config.node_context(snapshot, self.addresses.known()).node_port_addresses
     }
 }
 
@@ -189,14 +179,6 @@ fn open_sockets(config: &SockConfig) -> Option<SockLb> {
 pub async fn cleanup() -> Result<(), Error> {
     let _lock = crate::lock::take()?;
     remove_everything().await
-}
-
-/// Whether others than the node itself and its neighbours on a link can know the address.
-fn is_reachable(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(address) => !address.is_loopback() && !address.is_link_local(),
-        IpAddr::V6(address) => !address.is_loopback() && !address.is_unicast_link_local(),
-    }
 }
 
 /// Sets the sysctl unless it is set already, so that a read-only `/proc/sys` does no harm where nothing has to change.

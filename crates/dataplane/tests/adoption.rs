@@ -74,9 +74,11 @@ fn a_second_proxy_is_told_who_is_there() {
     netns.block_on(|| async {
         let first = DataPlane::open(lab::config()).await.unwrap();
         let second = DataPlane::open(lab::config()).await;
-        let Err(error @ Error::Taken { pid }) = second else { panic!("a second proxy was let in") };
+        let Err(error @ Error::Taken { pid, .. }) = second else { panic!("a second proxy was let in") };
         assert_eq!(pid.map(|pid| u32::try_from(pid).unwrap()), Some(std::process::id()));
         assert!(error.to_string().contains("another proxy (process"), "{error}");
+        let program = std::env::current_exe().unwrap();
+        assert!(error.to_string().contains(program.file_name().unwrap().to_str().unwrap()), "{error}");
         assert!(matches!(cleanup().await, Err(Error::Taken { .. })));
         drop(first);
         DataPlane::open(lab::config()).await.unwrap();

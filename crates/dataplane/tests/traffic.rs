@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use lab::Lab;
 use portolan_dataplane::{DataPlane, LocalTraffic, NodePortAddresses, ProxyConfig};
 use portolan_model::Snapshot;
@@ -341,4 +342,30 @@ fn the_node_answers_pings_for_services() {
         }
         assert_eq!(ping(from, "10.96.200.1"), Outcome::Silent, "{from} to an address that is no Service's");
     }
+}
+
+#[test]
+fn node_ports_follow_the_addresses_of_the_node() {
+    require_root!();
+    let lab = Lab::new();
+    let node = lab.at("node-1");
+    lab.at("outside").route(lab::net("192.0.2.1/32"), lab::address("node-1", false), "eth0");
+    let mut config = lab::config();
+    config.node_port_addresses = NodePortAddresses::In(vec![lab::net("192.0.2.0/24")]);
+    let reached = || lab.at("outside").run(|| Dial::tcp(address("192.0.2.1:30080")).once()).by().is_some();
+    node.block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut plane = DataPlane::open(config).await.unwrap();
+        plane.synced(&snapshot).await;
+        // A link's own doings change nothing.
+        node.address("eth0", lab::net("fe80::77/64"));
+        node.address("eth0", lab::net("192.0.2.1/32"));
+        let deadline = Duration::from_secs(5);
+        tokio::time::timeout(deadline, plane.changed()).await.expect("to hear of a new address");
+        assert!(plane.node_port_addresses(&snapshot).contains(&lab::net("192.0.2.1/32").addr()));
+        plane.apply(&snapshot, &portolan_model::Delta::default()).await;
+        assert!(reached());
+        assert!(plane.changed().now_or_never().is_none(), "nothing else has changed");
+    });
 }

@@ -38,6 +38,8 @@ pub(crate) trait Ruleset: Send {
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
     /// Forgets which clients were sent to these backends.
     fn forget(&mut self, sessions: &[Session]) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Whether anybody else has committed anything since the latest `read`. May say so wrongly, but not the reverse.
+    fn is_touched(&mut self) -> impl Future<Output = bool> + Send;
     /// Puts maps and rules back as they should be; says whether someone had changed the rules.
     fn repair(&mut self) -> impl Future<Output = Result<bool, Error>> + Send;
 }
@@ -46,18 +48,21 @@ pub(crate) trait Ruleset: Send {
 pub(crate) struct KernelRuleset {
     connection: Connection<Nftables>,
     config: ProxyConfig,
+    /// The ruleset's generation, which grows by one with every commit of anybody, as it is if nobody else has committed
+    /// anything since the latest `read`; `None` before the first.
+    generation: Option<u32>,
 }
 
 impl KernelRuleset {
     /// Makes the maps and the rules, or brings the rules up to date with this build and configuration, in one transaction
     /// and without touching the elements.
     pub(crate) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
-        let ruleset = Self { connection: connect()?, config: config.clone() };
+        let mut ruleset = Self { connection: connect()?, config: config.clone(), generation: None };
         ruleset.lay_out().await?;
         Ok(ruleset)
     }
 
-    async fn lay_out(&self) -> Result<(), Error> {
+    async fn lay_out(&mut self) -> Result<(), Error> {
         for family in Family::BOTH {
             if !self.lay_out_family(family).await? {
                 // Another build's maps, of another shape: nothing in them can be kept. Connections go on, as conntrack
@@ -71,7 +76,7 @@ impl KernelRuleset {
     }
 
     /// False if there are maps that cannot be used.
-    async fn lay_out_family(&self, family: Family) -> Result<bool, Error> {
+    async fn lay_out_family(&mut self, family: Family) -> Result<bool, Error> {
         let nf = nf_family(family);
         let reading = |source| Error::Read { what: format!("the {nf:?} tables"), source: Box::new(source) };
         let tables = self.connection.list_tables_in(nf).await.map_err(reading)?;
@@ -121,12 +126,14 @@ impl KernelRuleset {
         Ok(all)
     }
 
-    async fn send(&self, transaction: Transaction, what: impl FnOnce() -> String) -> Result<(), Error> {
+    async fn send(&mut self, transaction: Transaction, what: impl FnOnce() -> String) -> Result<(), Error> {
         let committed = transaction.commit(&self.connection).await;
-        committed.map_err(|source| Error::Refused { what: what(), source: Box::new(source) })
+        committed.map_err(|source| Error::Refused { what: what(), source: Box::new(source) })?;
+        self.generation = self.generation.map(|generation| generation.wrapping_add(1));
+        Ok(())
     }
 
-    async fn remove_strays(&self, family: Family, map: Map, strays: &[SetElement]) -> Result<usize, Error> {
+    async fn remove_strays(&mut self, family: Family, map: Map, strays: &[SetElement]) -> Result<usize, Error> {
         if !strays.is_empty() {
             let transaction = self.connection.transaction().del_set_elements(&map.set(family), strays);
             self.send(transaction, || format!("removing strays from {}", map.name())).await?;
@@ -146,6 +153,8 @@ impl Ruleset for KernelRuleset {
         let mut entries = Vec::new();
         let mut chains = Vec::new();
         let mut mended = 0;
+        let generation = self.connection.generation().await;
+        self.generation = generation.inspect_err(|error| tracing::debug!(%error, "no generation")).ok();
         for family in Family::BOTH {
             for map in Map::ALL {
                 if matches!(map, Map::Affinity | Map::Picks | Map::Remembers) {
@@ -237,6 +246,11 @@ impl Ruleset for KernelRuleset {
             }
         }
         Ok(())
+    }
+
+    async fn is_touched(&mut self) -> bool {
+        let now = self.connection.generation().await;
+        self.generation.is_none() || now.ok() != self.generation
     }
 
     async fn repair(&mut self) -> Result<bool, Error> {

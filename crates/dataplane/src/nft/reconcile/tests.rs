@@ -107,6 +107,10 @@ impl Ruleset for Fake {
         if self.fails() { Err(refused(nix::libc::ENOMEM)) } else { Ok(()) }
     }
 
+    async fn is_touched(&mut self) -> bool {
+        true
+    }
+
     async fn repair(&mut self) -> Result<bool, Error> {
         Ok(false)
     }
@@ -226,6 +230,10 @@ impl Ruleset for Picky {
 
     async fn forget(&mut self, sessions: &[Session]) -> Result<(), Error> {
         self.0.forget(sessions).await
+    }
+
+    async fn is_touched(&mut self) -> bool {
+        self.0.is_touched().await
     }
 
     async fn repair(&mut self) -> Result<bool, Error> {
