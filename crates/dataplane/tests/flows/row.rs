@@ -13,7 +13,7 @@ use crate::lab;
 pub(crate) struct Section {
     /// The line in brackets, and how many there were before.
     pub header: &'static str,
-    pub line: usize,
+    pub number: usize,
     pub config: ProxyConfig,
     /// The zone that node-1 is in, where it is not the one of its object.
     zone: Option<&'static str>,
@@ -58,12 +58,20 @@ pub(crate) fn sections() -> Vec<Section> {
 }
 
 impl Section {
-    fn new(header: &'static str, line: usize) -> Option<Self> {
+    fn new(header: &'static str, number: usize) -> Option<Self> {
         let (mut config, mut zone) = (lab::config(), None);
         for word in header.split_whitespace() {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("masquerade-all", "") => config.masquerade_all = true,
-                ("pods", "unknown") => config.local = LocalTraffic::ClusterCidr(Vec::new()),
+                ("pods", how) => {
+                    config.local = match how.split_once(':').unwrap_or((how, "")) {
+                        ("unknown", "") => LocalTraffic::ClusterCidr(Vec::new()),
+                        ("of-node", "") => LocalTraffic::NodeCidr,
+                        ("by-link", link) => LocalTraffic::BridgeInterface(link.to_owned()),
+                        ("by-links", prefix) => LocalTraffic::InterfaceNamePrefix(prefix.to_owned()),
+                        _ => return None,
+                    };
+                }
                 ("node-ports", networks) => {
                     let networks = networks.split(',').map(str::parse).collect::<Result<_, _>>().ok()?;
                     config.node_port_addresses = NodePortAddresses::In(networks);
@@ -73,7 +81,7 @@ impl Section {
                 _ => return None,
             }
         }
-        Some(Self { header, line, config, zone, rows: Vec::new() })
+        Some(Self { header, number, config, zone, rows: Vec::new() })
     }
 
     /// The objects, with what the section changes in them.

@@ -10,8 +10,10 @@ use crate::{Protocol, ServiceId, Snapshot};
 
 /// The first packet of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
+pub struct Flow<'a> {
     pub source: IpAddr,
+    /// The link that it comes in by; none for what the node sends itself.
+    pub link: Option<&'a str>,
     pub protocol: Protocol,
     pub destination: IpAddr,
     pub port: u16,
@@ -63,7 +65,7 @@ impl Table {
 }
 
 #[must_use]
-pub fn trace(table: &Table, node: &NodeContext, flow: Flow) -> Outcome {
+pub fn trace(table: &Table, node: &NodeContext, flow: Flow<'_>) -> Outcome {
     let at = |place| Frontend { place, protocol: flow.protocol, port: flow.port };
     let mut frontend = at(Place::Address(flow.destination));
     if table.claims.holder(&frontend).is_none() && node.node_port_addresses.contains(&flow.destination) {
@@ -82,7 +84,7 @@ pub fn trace(table: &Table, node: &NodeContext, flow: Flow) -> Outcome {
         }
         return Outcome::Pass;
     };
-    let is_pod = node.is_pod(flow.source, None);
+    let is_pod = node.is_pod(flow.source, flow.link);
     let is_node = node.own_addresses.contains(&flow.source);
     let service = service.clone();
     let admitted = forwarding.sources.is_empty() || forwarding.sources.iter().any(|range| range.contains(&flow.source));
@@ -90,7 +92,7 @@ pub fn trace(table: &Table, node: &NodeContext, flow: Flow) -> Outcome {
         return Outcome::Drop { service: Some(service) };
     }
     let masquerade = match forwarding.masquerade {
-        Masquerade::Outsiders => node.masquerade_all || node.is_outsider(flow.source, None),
+        Masquerade::Outsiders => node.masquerade_all || node.is_outsider(flow.source, flow.link),
         Masquerade::Everybody => true,
         Masquerade::NodeItself => is_node,
     };
