@@ -15,7 +15,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use portolan_client::Scope;
 use portolan_dataplane::sock::SockConfig;
-use portolan_dataplane::{DataPlane, ProxyConfig};
+use portolan_dataplane::{DataPlane, LocalTraffic, ProxyConfig};
 use portolan_dns::{DnsServer, ServerConfig};
 use portolan_lb::L2Announcer;
 use portolan_model::{Delta, Snapshot};
@@ -54,7 +54,7 @@ pub(crate) async fn run(
 ) -> Result<()> {
     let forwarding = ProxyConfig {
         sockets: config.sockets.clone(),
-        ..ProxyConfig::new(&config.node_name, config.pod_cidrs.clone())
+        ..ProxyConfig::new(&config.node_name, LocalTraffic::ClusterCidr(config.pod_cidrs.clone()))
     };
     let kernel = DataPlane::open(forwarding).await.context("cannot take over this node's Service forwarding")?;
     let follower = NodeParts::open(client.clone(), &config, renewals)?;

@@ -9,16 +9,18 @@
 mod config;
 mod conntrack;
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use portolan_client::{Scope, connect_from};
+use portolan_dataplane::sock::{Capacity, SockConfig};
 use portolan_dataplane::{DataPlane, ProxyConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::plane;
-use config::{Configuration, Flags, LocalTraffic};
+use crate::{plane, sockets};
+use config::{Configuration, Flags};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Arguments {
@@ -37,13 +39,38 @@ pub(crate) struct Arguments {
     /// Do what takes all of root's rights, and end; after that, CAP_NET_ADMIN is enough
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set, value_name = "true|false")]
     init_only: bool,
+    /// Lead the sockets of processes here to backends when they connect, so that their packets need no translation
+    #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
+    socket_lb: bool,
+    /// Whose sockets: a cgroup v2, by its path below the hierarchy's root [default: /, everybody's, if this is the
+    /// machine's own network namespace, and otherwise nobody's]
+    #[arg(long, value_name = "PATH")]
+    socket_lb_cgroup: Option<String>,
     #[command(flatten)]
     flags: Flags,
 }
 
+impl Arguments {
+    /// Whose sockets are this proxy's business.
+    fn cgroup(&self) -> Option<&str> {
+        self.socket_lb_cgroup.as_deref().or_else(|| is_machines_own_network().then_some("/"))
+    }
+}
+
+/// Whether this is the network namespace of the first process. If it is not, the sockets of others are not this one's
+/// business, whichever cgroup they are in.
+fn is_machines_own_network() -> bool {
+    let namespace = |process: &str| std::fs::metadata(format!("/proc/{process}/ns/net")).map(|found| found.ino());
+    namespace("self").is_ok_and(|own| namespace("1").is_ok_and(|first| own == first))
+}
+
 pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     if arguments.cleanup {
-        return portolan_dataplane::cleanup().await.context("cannot remove what a proxy left here");
+        portolan_dataplane::cleanup().await.context("cannot remove what a proxy left here")?;
+        if arguments.cgroup().is_some() {
+            sockets::cleanup().context("cannot take off the programs that lead sockets")?;
+        }
+        return Ok(());
     }
     let configuration = read(&arguments)?;
     for warning in &configuration.warnings {
@@ -66,9 +93,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         true => None,
         false => Some(connect_from(configuration.kubeconfig.as_deref(), arguments.master.as_deref()).await?),
     };
-    let kernel = DataPlane::open(forwarding(&node_name, &configuration)?)
+    let cgroup = arguments.cgroup();
+    let sockets =
+        cgroup.filter(|_| arguments.socket_lb).and_then(|cgroup| sockets::config(Some(cgroup), Capacity::default()));
+    let kernel = DataPlane::open(forwarding(&node_name, &configuration, sockets))
         .await
         .context("cannot take over this node's Service forwarding")?;
+    // What an earlier run attached, and only now that it is certain to have ended.
+    if !arguments.socket_lb && cgroup.is_some() {
+        sockets::cleanup().context("cannot take off the programs that lead sockets")?;
+    }
     // Only now: the kernel knows of connection tracking since somebody asked for it.
     conntrack::raise(&configuration.conntrack);
     let Some(client) = client else { return Ok(()) };
@@ -101,15 +135,12 @@ fn read(arguments: &Arguments) -> Result<Configuration> {
         .with_context(|| format!("the configuration in {} cannot be used", path.display()))
 }
 
-fn forwarding(node_name: &str, configuration: &Configuration) -> Result<ProxyConfig> {
-    let pod_networks = match &configuration.local {
-        LocalTraffic::ClusterCidr(networks) => networks.clone(),
-        other => anyhow::bail!("{other:?} is not supported yet"),
-    };
-    Ok(ProxyConfig {
+fn forwarding(node_name: &str, configuration: &Configuration, sockets: Option<SockConfig>) -> ProxyConfig {
+    ProxyConfig {
         masquerade_all: configuration.masquerade_all,
         masquerade_bit: configuration.masquerade_bit,
         node_port_addresses: configuration.node_port_addresses.clone(),
-        ..ProxyConfig::new(node_name, pod_networks)
-    })
+        sockets,
+        ..ProxyConfig::new(node_name, configuration.local.clone())
+    }
 }

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
-use portolan_dataplane::NodePortAddresses;
+use portolan_dataplane::{LocalTraffic, NodePortAddresses};
 use serde_json::{Map, Value};
 
 pub(crate) use flags::Flags;
@@ -48,15 +48,6 @@ pub(crate) struct Configuration {
     pub(crate) conntrack: Conntrack,
     pub(crate) oom_score_adj: i64,
     pub(crate) warnings: Vec<String>,
-}
-
-/// How to tell traffic of pods.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum LocalTraffic {
-    ClusterCidr(Vec<IpNet>),
-    NodeCidr,
-    BridgeInterface(String),
-    InterfaceNamePrefix(String),
 }
 
 /// What to ask of the kernel's connection tracking; `None` leaves a setting as it is.
