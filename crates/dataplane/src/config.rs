@@ -42,6 +42,9 @@ pub struct ProxyConfig {
     /// The bit of the packet mark, 0 to 31, that asks for masquerading. No one else may use it.
     pub masquerade_bit: u8,
     pub node_port_addresses: NodePortAddresses,
+    /// Count connections, packets and bytes of each frontend, which costs every packet of a connection to a Service one
+    /// lookup more.
+    pub counters: bool,
     /// Lead sockets of the node and its pods to backends when they connect. Without, or where the kernel cannot,
     /// nftables translates their packets like everybody's.
     pub sockets: Option<SockConfig>,
@@ -57,6 +60,7 @@ impl ProxyConfig {
             masquerade_all: false,
             masquerade_bit: 14,
             node_port_addresses: NodePortAddresses::default(),
+            counters: false,
             sockets: None,
         }
     }

@@ -12,6 +12,8 @@ use ipnet::IpNet;
 use portolan_model::forwarding::{Claims, Frontend, FrontendForwarding, NodeContext, ServiceForwarding, compile};
 use portolan_model::{Delta, Diagnostic, ServiceId, Snapshot};
 
+use crate::traffic::{Counted, Counts};
+
 #[derive(Debug, Default)]
 pub(crate) struct Desired {
     claims: Claims,
@@ -54,6 +56,11 @@ impl Desired {
     /// The latest change is in place, but for these Services, which come out again with the next.
     pub(crate) fn settle(&mut self, due: BTreeSet<ServiceId>) {
         self.due = due;
+    }
+
+    /// Whose counts these are; `None` for a frontend that nobody has any more.
+    pub(crate) fn counted(&self, snapshot: &Snapshot, frontend: Frontend, counts: Counts) -> Option<Counted> {
+        Counted::of(snapshot.service(self.claims.holder(&frontend)?)?, frontend, counts)
     }
 
     /// Compiles the Services and settles who has which frontend, which may bring further Services in.

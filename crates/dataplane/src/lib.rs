@@ -19,7 +19,9 @@ pub mod nft;
 mod plane;
 pub mod sock;
 pub mod trace;
+mod traffic;
 
 pub use config::{LocalTraffic, NodePortAddresses, ProxyConfig};
 pub use error::Error;
 pub use plane::{DataPlane, Report, cleanup};
+pub use traffic::{Counted, Counts};

@@ -19,6 +19,7 @@ use crate::desired::Desired;
 use crate::lock::Lock;
 use crate::nft::{KernelRuleset, Reconciler, remove_everything};
 use crate::sock::{self, Led, SockConfig, SockLb};
+use crate::traffic::Counted;
 use crate::{Error, ProxyConfig};
 
 /// What a change came to.
@@ -58,7 +59,7 @@ impl DataPlane {
         // Absent where the kernel has no IPv6, and then there is nothing to forward.
         ensure_sysctl("net.ipv6.conf.all.forwarding", "1", false)?;
         let addresses = Addresses::open().await?;
-        let nft = Reconciler::restore(KernelRuleset::open(&config).await?).await?;
+        let nft = Reconciler::restore(KernelRuleset::open(&config).await?, config.counters).await?;
         let cleaner = Cleaner::start()?;
         let sockets = config.sockets.as_ref().and_then(open_sockets);
         let desired = Desired::default();
@@ -130,6 +131,16 @@ impl DataPlane {
         if let Some(sockets) = &self.sockets {
             sockets.settled().await;
         }
+    }
+
+    /// What went through each frontend since it is there, restarts of this program included; empty unless
+    /// `ProxyConfig::counters`. What the socket programs led past nftables is in [`led`](Self::led).
+    ///
+    /// # Errors
+    /// When the kernel cannot be read.
+    pub async fn traffic(&mut self, snapshot: &Snapshot) -> Result<Vec<Counted>, Error> {
+        let counted = self.nft.counted().await?.into_iter();
+        Ok(counted.filter_map(|(frontend, counts)| self.desired.counted(snapshot, frontend, counts)).collect())
     }
 
     /// Elements that are in place, for tables and metrics.

@@ -3,7 +3,7 @@
 
 mod lab;
 
-use portolan_dataplane::DataPlane;
+use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_model::Snapshot;
 use portolan_testkit::{Netns, require_root, skip};
 
@@ -21,7 +21,8 @@ fn stock_nft_prints_the_table() {
     netns.block_on(|| async {
         let mut snapshot = Snapshot::default();
         let delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        let mut projection = DataPlane::open(lab::config()).await.unwrap();
+        let config = ProxyConfig { counters: true, ..lab::config() };
+        let mut projection = DataPlane::open(config).await.unwrap();
         assert!(projection.apply(&snapshot, &delta).await.refused.is_empty());
     });
     let Some(listing) = listing(&netns) else { return skip("needs nft") };
@@ -32,6 +33,8 @@ fn stock_nft_prints_the_table() {
         "10.96.0.1 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080",
         "meta priority set ip daddr . meta l4proto . th dport map @services goto pick",
         "meta priority vmap @picks",
+        "ct original ip daddr . meta l4proto . ct original proto-dst @traffic return",
+        "10.96.0.1 . tcp . 80 counter packets 0 bytes 0",
         "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @slots",
     ] {
         assert!(listing.contains(line), "{line} is not in\n{listing}");

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use lab::Lab;
-use portolan_dataplane::{DataPlane, LocalTraffic, NodePortAddresses, ProxyConfig};
+use portolan_dataplane::{Counted, Counts, DataPlane, LocalTraffic, NodePortAddresses, ProxyConfig};
 use portolan_model::Snapshot;
+use portolan_model::forwarding::FrontendKind;
 use portolan_testkit::{Dial, Netns, Outcome, Transport, require_root};
 
 fn address(text: &str) -> SocketAddr {
@@ -367,5 +368,75 @@ fn node_ports_follow_the_addresses_of_the_node() {
         plane.apply(&snapshot, &portolan_model::Delta::default()).await;
         assert!(reached());
         assert!(plane.changed().now_or_never().is_none(), "nothing else has changed");
+    });
+}
+
+#[test]
+fn what_went_through_each_frontend_is_counted() {
+    require_root!();
+    let lab = Lab::new();
+    let mut config = lab::config();
+    config.counters = true;
+    let mut snapshot = Snapshot::default();
+    let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
+    delta.merge(lab::apply(&mut snapshot, CART));
+    delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b"])));
+    let figures = |counted: Vec<Counted>| -> BTreeMap<(String, FrontendKind), Counts> {
+        let of_cart = counted.into_iter().filter(|counted| counted.service.name.as_ref() == "cart");
+        of_cart.map(|counted| ((counted.port.to_string(), counted.kind), counted.counts)).collect()
+    };
+    let key = |port: &str, kind| (port.to_owned(), kind);
+    let send = |from: &str, dial: &Dial, times: usize| {
+        for _ in 0..times {
+            assert!(lab.at(from).run(|| dial.once()).by().is_some(), "{from}: {dial:?}");
+        }
+    };
+    let node = lab.at("node-1");
+    let before = node.block_on(|| async {
+        let mut plane = DataPlane::open(config.clone()).await.unwrap();
+        plane.apply(&snapshot, &delta).await;
+        let nothing = figures(plane.traffic(&snapshot).await.unwrap());
+        assert_eq!(nothing.len(), 4, "{nothing:?}");
+        assert!(nothing.values().all(|counts| *counts == Counts::default()), "{nothing:?}");
+
+        send("pod-x", &Dial::udp(address("10.96.1.1:53")), 3);
+        send("node-1", &Dial::udp(address("10.96.1.1:53")), 2);
+        send("outside", &Dial::udp(address("10.203.0.11:30101")), 4);
+        send("pod-x", &Dial::tcp(address("10.96.1.1:80")), 1);
+        let counted = figures(plane.traffic(&snapshot).await.unwrap());
+        let query = counted[&key("query", FrontendKind::ClusterIp)];
+        // A question and an answer each.
+        assert_eq!((query.connections, query.packets), (5, 10));
+        let headers = 28 * query.packets;
+        assert!((headers + 10..headers + 10 * 64).contains(&query.bytes), "{query:?}");
+        let by_node = counted[&key("query", FrontendKind::NodePort)];
+        assert_eq!((by_node.connections, by_node.packets), (4, 8));
+        let web = counted[&key("web", FrontendKind::ClusterIp)];
+        // At least the handshake, the greeting and the end.
+        assert!(web.connections == 1 && web.packets >= 5, "{web:?}");
+
+        // Neither a change of the endpoints nor their leaving starts anew.
+        for pods in [&["pod-b"][..], &[], &["pod-a"]] {
+            let delta = lab::apply(&mut snapshot, &cart_slice(pods));
+            plane.apply(&snapshot, &delta).await;
+        }
+        assert_eq!(figures(plane.traffic(&snapshot).await.unwrap()), counted);
+        counted
+    });
+    // Nor does a restart.
+    node.block_on(|| async {
+        let mut plane = DataPlane::open(config.clone()).await.unwrap();
+        plane.synced(&snapshot).await;
+        send("pod-x", &Dial::udp(address("10.96.1.1:53")), 1);
+        let after = figures(plane.traffic(&snapshot).await.unwrap());
+        let query = key("query", FrontendKind::ClusterIp);
+        assert_eq!(after[&query].connections, before[&query].connections + 1);
+        assert_eq!(after[&query].packets, before[&query].packets + 2);
+    });
+    // Nobody asks for them any more.
+    node.block_on(|| async {
+        let mut plane = DataPlane::open(lab::config()).await.unwrap();
+        plane.synced(&snapshot).await;
+        assert_eq!(plane.traffic(&snapshot).await.unwrap(), []);
     });
 }

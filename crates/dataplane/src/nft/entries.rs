@@ -40,6 +40,10 @@ pub enum Key {
     /// Open to [`Key::Admitted`] sources only.
     Restricted(Frontend),
     Admitted(Frontend, IpNet),
+    /// Counts first packets.
+    Connections(Frontend),
+    /// Counts all packets, in both directions.
+    Traffic(Frontend),
     ClusterIp(IpAddr),
     /// A backend that a Service may send back to itself.
     Hairpin(IpAddr),
@@ -96,7 +100,7 @@ impl Key {
         match self {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => Some(*f),
             Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => Some(*f),
-            Self::Restricted(f) | Self::Admitted(f, _) => Some(*f),
+            Self::Restricted(f) | Self::Admitted(f, _) | Self::Connections(f) | Self::Traffic(f) => Some(*f),
             Self::ClusterIp(_) | Self::Hairpin(_) | Self::NodeAddress(_) | Self::Echo(_) => None,
             Self::ServiceCidr(_) | Self::PodNetwork(_) | Self::KeepsAddress(_) => None,
         }
@@ -119,7 +123,7 @@ impl Key {
         match self {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => f.family(),
             Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => f.family(),
-            Self::Restricted(f) | Self::Admitted(f, _) => f.family(),
+            Self::Restricted(f) | Self::Admitted(f, _) | Self::Connections(f) | Self::Traffic(f) => f.family(),
             Self::ClusterIp(address) | Self::Hairpin(address) => Family::of(*address),
             Self::NodeAddress(address) | Self::Echo(address) => Family::of(*address),
             Self::ServiceCidr(net) | Self::PodNetwork(net) | Self::KeepsAddress(net) => Family::of(net.addr()),

@@ -3,19 +3,20 @@
 //! Invariants: [`Ruleset::commit`] is all or nothing; `read` sees every element of ours, also those that nobody here
 //! wrote. The upper half knows the kernel by this trait only, so that its tests can refuse and lose things at will.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::net::IpAddr;
 
 use nlink::netlink::nftables::{Chain as NfChain, Set, SetElement, Transaction};
 use nlink::netlink::{Connection, Nftables};
 use portolan_model::Protocol;
-use portolan_model::forwarding::{Backend, Family};
+use portolan_model::forwarding::{Backend, Family, Frontend};
 
-use super::entries::{Chain, ChainKind, Entry, chain_of};
+use super::entries::{Chain, ChainKind, Entry, Key, chain_of};
 use super::layout::{ChainPlan, Map, TABLE, classes, dynamic_chain, fixed_chains, nf_family};
 use super::state::{Operations, State};
 use super::wire;
+use crate::traffic::Counts;
 use crate::{Error, ProxyConfig};
 
 /// Elements of a message: an element list may have at most 64 KiB, and the longest element takes less than 160 bytes.
@@ -38,6 +39,8 @@ pub(crate) trait Ruleset: Send {
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
     /// Forgets which clients were sent to these backends.
     fn forget(&mut self, sessions: &[Session]) -> impl Future<Output = Result<(), Error>> + Send;
+    /// What the counters of each frontend are at.
+    fn counted(&mut self) -> impl Future<Output = Result<BTreeMap<Frontend, Counts>, Error>> + Send;
     /// Whether anybody else has committed anything since the latest `read`. May say so wrongly, but not the reverse.
     fn is_touched(&mut self) -> impl Future<Output = bool> + Send;
     /// Puts maps and rules back as they should be; says whether someone had changed the rules.
@@ -246,6 +249,27 @@ impl Ruleset for KernelRuleset {
             }
         }
         Ok(())
+    }
+
+    async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
+        let mut counted = BTreeMap::<_, Counts>::new();
+        for family in Family::BOTH {
+            for map in [Map::Connections, Map::NodePortConnections, Map::Traffic, Map::NodePortTraffic] {
+                for element in self.elements(family, map).await? {
+                    let key = wire::entry(map, family, &element).map(|(key, _)| key);
+                    let Some((packets, bytes)) = element.counter() else { continue };
+                    match key {
+                        Some(Key::Connections(frontend)) => counted.entry(frontend).or_default().connections = packets,
+                        Some(Key::Traffic(frontend)) => {
+                            let counts = counted.entry(frontend).or_default();
+                            (counts.packets, counts.bytes) = (packets, bytes);
+                        }
+                        _ => {}
+                    }
+                }
+            }
+        }
+        Ok(counted)
     }
 
     async fn is_touched(&mut self) -> bool {

@@ -14,6 +14,7 @@
 //! | `remember` | | likewise |
 //! | `remember-<s>` | | writes down who was sent where, which is known only now |
 //! | `source` | nat postrouting, 100 | where sources are rewritten |
+//! | `count` | filter prerouting and output, -99 | where every packet passes once, its connection known to be a Service's |
 //!
 //! A verdict in a map's element has the kernel walk all elements of all such maps at every commit that adds one. So the
 //! only maps with verdicts are `picks` and `remembers`, which have an element for each distinct number of backends and
@@ -60,6 +61,7 @@ const NODE_PORT_EXTERNAL_LOCAL_CHAIN: &str = "node-port-external-local";
 const PICK_CHAIN: &str = "pick";
 const REMEMBER_CHAIN: &str = "remember-for";
 const REFUSE_CHAIN: &str = "refuse";
+const COUNT_CHAIN: &str = "count";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Map {
@@ -84,6 +86,10 @@ pub(super) enum Map {
     Restricted,
     Admitted,
     AdmittedNetworks,
+    Connections,
+    NodePortConnections,
+    Traffic,
+    NodePortTraffic,
     ClusterIps,
     NodeAddresses,
     ServiceCidrs,
@@ -95,7 +101,7 @@ pub(super) enum Map {
 }
 
 impl Map {
-    pub(super) const ALL: [Self; 29] = [
+    pub(super) const ALL: [Self; 33] = [
         Self::Services,
         Self::NodePorts,
         Self::Picks,
@@ -117,6 +123,10 @@ impl Map {
         Self::Restricted,
         Self::Admitted,
         Self::AdmittedNetworks,
+        Self::Connections,
+        Self::NodePortConnections,
+        Self::Traffic,
+        Self::NodePortTraffic,
         Self::ClusterIps,
         Self::NodeAddresses,
         Self::ServiceCidrs,
@@ -150,6 +160,10 @@ impl Map {
             Self::Restricted => "restricted",
             Self::Admitted => "admitted",
             Self::AdmittedNetworks => "admitted-networks",
+            Self::Connections => "connections",
+            Self::NodePortConnections => "node-port-connections",
+            Self::Traffic => "traffic",
+            Self::NodePortTraffic => "node-port-traffic",
             Self::ClusterIps => "cluster-ips",
             Self::NodeAddresses => "node-addresses",
             Self::ServiceCidrs => "service-cidrs",
@@ -172,14 +186,18 @@ impl Map {
             | Self::Refused
             | Self::Dropped
             | Self::Sticky
-            | Self::Restricted => vec![address(), InetProto, InetService],
+            | Self::Restricted
+            | Self::Connections
+            | Self::Traffic => vec![address(), InetProto, InetService],
             Self::NodePorts
             | Self::NodePortMasqueraded
             | Self::NodePortLocalOnly
             | Self::NodePortOutside
             | Self::NodePortRefused
             | Self::NodePortDropped
-            | Self::NodePortSticky => vec![InetProto, InetService],
+            | Self::NodePortSticky
+            | Self::NodePortConnections
+            | Self::NodePortTraffic => vec![InetProto, InetService],
             Self::Slots => vec![address(), InetProto, InetService, Mark],
             Self::NodePortSlots => vec![InetProto, InetService, Mark],
             Self::Admitted | Self::AdmittedNetworks => vec![address(), InetProto, InetService, address()],
@@ -217,6 +235,7 @@ impl Map {
         match self {
             Self::Affinity => set.per_element_timeouts().dynamic().size(AFFINITY_SIZE),
             Self::AdmittedNetworks | Self::ServiceCidrs | Self::PodNetworks | Self::KeepsAddress => set.interval(),
+            Self::Connections | Self::NodePortConnections | Self::Traffic | Self::NodePortTraffic => set.counter(),
             _ => set,
         }
     }
@@ -307,16 +326,30 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
             ],
         ),
     ];
-    for (name, classes) in [(PICK_CHAIN, Map::Picks), (REMEMBER_CHAIN, Map::Remembers)] {
-        chains.push(b.regular(name, vec![(b.keyed_by_priority(classes), "")]));
+    let original = [Part::OriginalDaddr, Part::Proto, Part::OriginalDport];
+    let mut picks = Vec::new();
+    if config.counters {
+        picks.push((b.tested(&frontend, Map::Connections), "counts"));
+        picks.push((b.all([is_node_address(), b.tested(&node_port, Map::NodePortConnections)]), ""));
+        let from_node_address = b.test(Part::OriginalDaddr, Map::NodeAddresses);
+        chains.push(b.regular(
+            COUNT_CHAIN,
+            vec![
+                (b.all([b.tested(&original, Map::Traffic), b.verdict(Verdict::Return)]), ""),
+                (b.all([from_node_address, b.tested(&original[1..], Map::NodePortTraffic)]), ""),
+            ],
+        ));
     }
+    picks.push((b.keyed_by_priority(Map::Picks), ""));
+    chains.push(b.regular(PICK_CHAIN, picks));
+    chains.push(b.regular(REMEMBER_CHAIN, vec![(b.keyed_by_priority(Map::Remembers), "")]));
     for (name, parts, outside) in [
         (EXTERNAL_LOCAL_CHAIN, &frontend[..], Map::Outside),
         (NODE_PORT_EXTERNAL_LOCAL_CHAIN, &node_port, Map::NodePortOutside),
     ] {
         let rules = vec![
             (b.all([is_pod(), b.verdict(Verdict::Return)]), "pods are served by any backend"),
-            (b.all([from_this_node(), goto(MASQUERADE_CHAIN)]), "and so is the node itself"),
+            (b.all([from_this_node(), goto(MASQUERADE_CHAIN)]), "so is the node itself, under an address that leads back to it"),
             (pick(parts, outside), "others by this node's own, with their address kept"),
             (b.verdict(Verdict::Drop), "it has none: another node should be asked"),
         ];
@@ -325,7 +358,7 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
     chains.push(b.regular(
         "node-ports",
         vec![
-            (b.all([b.tested(&node_port, Map::NodePortMasqueraded), to_mark()]), ""),
+            (b.all([b.tested(&node_port, Map::NodePortMasqueraded), to_mark()]), "the backend may be another node's"),
             (b.all([b.tested(&node_port, Map::NodePortLocalOnly), jump(NODE_PORT_EXTERNAL_LOCAL_CHAIN)]), ""),
             (pick(&node_port, Map::NodePorts), ""),
         ],
@@ -369,7 +402,6 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
     dispatch.push((b.all([is_node_address(), jump("node-ports")]), ""));
     chains.push(b.regular("dispatch", dispatch));
 
-    let original = [Part::OriginalDaddr, Part::Proto, Part::OriginalDport];
     chains.push(b.regular(
         "remember",
         vec![
@@ -395,12 +427,22 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
     ));
 
     let only_jump = |to: &str| vec![(jump(to), "")];
+    let counted = |before: Vec<Expr>| {
+        let count = b.all([before, ct_bit(CtKey::Status, CT_DNAT, true), jump(COUNT_CHAIN)]);
+        let count = config.counters.then_some((count, "packets of Services, both ways"));
+        count.into_iter().chain(only_jump("after-nat")).collect::<Vec<_>>()
+    };
     let after_dstnat = Priority::Custom(Priority::DstNat.to_i32() + 1);
     for (name, base, rules) in [
         ("nat-prerouting", BaseChain::nat(NatHook::Prerouting, Priority::DstNat), only_jump("dispatch")),
         ("nat-output", BaseChain::nat(NatHook::Output, Priority::DstNat), only_jump("dispatch")),
-        ("filter-prerouting", BaseChain::filter(FilterHook::Prerouting, after_dstnat), only_jump("after-nat")),
-        ("filter-output", BaseChain::filter(FilterHook::Output, after_dstnat), only_jump("after-nat")),
+        (
+            "filter-prerouting",
+            BaseChain::filter(FilterHook::Prerouting, after_dstnat),
+            // What comes in by loopback was counted as it was made.
+            counted(link("lo", true, CmpOp::Neq)),
+        ),
+        ("filter-output", BaseChain::filter(FilterHook::Output, after_dstnat), counted(Vec::new())),
         (
             "source",
             BaseChain::nat(NatHook::Postrouting, Priority::SrcNat),

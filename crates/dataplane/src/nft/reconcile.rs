@@ -18,6 +18,7 @@ use super::row::Row;
 use super::state::{Journal, State};
 use crate::conntrack::{Stale, StaleFlow};
 use crate::desired::Change;
+use crate::traffic::Counts;
 use crate::{Error, Report};
 
 /// Services whose changes are committed together. A transaction of them stays within the socket's send buffer.
@@ -39,6 +40,8 @@ type Planned<'a> = (&'a ServiceId, &'a ServiceForwarding);
 
 pub(crate) struct Reconciler<R> {
     ruleset: R,
+    /// Whether frontends are counted.
+    counters: bool,
     realized: State,
     services: BTreeMap<ServiceId, Owned>,
     /// Keys of the node as a whole: its addresses, the pod networks, the service ranges.
@@ -51,10 +54,11 @@ pub(crate) struct Reconciler<R> {
 
 impl<R: Ruleset> Reconciler<R> {
     /// Starts from what the kernel has.
-    pub(crate) async fn restore(mut ruleset: R) -> Result<Self, Error> {
+    pub(crate) async fn restore(mut ruleset: R, counters: bool) -> Result<Self, Error> {
         let (realized, _) = ruleset.read().await?;
         Ok(Self {
             ruleset,
+            counters,
             realized,
             services: BTreeMap::new(),
             common: BTreeSet::new(),
@@ -65,6 +69,10 @@ impl<R: Ruleset> Reconciler<R> {
 
     pub(crate) fn realized(&self) -> &State {
         &self.realized
+    }
+
+    pub(crate) async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
+        self.ruleset.counted().await
     }
 
     /// The Services that are not in the kernel as they should be, and have to be in the next change.
@@ -152,7 +160,7 @@ impl<R: Ruleset> Reconciler<R> {
 
     /// Notes in `realized` what the Service shall have; gives what it owns by that.
     fn plan(&mut self, id: &ServiceId, forwarding: &ServiceForwarding, journal: &mut Journal) -> Owned {
-        let nothing = Owned::default();
+        let (nothing, counters) = (Owned::default(), self.counters);
         let before = self.services.get(id).unwrap_or(&nothing);
         let after = Owned {
             frontends: forwarding.frontends.iter().map(|forwarding| forwarding.frontend).collect(),
@@ -165,7 +173,7 @@ impl<R: Ruleset> Reconciler<R> {
         }
         for wanted in &forwarding.frontends {
             let new = before.frontends.binary_search(&wanted.frontend).is_err();
-            self.realized.put(wanted.frontend, |row| Row::desired(wanted, row), new, journal);
+            self.realized.put(wanted.frontend, |row| Row::desired(wanted, counters, row), new, journal);
         }
         for gone in before.shared.iter().filter(|key| after.shared.binary_search(key).is_err()) {
             self.realized.release(*gone, journal);

@@ -21,6 +21,8 @@ pub(super) struct Row {
     refused: bool,
     dropped: bool,
     restricted: bool,
+    connections: bool,
+    traffic: bool,
     inside_slots: Box<[Option<Backend>]>,
     outside_slots: Box<[Option<Backend>]>,
     /// Sorted.
@@ -29,8 +31,11 @@ pub(super) struct Row {
 
 impl Row {
     /// What the frontend shall have, given what it has.
-    pub(super) fn desired(forwarding: &FrontendForwarding, realized: &Self) -> Self {
+    pub(super) fn desired(forwarding: &FrontendForwarding, counted: bool, realized: &Self) -> Self {
         let mut row = Self {
+            // Also without a backend, so that nothing is forgotten when one comes back.
+            connections: counted,
+            traffic: counted,
             restricted: !forwarding.sources.is_empty(),
             admitted: forwarding.sources.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
             ..Self::default()
@@ -90,6 +95,8 @@ impl Row {
             .chain(slots(&self.outside_slots, Reach::Outside))
             .chain(set(self.restricted, Key::Restricted))
             .chain(self.admitted.iter().map(move |net| (Key::Admitted(of, *net), Value::Present)))
+            .chain(set(self.connections, Key::Connections))
+            .chain(set(self.traffic, Key::Traffic))
     }
 
     /// Takes in an entry that was found.
@@ -103,6 +110,8 @@ impl Row {
             (Key::Refused(_), _) => self.refused = true,
             (Key::Dropped(_), _) => self.dropped = true,
             (Key::Restricted(_), _) => self.restricted = true,
+            (Key::Connections(_), _) => self.connections = true,
+            (Key::Traffic(_), _) => self.traffic = true,
             (Key::Slot(_, reach, index), Value::Backend(backend)) => {
                 let slots = if reach == Reach::Inside { &mut self.inside_slots } else { &mut self.outside_slots };
                 let index = index as usize;
@@ -127,8 +136,9 @@ impl Row {
     /// Entries.
     pub(super) fn len(&self) -> usize {
         let flags = [self.masqueraded, self.local_only, self.refused, self.dropped, self.restricted];
+        let counts = [self.connections, self.traffic];
         let leads = [self.service.is_some(), self.outside.is_some(), self.remember.is_some()];
-        flags.into_iter().chain(leads).filter(|present| *present).count()
+        flags.into_iter().chain(leads).chain(counts).filter(|present| *present).count()
             + self.inside_slots.iter().chain(&*self.outside_slots).flatten().count()
             + self.admitted.len()
     }
@@ -229,7 +239,7 @@ mod tests {
                 affinity: sticky.then(|| std::time::Duration::from_secs(10)),
                 sources: if open { Vec::new() } else { vec!["10.2.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()] },
             };
-            let row = Row::desired(&forwarding, &Row::default());
+            let row = Row::desired(&forwarding, seed % 2 == 0, &Row::default());
             let mut entries: Vec<Entry> = row.entries(frontend).collect();
             prop_assert!(entries.is_sorted_by(|a, b| a.0 < b.0));
             prop_assert_eq!(entries.len(), row.len());

@@ -32,6 +32,8 @@ pub(super) fn map_of(key: &Key) -> Map {
         // Apart, since `nft` does not print a range of one address among others.
         Key::Admitted(_, net) if net.prefix_len() == net.max_prefix_len() => Map::Admitted,
         Key::Admitted(..) => Map::AdmittedNetworks,
+        Key::Connections(f) => either(f, Map::Connections, Map::NodePortConnections),
+        Key::Traffic(f) => either(f, Map::Traffic, Map::NodePortTraffic),
         Key::ClusterIp(_) => Map::ClusterIps,
         Key::Hairpin(_) => Map::Hairpin,
         Key::NodeAddress(_) => Map::NodeAddresses,
@@ -128,6 +130,10 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
             let last = Reader(&tail[tail.len().checked_sub(address_length(family))?..]).address(family)?;
             Key::Admitted(frontend, network(first, last)?)
         }
+        Map::Connections => Key::Connections(frontend(&mut key)?),
+        Map::NodePortConnections => Key::Connections(node_port(&mut key)?),
+        Map::Traffic => Key::Traffic(frontend(&mut key)?),
+        Map::NodePortTraffic => Key::Traffic(node_port(&mut key)?),
         Map::ClusterIps => Key::ClusterIp(key.address(family)?),
         Map::NodeAddresses => Key::NodeAddress(key.address(family)?),
         Map::Hairpin => Key::Hairpin(key.address(family)?),
@@ -190,6 +196,8 @@ fn element_key(key: &Key) -> SetElement {
         | Key::Refused(f)
         | Key::Dropped(f)
         | Key::Sticky(f)
+        | Key::Connections(f)
+        | Key::Traffic(f)
         | Key::Restricted(f) => SetElement::concat(frontend(f)),
         Key::Slot(f, Reach::Inside, index) => with(f, SetElement::mark(*index)),
         Key::Slot(f, Reach::Outside, index) => with(f, SetElement::mark(OUTSIDE_BASE + index)),
@@ -304,7 +312,7 @@ mod tests {
 
     /// Every kind of entry, with keys and values that belong together.
     fn entries() -> impl Strategy<Value = Entry> {
-        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..16).prop_map(
+        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..17).prop_map(
             |(frontend, octets, bits, number, flag, kind)| {
                 let other = match frontend.family() {
                     Family::V4 => IpAddr::from([octets[0], octets[1], octets[2], octets[3]]),
@@ -328,6 +336,7 @@ mod tests {
                     11 => (Key::NodeAddress(other), Value::Present),
                     12 => (Key::ServiceCidr(network_of(other, bits)), Value::Present),
                     13 => (Key::KeepsAddress(network_of(other, bits)), Value::Present),
+                    15 => (if flag { Key::Connections(frontend) } else { Key::Traffic(frontend) }, Value::Present),
                     14 => (Key::Echo(other), Value::Present),
                     _ => (Key::PodNetwork(network_of(other, bits)), Value::Present),
                 }

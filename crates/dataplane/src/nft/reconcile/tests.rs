@@ -107,6 +107,10 @@ impl Ruleset for Fake {
         if self.fails() { Err(refused(nix::libc::ENOMEM)) } else { Ok(()) }
     }
 
+    async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
+        Ok(BTreeMap::new())
+    }
+
     async fn is_touched(&mut self) -> bool {
         true
     }
@@ -138,7 +142,7 @@ struct Plane<R> {
 
 impl<R: Ruleset> Plane<R> {
     fn restore(ruleset: R) -> Self {
-        let nft = run(Reconciler::restore(ruleset)).unwrap().unwrap();
+        let nft = run(Reconciler::restore(ruleset, true)).unwrap().unwrap();
         Self { desired: Desired::default(), nft }
     }
 
@@ -230,6 +234,10 @@ impl Ruleset for Picky {
 
     async fn forget(&mut self, sessions: &[Session]) -> Result<(), Error> {
         self.0.forget(sessions).await
+    }
+
+    async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
+        self.0.counted().await
     }
 
     async fn is_touched(&mut self) -> bool {
