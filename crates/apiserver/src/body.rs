@@ -13,6 +13,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use portolan_kinds::{Status, protobuf};
 use serde_json::Value;
+use serde_saphyr::options::DuplicateKeyPolicy;
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 
@@ -138,6 +139,7 @@ pub(crate) fn media_type(parts: &Parts) -> String {
 pub(crate) fn object(media_type: &str, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
     let (value, repeated) = match media_type {
         "" | "application/json" | "*/*" => crate::json::parse(bytes).map_err(|error| not_json(&error))?,
+        "application/yaml" | "text/yaml" => yaml(bytes)?,
         _ => (decode(media_type, bytes)?, Vec::new()),
     };
     if value.is_object() { Ok((value, repeated)) } else { Err(Status::bad_request("the body must be an object")) }
@@ -148,7 +150,7 @@ pub(crate) fn object(media_type: &str, bytes: &[u8]) -> Result<(Value, Vec<Strin
 pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> Result<Value, Status> {
     match media_type {
         "" | "application/json" | "*/*" => json(bytes),
-        "application/yaml" | "text/yaml" => yaml(bytes),
+        "application/yaml" | "text/yaml" => yaml(bytes).map(|(value, _)| value),
         protobuf::MEDIA_TYPE => protobuf::to_json(bytes),
         _ => Err(Status::unsupported_media_type(&["application/json", "application/yaml", protobuf::MEDIA_TYPE])),
     }
@@ -163,8 +165,18 @@ fn not_json(error: &serde_json::Error) -> Status {
     Status::bad_request(format!("couldn't get version/kind; json parse error: {why}"))
 }
 
-fn yaml(bytes: &[u8]) -> Result<Value, Status> {
-    serde_saphyr::from_slice(bytes)
+/// A value, and which of its fields stand there more than once.
+///
+/// # Errors
+/// 400 for what is no YAML.
+pub(crate) fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    // All JSON is YAML, and most clients send it.
+    if let Ok(parsed) = crate::json::parse(bytes) {
+        return Ok(parsed);
+    }
+    let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::PassThrough };
+    serde_saphyr::from_slice_with_options(bytes, options)
+        .map(|crate::json::Parsed(value, repeated)| (value, repeated))
         .map_err(|error| Status::bad_request(format!("error parsing YAML: {}", first_line(&error.to_string()))))
 }
 

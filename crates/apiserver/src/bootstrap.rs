@@ -128,6 +128,11 @@ fn target(group: &str, plural: &str, namespace: Option<&str>, name: Option<&str>
     Target { kind: crate::known_kind(group, plural), namespace: owned(namespace), name: owned(name), sub }
 }
 
+/// What the server itself writes is its own.
+fn options() -> Options {
+    Options { manager: "kube-apiserver".to_owned(), ..Options::default() }
+}
+
 async fn ensure(
     server: &Server,
     group: &str,
@@ -136,7 +141,7 @@ async fn ensure(
     body: Value,
 ) -> Result<(), Status> {
     let target = target(group, plural, namespace, None, Sub::None);
-    let asked = Asked { user: &User::admin(), target: &target, options: &Options::default() };
+    let asked = Asked { user: &User::admin(), target: &target, options: &options() };
     match write::create(server, asked, body).await {
         Err(status) if status.code() != 409 => Err(status),
         _ => Ok(()),
@@ -149,7 +154,7 @@ async fn set(
     change: impl Fn(&Value) -> Value,
 ) -> Result<(), Status> {
     let target = target(group, plural, namespace, Some(name), sub);
-    let asked = Asked { user: &User::admin(), target: &target, options: &Options::default() };
-    write::change(server, asked, false, |old| Ok((change(old), Vec::new()))).await?;
+    let asked = Asked { user: &User::admin(), target: &target, options: &options() };
+    write::change(server, asked, false, |old| Ok(change(old).into())).await?;
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! JSON text -> a value, and which of its fields stand there more than once.
+//! JSON or YAML text -> a value, and which of its fields stand there more than once.
 //!
 //! The last of the repeated wins, as in Go; but who asked for strictness is refused, and others are warned. Nesting is
 //! bounded by `serde_json`. Source: `sigs.k8s.io/json`, whose words these are.
@@ -16,11 +16,18 @@ const MOST: usize = 100;
 /// # Errors
 /// When it is not JSON, or nested too deeply.
 pub(crate) fn parse(bytes: &[u8]) -> serde_json::Result<(Value, Vec<String>)> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let (mut path, mut repeated) = (String::new(), Vec::new());
-    let value = Reader { path: &mut path, repeated: &mut repeated }.deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok((value, repeated))
+    serde_json::from_slice(bytes).map(|Parsed(value, repeated)| (value, repeated))
+}
+
+/// What [`parse`] gives, of any format that `serde` reads.
+pub(crate) struct Parsed(pub(crate) Value, pub(crate) Vec<String>);
+
+impl<'de> Deserialize<'de> for Parsed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (mut path, mut repeated) = (String::new(), Vec::new());
+        let value = Reader { path: &mut path, repeated: &mut repeated }.deserialize(deserializer)?;
+        Ok(Self(value, repeated))
+    }
 }
 
 struct Reader<'a> {

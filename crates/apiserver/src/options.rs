@@ -1,9 +1,12 @@
 //! Query parameters -> what a request asks for.
 
-use portolan_kinds::{FieldValidation, Status};
+use portolan_kinds::{FieldError, FieldValidation, Status};
 use serde_json::Value;
 
 use crate::accept::Include;
+
+/// Bytes of a field manager's name, at most.
+const LONGEST_MANAGER: usize = 128;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Options {
@@ -19,6 +22,12 @@ pub(crate) struct Options {
     pub(crate) send_initial_events: Option<bool>,
     pub(crate) dry_run: bool,
     pub(crate) field_validation: FieldValidation,
+    /// Who owns what is written: as asked for, or else named after the client's program.
+    pub(crate) manager: String,
+    /// Whether the manager was asked for.
+    pub(crate) names_manager: bool,
+    /// Take what other managers own; only for server-side apply.
+    pub(crate) force: Option<bool>,
     pub(crate) include_object: Include,
     pub(crate) delete: DeleteOptions,
 }
@@ -52,11 +61,7 @@ impl Propagation {
                 "meta.k8s.io",
                 "DeleteOptions",
                 "",
-                &[portolan_kinds::FieldError::not_supported(
-                    "propagationPolicy",
-                    other,
-                    &["Background", "Foreground", "Orphan"],
-                )],
+                &[FieldError::not_supported("propagationPolicy", other, &["Background", "Foreground", "Orphan"])],
             )),
         }
     }
@@ -83,6 +88,11 @@ impl Options {
                 "allowWatchBookmarks" => options.allow_bookmarks = flag(&value),
                 "sendInitialEvents" => options.send_initial_events = Some(flag(&value)),
                 "dryRun" => options.dry_run = dry_run(&value)?,
+                "fieldManager" => {
+                    options.names_manager = !value.is_empty();
+                    options.manager = value.into_owned();
+                }
+                "force" => options.force = Some(flag(&value)),
                 "includeObject" => options.include_object = include_object(&value)?,
                 "fieldValidation" => options.field_validation = field_validation(&value)?,
                 "gracePeriodSeconds" => options.delete.grace_period_seconds = Some(number(&name, &value)?),
@@ -92,6 +102,42 @@ impl Options {
             }
         }
         Ok(options)
+    }
+
+    /// Who writes without a name is named after its program.
+    pub(crate) fn take_user_agent(&mut self, user_agent: &str) {
+        if !self.names_manager {
+            self.manager = program(user_agent);
+        }
+    }
+
+    /// Checks what only writes have; `kind` is such as `CreateOptions`.
+    ///
+    /// # Errors
+    /// 422 for a manager's name that cannot be one.
+    pub(crate) fn check_write(&self, kind: &str) -> Result<(), Status> {
+        let mut errors = Vec::new();
+        if self.manager.len() > LONGEST_MANAGER {
+            errors.push(FieldError::too_long("fieldManager", LONGEST_MANAGER));
+        }
+        if self.manager.chars().any(char::is_control) {
+            let why = "should only contain printable characters";
+            errors.push(FieldError::invalid("fieldManager", self.manager.as_str(), why));
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errors)) }
+    }
+
+    /// Checks what a patch may ask for.
+    ///
+    /// # Errors
+    /// 422 for an apply without a manager, or for another patch that is forced.
+    pub(crate) fn check_patch(&self, apply: bool) -> Result<(), Status> {
+        let error = match (apply, self.force) {
+            (true, _) if !self.names_manager => FieldError::required("fieldManager", "is required for apply patch"),
+            (false, Some(_)) => FieldError::forbidden("force", "may not be specified for non-apply patch"),
+            _ => return self.check_write("PatchOptions"),
+        };
+        Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]))
     }
 
     /// Takes in the body of a DELETE, which goes before the query.
@@ -134,6 +180,18 @@ impl Options {
     }
 }
 
+/// The program's name in a User-Agent header: all before the first `/`.
+fn program(user_agent: &str) -> String {
+    let mut name = String::new();
+    for letter in user_agent.split('/').next().unwrap_or_default().chars().filter(|letter| !letter.is_control()) {
+        if name.len() + letter.len_utf8() > LONGEST_MANAGER {
+            break;
+        }
+        name.push(letter);
+    }
+    name
+}
+
 /// As in Go's `queryparams`: present and not `false` or `0` is true.
 fn flag(value: &str) -> bool {
     !matches!(value.to_ascii_lowercase().as_str(), "false" | "0")
@@ -147,12 +205,9 @@ fn dry_run(value: &str) -> Result<bool, Status> {
     match value {
         "" => Ok(false),
         "All" => Ok(true),
-        other => Err(Status::invalid(
-            "meta.k8s.io",
-            "Options",
-            "",
-            &[portolan_kinds::FieldError::not_supported("dryRun", other, &["All"])],
-        )),
+        other => {
+            Err(Status::invalid("meta.k8s.io", "Options", "", &[FieldError::not_supported("dryRun", other, &["All"])]))
+        }
     }
 }
 
@@ -165,7 +220,7 @@ fn field_validation(value: &str) -> Result<FieldValidation, Status> {
             "meta.k8s.io",
             "Options",
             "",
-            &[portolan_kinds::FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"])],
+            &[FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"])],
         )),
     }
 }
@@ -211,6 +266,35 @@ mod tests {
             assert_eq!(Options::parse(query).map_err(|status| status.code()), Err(code), "{query}");
         }
         assert!(Options::parse("resourceVersion=abc").unwrap().revision().is_err());
+    }
+
+    #[test]
+    fn managers() {
+        let parsed = |query: &str, agent: &str| {
+            let mut options = Options::parse(query).unwrap();
+            options.take_user_agent(agent);
+            options
+        };
+        assert_eq!(parsed("", "kubectl/v1.33.0 (linux/amd64)").manager, "kubectl");
+        assert_eq!(parsed("fieldManager=me", "kubectl/v1.33.0").manager, "me");
+        assert_eq!(parsed("fieldManager=", "\u{7}a b").manager, "a b");
+        assert_eq!(parsed("", &"\u{e9}".repeat(100)).manager.len(), 128);
+        assert!(parsed("force=true&fieldManager=me", "").check_patch(true).is_ok());
+        let long = format!("fieldManager={}", "x".repeat(129));
+        for (query, apply, words) in [
+            ("", true, "fieldManager: Required value: is required for apply patch"),
+            ("force=false", false, "force: Forbidden: may not be specified for non-apply patch"),
+            (
+                "fieldManager=a%0Ab",
+                true,
+                "fieldManager: Invalid value: \"a\\nb\": should only contain printable characters",
+            ),
+            (long.as_str(), false, "fieldManager: Too long: may not be more than 128 bytes"),
+        ] {
+            let status = parsed(query, "curl/8").check_patch(apply).unwrap_err();
+            assert_eq!(status.code(), 422);
+            assert_eq!(status.message(), format!("PatchOptions.meta.k8s.io \"\" is invalid: {words}"));
+        }
     }
 
     #[test]

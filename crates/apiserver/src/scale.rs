@@ -3,11 +3,12 @@
 use portolan_kinds::{FieldError, Status};
 use serde_json::{Value, json};
 
+use crate::apply;
 use crate::object;
 use crate::read;
 use crate::respond::{self, Reply};
 use crate::server::Server;
-use crate::write::{self, Asked, Patch};
+use crate::write::{self, Asked, Changed, Patch};
 
 fn scale_of(object: &Value) -> Value {
     let metadata = &object["metadata"];
@@ -72,7 +73,7 @@ pub(crate) fn get(server: &Server, asked: Asked<'_>) -> Result<Reply, Status> {
 
 pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> Result<Reply, Status> {
     let strict = !object::text(scale, "/metadata/resourceVersion").is_empty();
-    let written = write::change(server, asked, strict, |old| Ok((scaled(old, scale)?, Vec::new()))).await?;
+    let written = write::change(server, asked, strict, |old| Ok(scaled(old, scale)?.into())).await?;
     Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))
 }
 
@@ -84,7 +85,28 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: 
             Patch::Merge(patch) | Patch::Strategic(patch) => portolan_kinds::patch::json_merge(&scale_of(old), patch),
             Patch::Json(_) => patch.to(asked.target.kind, &scale_of(old))?,
         };
-        Ok((scaled(old, &scale)?, Vec::new()))
+        Ok(scaled(old, &scale)?.into())
+    })
+    .await?;
+    Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))
+}
+
+/// Server-side apply of a Scale: the replicas are a field of the object, so who applies them owns that field.
+pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Result<Reply, Status> {
+    let (config, _) = apply::configuration(asked, body)?;
+    let (version, sent) = (object::text(&config, "/apiVersion"), object::text(&config, "/kind"));
+    if (version, sent) != ("autoscaling/v1", "Scale") {
+        return Err(Status::bad_request(format!("invalid object type: {version}, Kind={sent}")));
+    }
+    let kind = asked.target.kind;
+    let config = json!({
+        "apiVersion": kind.api_version(), "kind": kind.kind, "metadata": config["metadata"],
+        "spec": {"replicas": config["spec"]["replicas"]}
+    });
+    let written = write::change(server, asked, false, |old| {
+        let Changed { object, managed_fields, .. } = apply::applied(asked, Some(old), &config)?;
+        let replicas = json!({"spec": {"replicas": object["spec"]["replicas"]}});
+        Ok(Changed { object: scaled(&object, &replicas)?, managed_fields, warnings: Vec::new() })
     })
     .await?;
     Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName, USER_AGENT};
 use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
@@ -24,7 +24,7 @@ use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
 use crate::write::{Asked, Written};
-use crate::{delete, discovery, pods, read, scale, show, watch, write};
+use crate::{apply, delete, discovery, pods, read, scale, show, watch, write};
 
 /// Requests at work at one time, watches and logs aside. More wait, and are refused if they wait too long.
 const AT_WORK: usize = 512;
@@ -160,6 +160,7 @@ impl Server {
         peer: &Peer,
     ) -> Result<Reply, Status> {
         let mut options = Options::parse(parts.uri.query().unwrap_or_default())?;
+        options.take_user_agent(header(&parts, USER_AGENT));
         let verb = verb(&parts.method, &target, &options)?;
         authz::authorize(
             &user,
@@ -238,12 +239,21 @@ impl Server {
             }
             reply
         };
+        let applies = media == apply::MEDIA_TYPE;
+        match verb {
+            "create" => options.check_write("CreateOptions")?,
+            "update" => options.check_write("UpdateOptions")?,
+            "patch" => options.check_patch(applies)?,
+            _ => {}
+        }
         match (verb, target.sub) {
             ("create", Sub::None) => write::create(self, asked, body).await.map(shown),
             ("create", Sub::Binding) => pods::bind(self, asked, &body).await,
             ("create", Sub::Eviction) => pods::evict(self, asked, &body).await,
             ("update", Sub::Scale) => scale::update(self, asked, &body).await,
             ("update", _) => write::update(self, asked, body).await.map(shown),
+            ("patch", Sub::Scale) if applies => scale::apply(self, asked, &bytes).await,
+            ("patch", _) if applies => apply::apply(self, asked, &bytes).await.map(shown),
             ("patch", Sub::Scale) => scale::patch(self, asked, media, &bytes).await,
             ("patch", _) => write::patch(self, asked, media, &bytes).await.map(shown),
             ("delete", _) => delete::reply_one(self, asked, form).await,

@@ -7,6 +7,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use json_patch::PatchOperation;
+use portolan_kinds::apply::{self, Writer};
 use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
 use portolan_store::{Expect, Op, Store, WriteError};
 use serde_json::Value;
@@ -42,6 +43,11 @@ impl Asked<'_> {
     pub(crate) fn name(&self) -> &str {
         self.target.name.as_deref().unwrap_or_default()
     }
+
+    /// Who owns what this request writes at `now`.
+    pub(crate) fn writer<'b>(&'b self, now: &'b str) -> Writer<'b> {
+        Writer { manager: &self.options.manager, subresource: self.target.sub.as_str(), now }
+    }
 }
 
 /// What was written, as JSON with its type.
@@ -51,8 +57,25 @@ pub(crate) struct Written {
     pub(crate) warnings: Vec<String>,
 }
 
-/// What a change makes of the old object, with warnings.
-pub(crate) type Changed = Result<(Value, Vec<String>), Status>;
+/// What a change makes of the old object.
+pub(crate) struct Changed {
+    pub(crate) object: Value,
+    pub(crate) warnings: Vec<String>,
+    /// Of server-side apply, which says itself who owns what.
+    pub(crate) managed_fields: Option<Value>,
+}
+
+impl From<Value> for Changed {
+    fn from(object: Value) -> Self {
+        (object, Vec::new()).into()
+    }
+}
+
+impl From<(Value, Vec<String>)> for Changed {
+    fn from((object, warnings): (Value, Vec<String>)) -> Self {
+        Self { object, warnings, managed_fields: None }
+    }
+}
 
 /// Why a transaction did not happen: lost a race (with the operation that failed), or for good.
 pub(crate) enum Unwritten {
@@ -100,7 +123,7 @@ fn settle_new_metadata(asked: &Asked<'_>, object: &mut Value, now: Timestamp) ->
     object::map_of(object).insert("apiVersion".into(), kind.api_version().into());
     object::map_of(object).insert("kind".into(), kind.kind.into());
     let metadata = object::metadata(object);
-    for field in ["selfLink", "managedFields", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
         metadata.remove(field);
     }
     if kind.namespaced {
@@ -148,10 +171,14 @@ fn namespace_check(store: &Store, kind: &Kind, namespace: &str, name: &str) -> R
     Ok(Some(Op::Check { key, expect: Expect::At(entry.revision) }))
 }
 
-pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: Value) -> Result<Written, Status> {
+/// POST, and whatever else makes an object.
+pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Changed>) -> Result<Written, Status> {
     let kind = asked.kind();
     let now = Timestamp::now();
-    let (mut object, warnings) = kind.decode(body, asked.options.field_validation)?;
+    let Changed { object: body, managed_fields, mut warnings } = body.into();
+    let (mut object, more) = kind.decode(body, asked.options.field_validation)?;
+    warnings.extend(more);
+    let sent = apply::take_managed_fields(&mut object);
     settle_new_metadata(&asked, &mut object, now)?;
     let base = match object::name(&object) {
         "" => object::text(&object, "/metadata/generateName").to_owned(),
@@ -161,9 +188,13 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: Value) -> Re
         object::metadata(&mut object).insert("name".into(), names::generate_name(&base, rand::random()).into());
     }
     kind.default(&mut object);
+    let managed_fields = managed_fields.unwrap_or_else(|| {
+        apply::update(kind, (None, &Value::Null), (&object, &sent), asked.writer(&object::time(now)))
+    });
     kind.prepare_create(&mut object);
     refuse_invalid(kind, &object, &kind.validate_create(&object))?;
     authz::node_may_touch(asked.user, kind.group, kind.plural, &object)?;
+    set_managed_fields(&mut object, managed_fields);
 
     for attempt in 0..TRIES {
         if attempt > 0 && !base.is_empty() {
@@ -226,8 +257,9 @@ fn allocation(
 }
 
 /// PUT: the whole object, or the part that a subresource is.
-pub(crate) async fn update(server: &Server, asked: Asked<'_>, body: Value) -> Result<Written, Status> {
+pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -> Result<Written, Status> {
     let kind = asked.kind();
+    apply::keep_reset(&mut body);
     let (object, warnings) = kind.decode(body, asked.options.field_validation)?;
     check_place(&asked, &object)?;
     if object::name(&object).is_empty() {
@@ -243,7 +275,7 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, body: Value) -> Re
         return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));
     }
     let creates = asked.target.sub == Sub::None && kind.allows_create_on_update();
-    let changed = change(server, asked, !unconditional, |_| Ok((object.clone(), warnings.clone()))).await;
+    let changed = change(server, asked, !unconditional, |_| Ok((object.clone(), warnings.clone()).into())).await;
     match changed {
         Err(status) if status.code() == 404 && unconditional && creates => create(server, asked, object).await,
         other => other,
@@ -256,7 +288,7 @@ pub(crate) async fn change(
     server: &Server,
     asked: Asked<'_>,
     strict: bool,
-    change: impl Fn(&Value) -> Changed,
+    change: impl Fn(&Value) -> Result<Changed, Status>,
 ) -> Result<Written, Status> {
     let kind = asked.kind();
     let (namespace, name) = (asked.namespace(), asked.name());
@@ -265,20 +297,22 @@ pub(crate) async fn change(
         let Some(entry) = server.store.get(&key).0 else {
             return Err(Status::not_found(kind.group, kind.plural, name));
         };
-        let old = object::from_stored(kind, object::decode(&entry.value));
+        let mut old = object::from_stored(kind, object::decode(&entry.value));
         authz::node_may_touch(asked.user, kind.group, kind.plural, &old)?;
-        let (new, warnings) = change(&old)?;
+        let Changed { object: new, warnings, managed_fields } = change(&old)?;
         let now = Timestamp::now();
-        let mut new = settle_update(&asked, new, &old)?;
+        let held = apply::take_managed_fields(&mut old);
+        let (mut new, managed_fields) = settle_update(&asked, (new, managed_fields), (&old, &held), now)?;
         let gone = is_finished(kind, &new, &old);
         let allocation = if gone && services::is_service(kind) {
             Some(services::release(&server.services, &old))
         } else {
             allocation(server, kind, &mut new, Some(&old), now)?
         };
-        if new == old && !gone {
+        if new == old && !gone && apply::same_owners(&managed_fields, &held) {
             return Ok(Written { stored: entry.value, created: false, warnings });
         }
+        set_managed_fields(&mut new, managed_fields);
         let new = object::to_stored(kind, new);
         if asked.options.dry_run {
             return Ok(Written { stored: new.to_string().into(), created: false, warnings });
@@ -306,9 +340,22 @@ pub(crate) async fn change(
     Err(Status::stale(kind.group, kind.plural, name))
 }
 
-/// The object to store instead of `old`: `new`, with what only the server may say taken from `old`.
-fn settle_update(asked: &Asked<'_>, mut new: Value, old: &Value) -> Result<Value, Status> {
+fn set_managed_fields(object: &mut Value, managed_fields: Value) {
+    if !managed_fields.is_null() {
+        object::metadata(object).insert("managedFields".into(), managed_fields);
+    }
+}
+
+/// The object to store instead of `old`, and who owns what of it: `new`, with what only the server may say taken from
+/// `old`. Owners are what a client asked for; what is kept or filled in after defaulting is nobody's.
+fn settle_update(
+    asked: &Asked<'_>,
+    (mut new, managed_fields): (Value, Option<Value>),
+    (old, held): (&Value, &Value),
+    now: Timestamp,
+) -> Result<(Value, Value), Status> {
     let kind = asked.kind();
+    let sent = apply::take_managed_fields(&mut new);
     check_place(asked, &new)?;
     let conflict = |why: &str| Status::conflict(kind.group, kind.plural, asked.name(), why);
     let (uid, old_uid) = (object::text(&new, "/metadata/uid"), object::text(old, "/metadata/uid"));
@@ -326,7 +373,6 @@ fn settle_update(asked: &Asked<'_>, mut new: Value, old: &Value) -> Result<Value
     }
     let old_metadata = &old["metadata"];
     let metadata = object::metadata(&mut new);
-    metadata.remove("managedFields");
     metadata.remove("selfLink");
     for field in [
         "name",
@@ -347,13 +393,16 @@ fn settle_update(asked: &Asked<'_>, mut new: Value, old: &Value) -> Result<Value
         let finalizers = new["spec"]["finalizers"].take();
         new = old.clone();
         object::spec(&mut new).insert("finalizers".into(), finalizers);
-        return Ok(new);
+        let managed_fields = apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now)));
+        return Ok((new, managed_fields));
     }
     let sub = if asked.target.sub == Sub::Status { Subresource::Status } else { Subresource::None };
     kind.default(&mut new);
+    let managed_fields = managed_fields
+        .unwrap_or_else(|| apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now))));
     kind.prepare_update(&mut new, old, sub);
     refuse_invalid(kind, &new, &kind.validate_update(&new, old, sub))?;
-    Ok(new)
+    Ok((new, managed_fields))
 }
 
 /// Whether the update took away the last thing that kept a deleted object.
@@ -390,13 +439,14 @@ pub(crate) async fn bind(
     Err(Status::stale(kind.group, kind.plural, asked.name()))
 }
 
-/// PATCH.
+/// PATCH, but for server-side apply.
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes: &[u8]) -> Result<Written, Status> {
     let kind = asked.kind();
-    let apply = Patch::parse(media, bytes)?;
+    let patch = Patch::parse(media, bytes)?;
     change(server, asked, false, |old| {
-        let patched = apply.to(kind, old)?;
-        kind.decode(patched, asked.options.field_validation)
+        let mut patched = patch.to(kind, old)?;
+        apply::keep_reset(&mut patched);
+        kind.decode(patched, asked.options.field_validation).map(Changed::from)
     })
     .await
 }
@@ -431,6 +481,7 @@ impl Patch {
                 "application/json-patch+json",
                 "application/merge-patch+json",
                 "application/strategic-merge-patch+json",
+                crate::apply::MEDIA_TYPE,
             ])),
         }
     }

@@ -2,12 +2,13 @@
 //! and patched values out.
 //!
 //! Invariants: pure (time and randomness come in as arguments), never panics on any input, and equal input gives
-//! equal output. One table of fields (`schema`) serves decoding, strategic merge and OpenAPI alike.
+//! equal output. One table of fields (`schema`) serves decoding, strategic merge, server-side apply and OpenAPI alike.
 //!
 //! Deliberately not here: storage, HTTP, allocation of addresses and ports, and who may do what.
 
 #![forbid(unsafe_code)]
 
+pub mod apply;
 mod catalog;
 mod decode;
 mod defaults;

@@ -14,7 +14,7 @@ use crate::service::{externally_accessible, needs_cluster_ip, needs_health_check
 
 pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
     let metadata = child(object, "metadata");
-    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "managedFields", "generation"] {
+    for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
         remove(metadata, field);
     }
     if has_generation(strategy) {
@@ -127,7 +127,7 @@ fn restore(new: &mut Value, old: &Value, field: &str) {
 }
 
 fn metadata(new: &mut Value, old: &Value) {
-    for field in ["creationTimestamp", "generation", "selfLink", "managedFields"] {
+    for field in ["creationTimestamp", "generation", "selfLink"] {
         restore(new, old, field);
     }
     if !new.has("uid") {
@@ -243,7 +243,7 @@ mod tests {
     #[test]
     fn creation() {
         let pods = find("", "v1", "pods").unwrap();
-        let mut pod = json!({"metadata": {"deletionTimestamp": "x", "managedFields": [], "generation": 9},
+        let mut pod = json!({"metadata": {"deletionTimestamp": "x", "generation": 9},
                              "spec": {"containers": [{"name": "c"}]}, "status": {"phase": "Running"}});
         pods.prepare_create(&mut pod);
         assert_eq!(pod["metadata"], json!({"generation": 1}));

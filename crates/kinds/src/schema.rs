@@ -14,6 +14,8 @@ const DESCRIPTIONS: &[u8] = include_bytes!("../schema/descriptions.txt.gz");
 pub(crate) struct Type {
     /// Such as `core.v1.ServicePort`.
     pub(crate) name: &'static str,
+    /// Appliers own it as a whole.
+    pub(crate) atomic: bool,
     /// Sorted by name.
     pub(crate) fields: Vec<Field>,
 }
@@ -27,6 +29,8 @@ pub(crate) struct Field {
     pub(crate) pointer: bool,
     /// Kept even when empty.
     pub(crate) always: bool,
+    /// Go holds the struct in its owner itself, so that it is never absent.
+    pub(crate) by_value: bool,
     /// The Go type that error messages name, where it is not the shape's own.
     pub(crate) go: Option<&'static str>,
     /// Strategic merge merges the items of this list instead of replacing it …
@@ -35,13 +39,15 @@ pub(crate) struct Field {
     pub(crate) merge_key: Option<&'static str>,
     /// Strategic merge: the patch names, in `$retainKeys`, the only fields to stay.
     pub(crate) retain_keys: bool,
-    /// `set` or `atomic`, for OpenAPI.
+    /// `set` or `atomic`: whether appliers own its items or all of it.
     pub(crate) list_type: Option<&'static str>,
     pub(crate) list_map_keys: Vec<&'static str>,
     /// Its number in protobuf; `2.4` is field 4 of a message that only protobuf has, in field 2.
     pub(crate) tag: Option<&'static str>,
-    /// `atomic` or `granular`, for OpenAPI.
+    /// `atomic` or `granular`: whether appliers own it as a whole.
     pub(crate) map_type: Option<&'static str>,
+    /// What it is, as a key of a list's items, where an item leaves it out.
+    pub(crate) default: Option<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,12 +110,17 @@ pub(crate) fn table() -> &'static Table {
 }
 
 fn parse(text: &'static str) -> Table {
-    let names: Vec<&'static str> = text.lines().filter(|line| !line.starts_with(' ')).collect();
+    let header = |line: &'static str| line.strip_suffix(" atomic").map_or((line, false), |name| (name, true));
+    let names: Vec<&'static str> =
+        text.lines().filter(|line| !line.starts_with(' ')).map(|line| header(line).0).collect();
     let mut types: Vec<Type> = Vec::with_capacity(names.len());
     for line in text.lines() {
         match (line.strip_prefix(' '), types.last_mut()) {
             (Some(field), Some(owner)) => owner.fields.push(parse_field(field, &names)),
-            _ => types.push(Type { name: line, fields: Vec::new() }),
+            _ => {
+                let (name, atomic) = header(line);
+                types.push(Type { name, atomic, fields: Vec::new() });
+            }
         }
     }
     Table { types }
@@ -123,6 +134,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
         required: false,
         pointer: false,
         always: false,
+        by_value: false,
         go: None,
         merge: false,
         merge_key: None,
@@ -131,6 +143,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
         list_map_keys: Vec::new(),
         tag: None,
         map_type: None,
+        default: None,
     };
     for word in words {
         match word.split_once('=') {
@@ -140,6 +153,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
             }
             None if word == "*" => field.pointer = true,
             None if word == "+" => field.always = true,
+            Some(("", "")) => field.by_value = true,
             None if word == "merge" => field.merge = true,
             None if word == "retainKeys" => field.retain_keys = true,
             Some(("go", name)) => field.go = Some(name),
@@ -150,6 +164,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
             Some(("keys", keys)) => field.list_map_keys = keys.split(',').collect(),
             Some(("list", kind)) => field.list_type = Some(kind),
             Some(("map", kind)) => field.map_type = Some(kind),
+            Some(("default", value)) => field.default = Some(value),
             Some(("pb", tag)) => field.tag = Some(tag),
             _ => {}
         }
@@ -220,6 +235,10 @@ mod tests {
         assert!(port.field("port").unwrap().required);
         let ports = table.find("core.v1.ServiceSpec").unwrap().field("ports").unwrap();
         assert_eq!((ports.merge_key, ports.list_map_keys.as_slice()), (Some("port"), ["port", "protocol"].as_slice()));
+        assert_eq!(port.field("protocol").unwrap().default, Some("TCP"));
+        let references = ["core.v1.ObjectReference", "meta.v1.OwnerReference", "meta.v1.LabelSelector"];
+        assert!(references.iter().all(|name| table.find(name).unwrap().atomic));
+        assert!(!port.atomic);
         for kind in crate::all() {
             assert!(table.find(kind.type_name()).is_some(), "{}", kind.kind);
         }

@@ -300,6 +300,14 @@ impl Status {
         )
     }
 
+    /// 409: server-side apply would change what others own; `causes` are messages and the fields they are about.
+    pub fn apply_conflict(message: impl Into<String>, causes: &[(String, String)]) -> Self {
+        let cause = |(message, field): &(String, String)| json!({"reason": "FieldManagerConflict", "message": message, "field": field});
+        let mut map = Map::new();
+        map.insert("causes".into(), causes.iter().map(cause).collect());
+        Self::new(409, "Conflict", message).with_details(map)
+    }
+
     /// 410: the resourceVersion is too old to list or watch from.
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)

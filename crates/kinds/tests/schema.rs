@@ -3,7 +3,8 @@
 //!
 //! `k8s-openapi` (as text) says which fields a type has, of which type, and what they mean; the doc comments of
 //! `k8s-pb` carry the markers for patches and lists and the protobuf tags; `schema/go-facts.txt` says what only the Go
-//! types know: names of string types, which scalars are pointers (`*`) and which are always written (`+`).
+//! types know: names of string types, which scalars are pointers (`*`), which are always written (`+`), and which structs
+//! stand in their owner itself (`=`).
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -60,11 +61,13 @@ struct Marks {
     list: String,
     map: String,
     keys: Vec<String>,
+    default: String,
     tag: String,
 }
 
-/// One field of a protobuf message: its marks and, for a message, the name of its type.
+/// A protobuf message: whether it is owned as a whole, and of each field its marks and, for a message, its type.
 struct Message {
+    atomic: bool,
     fields: Vec<(String, Marks, String)>,
 }
 
@@ -105,7 +108,8 @@ fn table_is_current() {
     let mut table = String::new();
     let mut descriptions = String::new();
     for (name, parsed) in &types {
-        writeln!(table, "{name}").unwrap();
+        let atomic = messages.get(name).is_some_and(|message| message.atomic);
+        writeln!(table, "{name}{}", if atomic { " atomic" } else { "" }).unwrap();
         writeln!(descriptions, "{name} {}", escape(&parsed.description)).unwrap();
         for field in &parsed.fields {
             writeln!(descriptions, " {} {}", field.name, escape(&field.description)).unwrap();
@@ -116,7 +120,7 @@ fn table_is_current() {
             if let Some(fact) = facts.get(format!("{name}.{}", field.name).as_str()) {
                 for word in fact.split(' ') {
                     match word {
-                        "*" | "+" => write!(line, " {word}").unwrap(),
+                        "*" | "+" | "=" => write!(line, " {word}").unwrap(),
                         go => write!(line, " go={go}").unwrap(),
                     }
                 }
@@ -276,9 +280,9 @@ fn parse_messages(text: &str, package: &str, messages: &mut BTreeMap<String, Mes
         if line == "}" {
             current = None;
         } else if let Some(name) = line.strip_prefix("pub struct ").and_then(|l| l.strip_suffix(" {")) {
-            marks = Marks::default();
+            let atomic = std::mem::take(&mut marks).map == "atomic";
             current = Some(format!("{package}.{name}"));
-            messages.insert(format!("{package}.{name}"), Message { fields: Vec::new() });
+            messages.insert(format!("{package}.{name}"), Message { atomic, fields: Vec::new() });
         } else if let Some(comment) = line.strip_prefix("/// +") {
             match comment.split_once('=') {
                 Some(("patchStrategy", v)) => marks.strategy = v.split(',').map(str::to_owned).collect(),
@@ -286,6 +290,7 @@ fn parse_messages(text: &str, package: &str, messages: &mut BTreeMap<String, Mes
                 Some(("listType", v)) => marks.list = v.to_owned(),
                 Some(("mapType" | "structType", v)) => marks.map = v.to_owned(),
                 Some(("listMapKey", v)) => marks.keys.push(v.to_owned()),
+                Some(("default", v)) => marks.default = v.to_owned(),
                 _ => {}
             }
         } else if line.starts_with("#[prost(") {
@@ -348,6 +353,10 @@ fn write_marks(line: &mut String, marks: &Marks) {
     }
     if !marks.map.is_empty() {
         write!(line, " map={}", marks.map).unwrap();
+    }
+    // Of the defaults, those that keys of lists have.
+    if marks.default == "\"TCP\"" || marks.default == "\"\"" {
+        write!(line, " default={}", marks.default.trim_matches('"')).unwrap();
     }
     if !marks.tag.is_empty() {
         write!(line, " pb={}", marks.tag).unwrap();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should say where")]
 
 mod access;
+mod apply;
 mod harness;
 mod hostile;
 mod kubectl;

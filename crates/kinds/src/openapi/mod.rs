@@ -117,12 +117,17 @@ mod tests {
         assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group": "", "kind": "Service", "version": "v1"}));
         let names: Vec<&str> =
             patch["parameters"].as_array().unwrap().iter().filter_map(|p| p["name"].as_str()).collect();
-        assert!(names.contains(&"fieldValidation") && names.contains(&"dryRun"), "{names:?}");
+        assert!(
+            ["dryRun", "fieldManager", "fieldValidation", "force"].iter().all(|name| names.contains(name)),
+            "{names:?}"
+        );
+        assert!(patch["requestBody"]["content"].get("application/apply-patch+yaml").is_some());
         let schemas = &core["components"]["schemas"];
         let ports = &schemas["io.k8s.api.core.v1.ServiceSpec"]["properties"]["ports"];
         assert_eq!(ports["x-kubernetes-patch-merge-key"], "port");
         assert_eq!(ports["x-kubernetes-patch-strategy"], "merge");
         assert_eq!(ports["x-kubernetes-list-map-keys"], json!(["port", "protocol"]));
+        assert_eq!(schemas["io.k8s.api.core.v1.ObjectReference"]["x-kubernetes-map-type"], "atomic");
         let service = &schemas["io.k8s.api.core.v1.Service"];
         assert_eq!(
             service["x-kubernetes-group-version-kind"],

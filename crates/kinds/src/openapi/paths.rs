@@ -70,7 +70,11 @@ fn in_path(name: &str) -> Value {
 }
 
 fn in_query(name: &str) -> Value {
-    let kind = if name == "gracePeriodSeconds" { "integer" } else { "string" };
+    let kind = match name {
+        "gracePeriodSeconds" => "integer",
+        "force" => "boolean",
+        _ => "string",
+    };
     json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
 }
 
@@ -95,7 +99,10 @@ fn operation(kind: &Kind, action: &str, answer: &Value, body: Option<&Value>, pa
 fn patch(kind: &Kind, answer: &Value) -> Value {
     let mut patch = operation(kind, "patch", answer, None, &["dryRun", "fieldManager", "fieldValidation", "force"]);
     let schema = json!({"schema": {"type": "object"}});
+    // Server-side apply makes what is not there.
+    patch["responses"]["201"] = json!({"description": "Created", "content": content(answer)});
     patch["requestBody"] = json!({"content": {
+        "application/apply-patch+yaml": schema,
         "application/json-patch+json": schema,
         "application/merge-patch+json": schema,
         "application/strategic-merge-patch+json": schema,

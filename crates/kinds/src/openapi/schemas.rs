@@ -114,6 +114,9 @@ fn object(schema: &Type, words: &BTreeMap<String, String>) -> Value {
         properties.insert(field.name.to_owned(), property);
     }
     let mut object = json!({"type": "object", "properties": properties});
+    if schema.atomic {
+        object["x-kubernetes-map-type"] = "atomic".into();
+    }
     let required: Vec<&str> = schema.fields.iter().filter(|field| field.required).map(|field| field.name).collect();
     if !required.is_empty() {
         object["required"] = required.into();

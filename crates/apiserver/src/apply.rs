@@ -1,0 +1,94 @@
+//! Server-side apply: a configuration, merged into what there is, or made an object if there is nothing.
+//!
+//! What merges and who owns what is `kinds::apply`; this is the request around it. Source: the apply patcher in
+//! kube-apiserver's `endpoints/handlers/patch.go`.
+
+use portolan_kinds::apply::{self, Applied};
+use portolan_kinds::{FieldError, FieldValidation, Status};
+use serde_json::Value;
+
+use crate::authz;
+use crate::body;
+use crate::object;
+use crate::route::Sub;
+use crate::server::Server;
+use crate::write::{self, Asked, Changed, Written};
+
+pub(crate) const MEDIA_TYPE: &str = "application/apply-patch+yaml";
+
+/// An object that comes and goes while it is applied to this often is somebody's fight with somebody.
+const TRIES: usize = 8;
+
+/// The configuration, and warnings about its text.
+///
+/// # Errors
+/// 400 for what is no YAML, and for fields that stand there twice, if the client is strict.
+pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    let decoding = |why: &str| Status::bad_request(format!("error decoding YAML: {why}"));
+    let (config, repeated) = body::yaml(bytes).map_err(|status| decoding(status.message()))?;
+    if !config.is_object() {
+        return Err(decoding("the body must be an object"));
+    }
+    if !repeated.is_empty() && asked.options.field_validation == FieldValidation::Strict {
+        return Err(Status::bad_request(format!("error strict decoding YAML: {}", repeated.join(", "))));
+    }
+    Ok((config, repeated))
+}
+
+pub(crate) fn applied(asked: Asked<'_>, live: Option<&Value>, config: &Value) -> Result<Changed, Status> {
+    let now = object::time(jiff::Timestamp::now());
+    let force = asked.options.force.unwrap_or_default();
+    let Applied { object, managed_fields } = apply::apply(asked.target.kind, live, config, force, asked.writer(&now))?;
+    Ok(Changed { object, warnings: Vec::new(), managed_fields: Some(managed_fields) })
+}
+
+pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Result<Written, Status> {
+    let kind = asked.target.kind;
+    let (config, repeated) = configuration(asked, bytes)?;
+    let with_warnings = |mut written: Written| {
+        written.warnings.splice(0..0, repeated.iter().cloned());
+        written
+    };
+    for _ in 0..TRIES {
+        let changed = write::change(server, asked, false, |old| {
+            let mut changed = applied(asked, Some(old), &config)?;
+            (changed.object, changed.warnings) = kind.decode(changed.object, asked.options.field_validation)?;
+            Ok(changed)
+        });
+        match changed.await {
+            Err(status) if status.code() == 404 && asked.target.sub == Sub::None => {}
+            done => return done.map(with_warnings),
+        }
+        match create(server, asked, &config).await {
+            Err(status) if status.reason() == "AlreadyExists" => {}
+            done => return done.map(with_warnings),
+        }
+    }
+    Err(Status::stale(kind.group, kind.plural, asked.name()))
+}
+
+async fn create(server: &Server, asked: Asked<'_>, config: &Value) -> Result<Written, Status> {
+    let kind = asked.target.kind;
+    authz::authorize(
+        asked.user,
+        &authz::Request {
+            verb: "create",
+            group: kind.group,
+            resource: kind.plural,
+            subresource: "",
+            namespace: asked.namespace(),
+            name: asked.name(),
+        },
+    )?;
+    let changed = applied(asked, None, config)?;
+    let uid = object::text(config, "/metadata/uid");
+    if !uid.is_empty() {
+        let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+        return Err(Status::conflict(kind.group, kind.plural, asked.name(), &why));
+    }
+    if object::name(config).is_empty() {
+        let error = FieldError::required("metadata.name", "name or generateName is required");
+        return Err(Status::invalid(kind.group, kind.kind, "", &[error]));
+    }
+    write::create(server, asked, changed).await
+}

@@ -1,0 +1,382 @@
+//! Server-side apply: a live object, a configuration and who owns what -> the object with the configuration in it, and
+//! who owns what then; and, for every other way of writing, who owns what after it.
+//!
+//! Invariants: pure; a field's value changes only for who owns it, was told to take it, or updates; applying the same
+//! again changes nothing; a field goes when the last applier of it no longer names it; what one does not own, another's
+//! apply does not touch.
+//!
+//! Deliberately not here: whether the result is valid, and versions of one kind with different fields (only Events have
+//! two).
+//!
+//! Source: "Server-Side Apply" in Kubernetes' documentation (KEP-555), `sigs.k8s.io/structured-merge-diff` and
+//! apimachinery `pkg/util/managedfields`.
+
+mod check;
+mod compare;
+mod element;
+mod extract;
+mod form;
+mod managers;
+mod merge;
+mod remove;
+mod set;
+
+use std::collections::BTreeMap;
+use std::sync::LazyLock;
+
+use serde_json::{Map, Value, json};
+
+use crate::look::{Look, child, map_of, remove as remove_field};
+use crate::schema::{Type, table};
+use crate::{Kind, Status, convert_event};
+use compare::{Changes, compare};
+use extract::{extract, with_named_fields};
+use form::Form;
+use managers::{Entry, Operation};
+use set::Set;
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+/// The manager whose client-side apply came before its server-side one.
+const KUBECTL: &str = "kubectl";
+/// Who owns what is in an object of unknown owners when it is first applied to.
+const BEFORE: &str = "before-first-apply";
+
+/// Who writes, where, and when.
+#[derive(Clone, Copy, Debug)]
+pub struct Writer<'a> {
+    /// `unknown`, if it is empty.
+    pub manager: &'a str,
+    /// `status`, `scale` …, or nothing for the object itself.
+    pub subresource: &'a str,
+    /// In Kubernetes' form, to the second.
+    pub now: &'a str,
+}
+
+impl Writer<'_> {
+    fn entry(&self, kind: &Kind, operation: Operation, fields: Set) -> Entry {
+        Entry {
+            manager: if self.manager.is_empty() { "unknown" } else { self.manager }.to_owned(),
+            operation,
+            api_version: kind.api_version(),
+            subresource: self.subresource.to_owned(),
+            time: self.now.to_owned(),
+            fields,
+        }
+    }
+}
+
+/// Takes `metadata.managedFields` out of an object; null if it has none.
+pub fn take_managed_fields(object: &mut Value) -> Value {
+    object.get_mut("metadata").and_then(|metadata| remove_field(metadata, "managedFields")).unwrap_or_default()
+}
+
+/// Makes a list of managed fields that was emptied on purpose outlast decoding, which drops empty lists.
+pub fn keep_reset(body: &mut Value) {
+    if let Some(Value::Array(entries)) = body.pointer_mut("/metadata/managedFields")
+        && entries.is_empty()
+    {
+        entries.push(json!({}));
+    }
+}
+
+/// Whether both tell of the same owners of the same fields, whenever those were written.
+pub fn same_owners(left: &Value, right: &Value) -> bool {
+    managers::are_same(left, right)
+}
+
+/// The managed fields after an update of `old`, or a creation if there is none. `held` are those of `old`, `sent` those
+/// that came with `new`, and both objects are without. Objects whose owners nobody tracked stay untracked.
+pub fn update(
+    kind: &Kind,
+    (old, held): (Option<&Value>, &Value),
+    (new, sent): (&Value, &Value),
+    writer: Writer<'_>,
+) -> Value {
+    let said = writer.subresource.is_empty() && !sent.is_null() && sent != held;
+    let mut entries = match said.then(|| managers::decode_sent(sent)).flatten() {
+        _ if said && managers::is_reset(sent) => Vec::new(),
+        Some(entries) => entries,
+        None => managers::decode(held.clone()),
+    };
+    if entries.is_empty() && old.is_some() {
+        return Value::Null;
+    }
+    record(kind, old.unwrap_or(&json!({})), new, &mut entries, writer);
+    managers::cap(&mut entries);
+    managers::encode(entries)
+}
+
+/// Gives what changed to who changed it, and takes it from all others.
+fn record(kind: &Kind, old: &Value, new: &Value, entries: &mut Vec<Entry>, writer: Writer<'_>) {
+    let mut views = Views { kind, old, new, ignored: ignored(kind, writer.subresource), found: BTreeMap::new() };
+    let Some(taken) = views.changes(&kind.api_version()).map(|changes| set::difference(&changes.taken(), &NOBODYS))
+    else {
+        return;
+    };
+    let mut own = writer.entry(kind, Operation::Update, taken);
+    entries.retain_mut(|entry| {
+        let Some(changes) = views.changes(&entry.api_version) else { return false };
+        if entry.is_same(&own) && !own.fields.is_empty() {
+            // Most writes change the values of what their writer has already.
+            let mut fields = std::mem::take(&mut entry.fields);
+            if set::meet(&changes.removed, &fields) {
+                fields = set::difference(&fields, &changes.removed);
+            }
+            own.fields = if set::covers(&fields, &own.fields) { fields } else { set::union(fields, &own.fields) };
+            return false;
+        }
+        if changes.touch(&entry.fields) {
+            entry.fields = set::difference(&set::difference(&entry.fields, &changes.taken()), &changes.removed);
+        }
+        !entry.fields.is_empty()
+    });
+    if !own.fields.is_empty() {
+        entries.push(own);
+    }
+}
+
+/// What changed, as each version of the kind has it.
+struct Views<'a> {
+    kind: &'a Kind,
+    old: &'a Value,
+    new: &'a Value,
+    ignored: &'static [&'static [&'static str]],
+    found: BTreeMap<String, Option<Changes>>,
+}
+
+impl Views<'_> {
+    /// `None` for a version that the kind does not have.
+    fn changes(&mut self, api_version: &str) -> Option<&Changes> {
+        if !self.found.contains_key(api_version) {
+            let mut changes = if api_version == self.kind.api_version() {
+                schema(self.kind.type_name()).map(|schema| compare(Form::of_type(schema), self.old, self.new))
+            } else {
+                match (self.kind.kind, api_version) {
+                    ("Event", "v1") => schema("core.v1.Event"),
+                    ("Event", "events.k8s.io/v1") => schema("events.v1.Event"),
+                    _ => None,
+                }
+                .map(|schema| {
+                    let (old, new) = (convert_event(self.old, api_version), convert_event(self.new, api_version));
+                    compare(Form::of_type(schema), &old, &new)
+                })
+            };
+            if let Some(changes) = &mut changes {
+                self.ignored.iter().for_each(|path| changes.cut(path));
+            }
+            self.found.insert(api_version.to_owned(), changes);
+        }
+        self.found.get(api_version).and_then(Option::as_ref)
+    }
+}
+
+fn schema(type_name: &str) -> Option<&'static Type> {
+    table().find(type_name)
+}
+
+static NOBODYS: LazyLock<Set> = LazyLock::new(managers::nobodys);
+
+/// What writing there leaves as it was, and so gives to nobody.
+fn ignored(kind: &Kind, subresource: &str) -> &'static [&'static [&'static str]] {
+    match (subresource, kind.kind) {
+        ("status", "Deployment") => &[&["f:spec"], &["f:metadata", "f:labels"]],
+        ("status", "Pod") => {
+            &[&["f:spec"], &["f:metadata", "f:deletionTimestamp"], &["f:metadata", "f:ownerReferences"]]
+        }
+        ("status", _) => &[&["f:spec"]],
+        ("scale", _) => &[],
+        _ if kind.has_status => &[&["f:status"]],
+        _ => &[],
+    }
+}
+
+/// An object that was applied to.
+#[derive(Debug)]
+pub struct Applied {
+    /// Neither decoded nor defaulted: of what the configuration says, word for word.
+    pub object: Value,
+    pub managed_fields: Value,
+}
+
+/// Applies a configuration to a live object, or makes one of it if there is none.
+///
+/// # Errors
+/// 400 for a configuration of another kind, with managed fields, or with fields that the kind has not; 409 when another
+/// manager owns a field that would change, unless it is `force`d.
+pub fn apply(
+    kind: &Kind,
+    live: Option<&Value>,
+    config: &Value,
+    force: bool,
+    writer: Writer<'_>,
+) -> Result<Applied, Status> {
+    let schema = check_kind(kind, config)?;
+    if config.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
+        return Err(Status::bad_request("metadata.managedFields must be nil"));
+    }
+    if let Some(mistakes) = check::mistakes(schema, config) {
+        let (namespace, name) = (config["metadata"].text("namespace"), config["metadata"].text("name"));
+        return Err(Status::bad_request(format!(
+            "failed to create typed patch object ({namespace}/{name}; {}/{}, Kind={}): {mistakes}",
+            kind.group, kind.version, kind.kind
+        )));
+    }
+    let nothing = json!({"apiVersion": kind.api_version(), "kind": kind.kind});
+    let mut object = live.cloned().unwrap_or_else(|| nothing.clone());
+    let mut entries = managers::decode(take_managed_fields(&mut object));
+    if entries.is_empty() && live.is_some() {
+        record(kind, &nothing, &object, &mut entries, Writer { manager: BEFORE, ..writer });
+    }
+    let mut apply = Apply { kind, form: Form::of_type(schema), live: &object, config, writer, force };
+    let mut outcome = apply.run(entries.clone());
+    // Whoever comes from kubectl's client-side apply owns what that said it applied last.
+    if let Err(conflicts) = &outcome
+        && writer.manager == KUBECTL
+        && let Some(last) = last_applied(&object)
+    {
+        let allowed = extract(apply.form, &last);
+        let left: Vec<Conflict> = conflicts
+            .iter()
+            .map(|conflict| Conflict { fields: set::difference(&conflict.fields, &allowed), ..conflict.clone() })
+            .filter(|conflict| !conflict.fields.is_empty())
+            .collect();
+        outcome = if left.is_empty() {
+            apply.force = true;
+            apply.run(entries)
+        } else {
+            Err(left)
+        };
+    }
+    let (mut new, mut entries) = outcome.map_err(|conflicts| refuse(&conflicts))?;
+    if writer.manager == KUBECTL && last_applied(&object).is_some() {
+        remember(&mut new, config);
+    }
+    managers::cap(&mut entries);
+    Ok(Applied { object: new, managed_fields: managers::encode(entries) })
+}
+
+fn check_kind(kind: &Kind, config: &Value) -> Result<&'static Type, Status> {
+    let (version, sent) = (config.text("apiVersion"), config.text("kind"));
+    let schema = schema(kind.type_name()).filter(|_| version == kind.api_version() && sent == kind.kind);
+    schema.ok_or_else(|| {
+        let (group, version) = version.split_once('/').unwrap_or(("", version));
+        Status::bad_request(format!("invalid object type: {group}/{version}, Kind={sent}"))
+    })
+}
+
+/// The configuration that kubectl's client-side apply left with the object.
+fn last_applied(object: &Value) -> Option<Value> {
+    let text = object.get_in(&["metadata", "annotations", LAST_APPLIED]).as_str()?;
+    serde_json::from_str(text).ok().filter(Value::is_object)
+}
+
+/// Leaves the configuration with the object for client-side apply, which may come again.
+fn remember(object: &mut Value, config: &Value) {
+    let mut config = config.clone();
+    if let Some(annotations) = config.pointer_mut("/metadata/annotations") {
+        remove_field(annotations, LAST_APPLIED);
+    }
+    let annotations = child(child(object, "metadata"), "annotations");
+    map_of(annotations).insert(LAST_APPLIED.to_owned(), format!("{config}\n").into());
+}
+
+#[derive(Clone)]
+struct Conflict {
+    /// As messages name it.
+    owner: String,
+    fields: Set,
+}
+
+/// 409, in the words that kubectl prints.
+fn refuse(conflicts: &[Conflict]) -> Status {
+    let mut causes = Vec::new();
+    let mut lines = Vec::new();
+    let mut sorted: Vec<&Conflict> = conflicts.iter().collect();
+    sorted.sort_by_key(|conflict| &conflict.owner);
+    for Conflict { owner, fields } in sorted {
+        lines.push(format!("conflicts with {owner}:"));
+        for path in set::paths(fields) {
+            let path: String = path.into_iter().map(element::shown).collect();
+            lines.push(format!("- {path}"));
+            causes.push((format!("conflict with {owner}"), path));
+        }
+    }
+    let summary = match causes.as_slice() {
+        [(conflict, path)] => format!("Apply failed with 1 conflict: {conflict}: {path}"),
+        many => format!("Apply failed with {} conflicts: {}", many.len(), lines.join("\n")),
+    };
+    Status::apply_conflict(summary, &causes)
+}
+
+struct Apply<'a> {
+    kind: &'a Kind,
+    form: Form,
+    live: &'a Value,
+    config: &'a Value,
+    writer: Writer<'a>,
+    force: bool,
+}
+
+impl Apply<'_> {
+    fn run(&self, mut entries: Vec<Entry>) -> Result<(Value, Vec<Entry>), Vec<Conflict>> {
+        let ignored = ignored(self.kind, self.writer.subresource);
+        let mut fields = extract(self.form, self.config);
+        ignored.iter().for_each(|path| set::cut(&mut fields, path));
+        let mut own = self.writer.entry(self.kind, Operation::Apply, fields);
+        let place = entries.iter().position(|entry| entry.is_same(&own));
+        let last = place.map(|index| entries.remove(index));
+        let merged = merge::merge(self.form, self.live, self.config);
+        let new = match &last {
+            Some(last) => self.prune(merged, &last.fields, &own, &entries),
+            None => merged,
+        };
+        let mut views = Views { kind: self.kind, old: self.live, new: &new, ignored, found: BTreeMap::new() };
+        let mut conflicts = Vec::new();
+        entries.retain_mut(|entry| {
+            let Some(changes) = views.changes(&entry.api_version) else { return false };
+            if changes.touch(&entry.fields) {
+                let lost = set::intersection(&entry.fields, &changes.taken());
+                entry.fields = set::difference(&set::difference(&entry.fields, &lost), &changes.removed);
+                if !lost.is_empty() {
+                    conflicts.push(Conflict { owner: entry.shown(), fields: lost });
+                }
+            }
+            !entry.fields.is_empty()
+        });
+        if !self.force && !conflicts.is_empty() {
+            return Err(conflicts);
+        }
+        own.fields = set::difference(&own.fields, &NOBODYS);
+        if let Some(last) = last.filter(|last| last.fields == own.fields && new == *self.live) {
+            own.time = last.time;
+        }
+        if !own.fields.is_empty() {
+            entries.push(own);
+        }
+        Ok((new, entries))
+    }
+
+    /// Takes out what this manager applied last, does not apply now, and nobody else owns.
+    fn prune(&self, merged: Value, last: &Set, own: &Entry, others: &[Entry]) -> Value {
+        let form = self.form;
+        let named = |fields: &Set| with_named_fields(form, fields);
+        let without = |gone: &Set| match remove::remove(form, &merged, gone) {
+            Value::Null => Value::Object(Map::new()),
+            kept => kept,
+        };
+        let last = named(last);
+        let all = named(&extract(form, &merged));
+        let pruned = named(&extract(form, &without(&last)));
+        // What others own stays, or comes back.
+        let owned = others.iter().filter(|entry| entry.api_version == own.api_version);
+        let owned = owned.fold(own.fields.clone(), |owned, entry| set::union(owned, &entry.fields));
+        let gone = set::difference(&all, &set::union(pruned, &named(&owned)));
+        // So does what is nobody's, and went only with what it was in.
+        let pruned = named(&extract(form, &without(&gone)));
+        let gone = set::intersection(&set::difference(&all, &pruned), &last);
+        if gone.is_empty() { merged } else { without(&gone) }
+    }
+}
+
+#[cfg(test)]
+mod tests;
