@@ -1,5 +1,6 @@
 //! The stock client, if the machine has one.
 
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
 use portolan_apiserver::User;
@@ -16,7 +17,22 @@ fn has_kubectl() -> bool {
     found
 }
 
+/// Every version that is here: `kubectl` itself, and such as `kubectl.1.30` beside it.
+fn versions() -> Vec<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let Some(first) = std::env::split_paths(&path).find_map(|folder| folder.join("kubectl").canonicalize().ok()) else {
+        return Vec::new();
+    };
+    let beside = std::fs::read_dir(first.parent().unwrap()).unwrap().map(|entry| entry.unwrap());
+    let versioned = beside.filter(|entry| entry.file_name().to_string_lossy().starts_with("kubectl.1."));
+    let mut versions: Vec<PathBuf> = versioned.map(|entry| entry.path()).collect();
+    versions.push("kubectl".into());
+    versions.sort();
+    versions
+}
+
 struct Kubectl {
+    program: PathBuf,
     home: tempfile::TempDir,
 }
 
@@ -25,13 +41,13 @@ impl Kubectl {
         let home = tempfile::tempdir().unwrap();
         let url = format!("https://{}", cluster.address);
         std::fs::write(home.path().join("config"), cluster.api.kubeconfig(&url, &User::admin()).unwrap()).unwrap();
-        Self { home }
+        Self { program: "kubectl".into(), home }
     }
 
     async fn output(&self, arguments: &str, manifest: &str) -> Output {
         let file = self.home.path().join("manifest.yaml");
         std::fs::write(&file, manifest).unwrap();
-        let mut command = Command::new("kubectl");
+        let mut command = Command::new(&self.program);
         command.env("HOME", self.home.path()).env("KUBECONFIG", self.home.path().join("config"));
         let path = file.display().to_string();
         command.args(arguments.split(' ').map(|word| if word == "FILE" { path.as_str() } else { word }));
@@ -107,6 +123,61 @@ async fn a_day_with_kubectl() {
     kubectl.run("delete service web exposed", "").await;
     let missing = kubectl.output("get service web", "").await;
     assert_eq!(String::from_utf8_lossy(&missing.stderr), "Error from server (NotFound): services \"web\" not found\n");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_version_applies_on_the_server() {
+    if !has_kubectl() {
+        return;
+    }
+    for program in versions() {
+        let cluster = Cluster::start().await;
+        let kubectl = Kubectl { program, ..Kubectl::new(&cluster) };
+        let who = kubectl.program.display();
+        let said = kubectl.run("apply --server-side -f FILE", MANIFEST).await;
+        assert_eq!(said, "deployment.apps/web serverside-applied\nservice/web serverside-applied\n", "{who}");
+        let yaml = kubectl.run("get service web -o yaml", "").await;
+        assert!(!yaml.contains("managedFields"), "{who}: {yaml}");
+        let yaml = kubectl.run("get service web -o yaml --show-managed-fields", "").await;
+        assert!(yaml.contains("manager: kubectl\n") && yaml.contains("operation: Apply"), "{who}: {yaml}");
+        assert_eq!(kubectl.run("diff --server-side -f FILE", MANIFEST).await, "", "{who}");
+        let diff = kubectl.output("diff --server-side -f FILE", &MANIFEST.replace("replicas: 2", "replicas: 3")).await;
+        assert_eq!(diff.status.code(), Some(1), "{who}: {}", String::from_utf8_lossy(&diff.stderr));
+        let shown = String::from_utf8_lossy(&diff.stdout).into_owned();
+        assert!(shown.contains("-  replicas: 2\n+  replicas: 3\n"), "{who}: {shown}");
+
+        kubectl.run("scale deployment web --replicas=5", "").await;
+        let refused = kubectl.output("apply --server-side -f FILE", MANIFEST).await;
+        let words = String::from_utf8_lossy(&refused.stderr).into_owned();
+        // A client is known by the name of its program.
+        let conflict = format!(
+            "Apply failed with 1 conflict: conflict with {:?} with subresource \"scale\" using apps/v1: .spec.replicas",
+            kubectl.program.file_name().unwrap()
+        );
+        assert!(words.contains(&conflict) && words.contains("--force-conflicts"), "{who}: {words}");
+        kubectl.run("apply --server-side --force-conflicts -f FILE", MANIFEST).await;
+        assert_eq!(kubectl.run("get deployment web -o jsonpath={.spec.replicas}", "").await, "2", "{who}");
+        let unknown = kubectl.output("apply --server-side -f FILE", &MANIFEST.replace("replicas:", "replica:")).await;
+        let words = String::from_utf8_lossy(&unknown.stderr).into_owned();
+        let mistake = "failed to create typed patch object (default/web; apps/v1, Kind=Deployment): .spec.replica: field not \
+                       declared in schema";
+        assert!(words.contains(mistake), "{who}: {words}");
+
+        // From client-side apply to the server's, with a change and without a conflict, and back.
+        let manifest = MANIFEST.replace("name: web}", "name: old}");
+        kubectl.run("apply -f FILE", &manifest).await;
+        let changed = manifest.replace("replicas: 2", "replicas: 4").replace("8080", "8081");
+        kubectl.run("apply --server-side -f FILE", &changed).await;
+        let managers = "get service old --show-managed-fields -o jsonpath={.metadata.managedFields[*].manager}";
+        let found = kubectl.run(managers, "").await;
+        assert!(!found.contains("client-side"), "{who}: {found}");
+        let ports = "get service old -o jsonpath={.spec.ports[*].targetPort}";
+        assert_eq!(kubectl.run(ports, "").await, "8081", "{who}");
+        let last = kubectl.run("apply view-last-applied deployment old -o json", "").await;
+        assert!(last.contains("\"replicas\": 4"), "{who}: {last}");
+        kubectl.run("apply -f FILE", &manifest).await;
+        assert_eq!(kubectl.run(ports, "").await, "8080", "{who}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
