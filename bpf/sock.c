@@ -170,11 +170,19 @@ struct {
 	TYPE(value, __u32);
 } exempt SEC(".maps");
 
-/* Every socket that is connected through a frontend, by its cookie, until it is closed. */
+/* Whether anything is or was in `exempt`: nearly never, and then nobody has to look there. */
+struct {
+	NUMBER(type, BPF_MAP_TYPE_ARRAY);
+	NUMBER(max_entries, 1);
+	TYPE(key, __u32);
+	TYPE(value, __u32);
+} exempting SEC(".maps");
+
+/* Every socket that is connected through a frontend, by its cookie, until it is closed. Allocated beforehand: an element
+ * comes and goes with every connection, and is read only on behalf of the socket it is of. */
 struct {
 	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
+		NUMBER(max_entries, 1);
 	TYPE(key, __u64);
 	TYPE(value, struct connection);
 } connections SEC(".maps");
@@ -344,8 +352,12 @@ INLINE enum outcome translate(struct bpf_sock_addr *ctx, struct address address,
 	struct frontend frontend;
 	if (!find(&key, &frontend) || frontend.verdict == LEAVE)
 		return AS_IT_IS;
-	__u64 namespace = bpf_get_netns_cookie(ctx);
-	if (bpf_map_lookup_elem(&exempt, &namespace))
+	__u64 namespace = 0;
+	__u32 zero = 0;
+	const __u32 *is_any_exempt = bpf_map_lookup_elem(&exempting, &zero);
+	if ((is_any_exempt && *is_any_exempt) || frontend.affinity_seconds)
+		namespace = bpf_get_netns_cookie(ctx);
+	if (namespace && bpf_map_lookup_elem(&exempt, &namespace))
 		return AS_IT_IS;
 	if (frontend.verdict == REJECT) {
 		bpf_set_retval(-ECONNREFUSED);
@@ -393,7 +405,9 @@ INLINE void forget(struct bpf_sock_addr *ctx, struct address address, int is_con
 {
 	__u64 socket = bpf_get_socket_cookie(ctx);
 	if (is_connect) {
-		bpf_map_delete_elem(&connections, &socket);
+		/* One of TCP connects once in its life, but for those that were made to forget it (AF_UNSPEC). */
+		if (ctx->protocol == IPPROTO_UDP)
+			bpf_map_delete_elem(&connections, &socket);
 		return;
 	}
 	struct reply_key reply = { socket, { address, (__be16)ctx->user_port, 0 }, 0 };

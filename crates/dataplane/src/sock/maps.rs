@@ -19,7 +19,6 @@ pub(super) trait Maps {
 }
 
 /// One hash map, and what to say of it.
-#[derive(Debug)]
 pub(super) struct Table<const K: usize, const V: usize> {
     map: HashMap<MapData, [u8; K], [u8; V]>,
     name: &'static str,
@@ -152,9 +151,36 @@ impl Maps for KernelMaps {
 
 /// Tells the programs which namespace is the node's own.
 pub(super) fn set_node(directory: &Path, cookie: u64) -> Result<(), Error> {
-    const MAP: &str = "settings";
-    let failed = |source| Error::Write { map: MAP, source: Box::new(source) };
-    let map = MapData::from_pin(directory.join(MAP)).map_err(failed)?;
-    let map = aya::maps::Map::from_map_data(map).map_err(failed)?;
-    Array::<_, [u8; 8]>::try_from(map).and_then(|mut map| map.set(0, cookie.to_ne_bytes(), 0)).map_err(failed)
+    Single::open(directory, "settings")?.set(cookie.to_ne_bytes())
+}
+
+/// Something the programs are told once.
+pub(super) struct Flag(Single<4>);
+
+impl Flag {
+    pub(super) fn open(directory: &Path, name: &'static str) -> Result<Self, Error> {
+        Ok(Self(Single::open(directory, name)?))
+    }
+
+    pub(super) fn raise(&mut self) -> Result<(), Error> {
+        self.0.set(1u32.to_ne_bytes())
+    }
+}
+
+/// A map of one value.
+struct Single<const V: usize> {
+    map: Array<MapData, [u8; V]>,
+    name: &'static str,
+}
+
+impl<const V: usize> Single<V> {
+    fn open(directory: &Path, name: &'static str) -> Result<Self, Error> {
+        let read = |source| Error::Read { map: name, source: Box::new(source) };
+        let map = MapData::from_pin(directory.join(name)).and_then(aya::maps::Map::from_map_data).map_err(read)?;
+        Ok(Self { map: Array::try_from(map).map_err(read)?, name })
+    }
+
+    fn set(&mut self, value: [u8; V]) -> Result<(), Error> {
+        self.map.set(0, value, 0).map_err(|source| Error::Write { map: self.name, source: Box::new(source) })
+    }
 }

@@ -52,7 +52,8 @@ use binds::BindLog;
 use maps::KernelMaps;
 use reconcile::Reconciler;
 
-/// How much the maps have room for. Room costs 16 bytes an element, what is in it a hundred more.
+/// How much the maps have room for. Room costs 16 bytes an element, what is in it a hundred more; for a connection both
+/// at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Addresses and ports of Services.
@@ -69,7 +70,7 @@ impl Capacity {
     const SESSIONS: u32 = 65_536;
 
     /// Every map, and how many elements it has room for where that is not fixed.
-    fn rooms(self) -> [(&'static str, Option<u32>); 11] {
+    fn rooms(self) -> [(&'static str, Option<u32>); 12] {
         [
             ("frontends", Some(self.frontends)),
             ("slots", Some(self.backends)),
@@ -80,6 +81,7 @@ impl Capacity {
             ("connections", Some(self.connections)),
             ("sessions", Some(self.connections.min(Self::SESSIONS))),
             ("replies", Some(self.connections.min(Self::SESSIONS))),
+            ("exempting", None),
             ("settings", None),
             ("refused_binds", None),
         ]
@@ -89,7 +91,7 @@ impl Capacity {
 impl Default for Capacity {
     /// Enough for 50,000 Services with two addresses and ten endpoints each.
     fn default() -> Self {
-        Self { frontends: 1 << 17, backends: 1 << 20, connections: 1 << 18 }
+        Self { frontends: 1 << 17, backends: 1 << 20, connections: 1 << 16 }
     }
 }
 

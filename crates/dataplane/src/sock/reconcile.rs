@@ -7,8 +7,9 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use portolan_model::forwarding::{
-    Backend, Frontend, FrontendForwarding, FrontendKind, NodeContext, ServiceForwarding, Target,
+    Backend, Family, Frontend, FrontendForwarding, FrontendKind, NodeContext, ServiceForwarding, Target,
 };
 use portolan_model::{Protocol, ServiceId};
 
@@ -208,7 +209,12 @@ fn frontends(forwarding: &ServiceForwarding) -> impl Iterator<Item = &FrontendFo
 
 fn wanted_of<'a>(forwarding: &'a FrontendForwarding, node: &NodeContext) -> Wanted<'a> {
     // Whom a source range admits, and under which address a packet travels on, only nftables can tell.
-    let left = !forwarding.sources.is_empty() || (node.masquerade_all && forwarding.kind == FrontendKind::ClusterIp);
+    let masqueraded = node.masquerade_all && forwarding.kind == FrontendKind::ClusterIp;
+    // Where it matters whether the client is a pod, it has to be known which addresses are pods'.
+    let of_family = |network: &IpNet| Family::of(network.addr()) == forwarding.frontend.family();
+    let tells_pods = node.pod_link.is_none() && node.pod_networks.iter().any(of_family);
+    let left =
+        !forwarding.sources.is_empty() || masqueraded || (forwarding.inside != forwarding.outside && !tells_pods);
     let (verdict, backends) = match &forwarding.inside {
         _ if left => (Verdict::Leave, &[][..]),
         Target::Forward(backends) => (Verdict::Forward, &**backends),
