@@ -32,7 +32,8 @@ pub struct Counted {
 
 impl Counted {
     /// `None` if the frontend is none of the Service's.
-    pub(crate) fn of(service: &Service, frontend: Frontend, counts: Counts) -> Option<Self> {
+    #[must_use]
+    pub fn of(service: &Service, frontend: Frontend, counts: Counts) -> Option<Self> {
         let kind = match frontend.place {
             Place::Node(_) => FrontendKind::NodePort,
             Place::Address(address) if service.cluster_ips.contains(&address) => FrontendKind::ClusterIp,

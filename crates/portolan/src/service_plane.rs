@@ -53,6 +53,7 @@ pub(crate) async fn run(
     shutdown: CancellationToken,
 ) -> Result<()> {
     let forwarding = ProxyConfig {
+        counters: true,
         sockets: config.sockets.clone(),
         ..ProxyConfig::new(&config.node_name, LocalTraffic::ClusterCidr(config.pod_cidrs.clone()))
     };

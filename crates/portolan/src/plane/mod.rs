@@ -3,7 +3,7 @@
 //! | module | |
 //! |---|---|
 //! | `health`, `exposition` | what is said to probes and scrapers, pure |
-//! | `metrics`, `local` | what is counted |
+//! | `metrics`, `local`, `traffic` | what is counted |
 //! | `serve`, `servers`, `checks` | who is answered, where |
 //! | `voice` | what is wrong, in the log and in Events |
 //!
@@ -21,6 +21,7 @@ mod local;
 mod metrics;
 mod serve;
 mod servers;
+mod traffic;
 mod voice;
 
 use std::net::SocketAddr;
@@ -32,8 +33,8 @@ use jiff::Timestamp;
 use kube::Client;
 use portolan_client::{Feed, FeedItem, Recorder, Scope, service_feed};
 use portolan_dataplane::{DataPlane, Report};
-use portolan_model::forwarding::NodeContext;
 use portolan_model::{Delta, Event, ServiceId, Snapshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,8 @@ use checks::Checks;
 use local::Locals;
 use metrics::Round;
 use serve::serve_at;
-use servers::{HealthServer, MetricsServer, Shared};
+use servers::{HealthServer, MetricsServer, Shared, TrafficRequest};
+use traffic::Traffic;
 use voice::{Reason, Voice};
 
 /// How soon what could not be had is tried again: at first, and at most, doubling in between.
@@ -50,6 +52,8 @@ const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_LAST: Duration = Duration::from_secs(30);
 /// Events applied in one go at most, so that a flood cannot postpone the first of it for ever.
 const LARGEST_BATCH: usize = 10_000;
+/// Scrapes that may wait for the plane at once.
+const TRAFFIC_REQUESTS: usize = 4;
 /// As `kubectl describe` shows under "From".
 const COMPONENT: &str = "portolan-proxy";
 
@@ -105,12 +109,13 @@ pub(crate) async fn run<F: Follower>(
     let shared = Shared::new(settings.audit_period * 2);
     let mut parts = JoinSet::new();
     let must = settings.must_bind;
+    let (ask, mut asked) = mpsc::channel(TRAFFIC_REQUESTS);
     if let Some(address) = settings.healthz {
         let server = Arc::new(HealthServer(shared.clone()));
         parts.spawn(async move { serve_at(address, "health", must, server).await });
     }
     if let Some(address) = settings.metrics {
-        let server = Arc::new(MetricsServer(shared.clone()));
+        let server = Arc::new(MetricsServer { shared: shared.clone(), traffic: ask });
         parts.spawn(async move { serve_at(address, "metrics", must, server).await });
     }
     let (recorder, recording) = Recorder::new(client.clone(), &settings.node_name);
@@ -141,6 +146,8 @@ pub(crate) async fn run<F: Follower>(
             Some(item) = feed.next() => plane.take(item, &mut feed).await,
             () = retry => plane.retry().await,
             _ = audit.tick(), if plane.synced => plane.audit().await,
+            () = plane.kernel.changed(), if plane.synced => plane.moved().await,
+            Some(reply) = asked.recv(), if plane.synced => plane.count(reply).await,
             () = plane.follower.hear(), if plane.synced => {}
         }
     }
@@ -224,16 +231,39 @@ impl<F: Follower> Plane<F> {
         for happened in batch.happened {
             self.shared.metrics().programmed(now.duration_since(happened).unwrap_or_default());
         }
-        if batch.synced || !delta.nodes.is_empty() {
+        self.follow(&delta, batch.synced).await;
+    }
+
+    /// Tells those who come after the kernel.
+    async fn follow(&mut self, delta: &Delta, first: bool) {
+        if first || !delta.nodes.is_empty() {
             let node = self.snapshot.node(&self.node_name);
             self.shared.health().node(node.is_some_and(|node| !node.going_away));
         }
-        self.locals.apply(&self.snapshot, &delta, &self.node_name);
+        self.locals.apply(&self.snapshot, delta, &self.node_name);
         self.shared.metrics().holds(self.kernel.elements(), self.locals.total());
-        let addresses = NodeContext::from_snapshot(&self.snapshot, &self.node_name, &[]).node_port_addresses;
-        let failed = self.checks.apply(&self.snapshot, &delta, &self.locals, addresses).await;
+        let addresses = self.kernel.node_port_addresses(&self.snapshot);
+        let failed = self.checks.apply(&self.snapshot, delta, &self.locals, addresses).await;
         self.note_checks(failed);
-        self.follower.apply(&self.snapshot, &delta, batch.synced);
+        self.follower.apply(&self.snapshot, delta, first);
+    }
+
+    /// The node has other addresses than before.
+    async fn moved(&mut self) {
+        let began = Instant::now();
+        let nothing = Delta::default();
+        let report = self.kernel.apply(&self.snapshot, &nothing).await;
+        self.note(report, false, began);
+        self.follow(&nothing, false).await;
+    }
+
+    /// Answers a scrape, if the kernel can be read.
+    async fn count(&mut self, reply: TrafficRequest) {
+        match self.kernel.traffic(&self.snapshot).await {
+            // Whoever asked may have stopped waiting.
+            Ok(counted) => drop(reply.send(Traffic::new(&self.snapshot, counted, self.kernel.led()))),
+            Err(error) => tracing::warn!("cannot read what went through Services: {error}"),
+        }
     }
 
     fn hear(&mut self, item: FeedItem, batch: &mut Batch) {

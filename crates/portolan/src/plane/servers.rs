@@ -1,6 +1,7 @@
 //! The plane's state -> `/healthz` and `/livez` for probes, `/metrics` and `/proxyMode` for scrapers.
 //!
-//! Invariant: an answer never waits for the plane, so that one that hangs is told of.
+//! Invariant: an answer does not wait for the plane, so that one that hangs is told of. Only what the Services' traffic came
+//! to is the plane's to read; who asks for metrics waits a moment for it, and goes without if it does not come.
 //!
 //! Source: Kubernetes `cmd/kube-proxy/app/server.go` and `pkg/proxy/healthcheck`.
 
@@ -9,14 +10,18 @@ use std::time::Duration;
 
 use http::StatusCode;
 use jiff::Timestamp;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::exposition::Page;
 use super::health::{Health, Verdict};
 use super::metrics::{Metrics, Probe, write_process};
 use super::serve::{Answer, Answered, not_found, text};
+use super::traffic::Traffic;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
+/// How long a scrape waits for the plane, which may be in the middle of writing.
+const TRAFFIC_TIMEOUT: Duration = Duration::from_secs(5);
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the plane's loop writes and its servers read.
@@ -64,7 +69,24 @@ impl Answer for HealthServer {
     }
 }
 
-pub(crate) struct MetricsServer(pub(crate) Arc<Shared>);
+/// Asks the plane to read what went through each Service.
+pub(crate) type TrafficRequest = oneshot::Sender<Traffic>;
+
+pub(crate) struct MetricsServer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) traffic: mpsc::Sender<TrafficRequest>,
+}
+
+impl MetricsServer {
+    async fn traffic(&self) -> Option<Traffic> {
+        let (reply, answer) = oneshot::channel();
+        let asked = async {
+            self.traffic.send(reply).await.ok()?;
+            answer.await.ok()
+        };
+        tokio::time::timeout(TRAFFIC_TIMEOUT, asked).await.ok().flatten()
+    }
+}
 
 impl Answer for MetricsServer {
     async fn answer(&self, path: &str) -> Answered {
@@ -73,8 +95,11 @@ impl Answer for MetricsServer {
             "/proxyMode" => text(StatusCode::OK, PLAIN, "nftables"),
             "/metrics" => {
                 let mut page = Page::default();
-                self.0.metrics().write(&mut page);
+                self.shared.metrics().write(&mut page);
                 write_process(&mut page);
+                if let Some(traffic) = self.traffic().await {
+                    traffic.write(&mut page);
+                }
                 text(StatusCode::OK, PROMETHEUS, page.into_text())
             }
             _ => not_found(),

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use portolan_client::{Scope, connect_from};
-use portolan_dataplane::sock::{Capacity, SockConfig};
+use portolan_dataplane::sock::Capacity;
 use portolan_dataplane::{DataPlane, ProxyConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +46,9 @@ pub(crate) struct Arguments {
     /// machine's own network namespace, and otherwise nobody's]
     #[arg(long, value_name = "PATH")]
     socket_lb_cgroup: Option<String>,
+    /// Count each Service's connections, packets and bytes, for /metrics; it costs every packet a little
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set, value_name = "true|false")]
+    service_counters: bool,
     #[command(flatten)]
     flags: Flags,
 }
@@ -96,9 +99,16 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let cgroup = arguments.cgroup();
     let sockets =
         cgroup.filter(|_| arguments.socket_lb).and_then(|cgroup| sockets::config(Some(cgroup), Capacity::default()));
-    let kernel = DataPlane::open(forwarding(&node_name, &configuration, sockets))
-        .await
-        .context("cannot take over this node's Service forwarding")?;
+    let kernel = DataPlane::open(ProxyConfig {
+        masquerade_all: configuration.masquerade_all,
+        masquerade_bit: configuration.masquerade_bit,
+        node_port_addresses: configuration.node_port_addresses.clone(),
+        counters: arguments.service_counters,
+        sockets,
+        ..ProxyConfig::new(&node_name, configuration.local.clone())
+    })
+    .await
+    .context("cannot take over this node's Service forwarding")?;
     // What an earlier run attached, and only now that it is certain to have ended.
     if !arguments.socket_lb && cgroup.is_some() {
         sockets::cleanup().context("cannot take off the programs that lead sockets")?;
@@ -133,14 +143,4 @@ fn read(arguments: &Arguments) -> Result<Configuration> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     config::from_file(&text, &arguments.flags)
         .with_context(|| format!("the configuration in {} cannot be used", path.display()))
-}
-
-fn forwarding(node_name: &str, configuration: &Configuration, sockets: Option<SockConfig>) -> ProxyConfig {
-    ProxyConfig {
-        masquerade_all: configuration.masquerade_all,
-        masquerade_bit: configuration.masquerade_bit,
-        node_port_addresses: configuration.node_port_addresses.clone(),
-        sockets,
-        ..ProxyConfig::new(node_name, configuration.local.clone())
-    }
 }

@@ -1,28 +1,31 @@
 //! `portolan proxy` on a node of its own: against a bare API server, which is stopped and started, and with backends that
-//! echo. No cluster is needed for that, and no machine to itself.
+//! echo. No cluster is needed for that, and no machine to itself; one test has both.
 //!
 //! ```text
 //! node 192.0.2.2 ──────── 192.0.2.1 away
 //! the proxy, clients      the API server, backends, clients
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::{Child, Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use nlink::netlink::route::Ipv4Route;
+use nlink::netlink::{Connection, Route};
 use portolan_apiserver::{ApiServer, Config, User};
 use portolan_testkit::{Dial, Echo, Netns, Outcome, cable, require_root, say, skip};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster::{Api, SOON};
-use crate::machine::eventually;
+use crate::cluster::{Api, Cluster, SOON, http_from};
+use crate::machine::{block_on, eventually, on_a_machine};
 
 const NODE: &str = "192.0.2.2";
 const AWAY: &str = "192.0.2.1";
@@ -31,6 +34,9 @@ const API_PORT: u16 = 6443;
 const OTHER_PORT: u16 = 6444;
 const SERVICES: &str = "/api/v1/namespaces/default/services";
 const SLICES: &str = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+/// What went by nftables to Service `web`'s ClusterIP.
+const CONNECTIONS: &str = "portolan_service_connections_total{namespace=\"default\",service=\"web\",port=\"\",\
+    protocol=\"TCP\",kind=\"ClusterIP\",by=\"nftables\"}";
 
 fn address(ip: &str, port: u16) -> SocketAddr {
     SocketAddr::new(ip.parse().unwrap(), port)
@@ -115,18 +121,19 @@ impl Lab {
         let kubeconfig = self.path(&format!("kubeconfig-{API_PORT}"));
         // The table of connections is the machine's, and its size nothing for a test to change.
         let fixed = ["--hostname-override=node1", "--cluster-cidr=10.244.0.0/16", "--conntrack-max-per-core=0"];
-        let fixed = fixed.into_iter().chain(["--oom-score-adj=0"]).map(str::to_owned);
+        let fixed = fixed.into_iter().chain(["--oom-score-adj=0", "--socket-lb=false", "--service-counters"]);
+        let fixed = fixed.map(str::to_owned);
         fixed.chain([format!("--kubeconfig={}", kubeconfig.display())]).collect()
     }
 
-    fn proxy(&self) -> Proxy<'_> {
+    fn proxy(&self) -> Proxy {
         let arguments = self.arguments();
         let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let log = File::options().create(true).append(true).open(self.path("log")).unwrap();
         let child = self.node.run(|| self.command(&arguments).stderr(log).spawn().unwrap());
-        let proxy = Proxy { lab: self, child };
+        let proxy = Proxy { log: self.path("log"), child };
         eventually("the proxy has written everything once", SOON, || {
-            match proxy.metric("kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") {
+            match self.metric("kubeproxy_sync_full_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}") {
                 Some(rounds) if rounds >= 1.0 => Ok(()),
                 other => Err(format!("{other:?}")),
             }
@@ -159,27 +166,8 @@ impl Lab {
         })
     }
 
-    /// Everything that forwards, with the handles of tables, chains and maps, which change when one is made anew; `None`
-    /// without `nft`. Rules go without theirs: they are a constant few, and a new proxy writes its own in one transaction.
-    fn ruleset(&self) -> Option<Vec<String>> {
-        let listed = self.node.command("nft", &["-a", "list", "ruleset"])?;
-        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
-        let rule = |line: &str| {
-            line.starts_with("\t\t").then(|| line.split_once(" # handle ").map(|(rule, _)| rule.to_owned()))
-        };
-        let text = String::from_utf8(listed.stdout).unwrap();
-        Some(text.lines().map(|line| rule(line).flatten().unwrap_or_else(|| line.to_owned())).collect())
-    }
-}
-
-struct Proxy<'a> {
-    lab: &'a Lab,
-    child: Child,
-}
-
-impl Proxy<'_> {
     fn metric(&self, name: &str) -> Option<f64> {
-        let (status, _, body) = self.lab.get(address("127.0.0.1", 10249), "/metrics").ok()?;
+        let (status, _, body) = self.get(address("127.0.0.1", 10249), "/metrics").ok()?;
         assert_eq!(status, 200);
         let line = body.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
         line.rsplit(' ').next().unwrap().parse().ok()
@@ -189,6 +177,22 @@ impl Proxy<'_> {
         self.metric("portolan_kernel_operations_total").unwrap()
     }
 
+    /// Everything that forwards, with the handles of tables, chains and maps, which change when one is made anew; `None`
+    /// without `nft`. Rules go without theirs: they are a constant few, and a new proxy writes its own in one transaction.
+    fn ruleset(&self) -> Option<Vec<String>> {
+        let listed = self.node.command("nft", &["-a", "list", "ruleset"])?;
+        assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+        let text = String::from_utf8(listed.stdout).unwrap();
+        Some(text.lines().map(what_stays).collect())
+    }
+}
+
+struct Proxy {
+    log: PathBuf,
+    child: Child,
+}
+
+impl Proxy {
     fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -201,15 +205,26 @@ impl Proxy<'_> {
     }
 }
 
-impl Drop for Proxy<'_> {
+impl Drop for Proxy {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("{}", std::fs::read_to_string(self.lab.path("log")).unwrap_or_default());
+            eprintln!("{}", std::fs::read_to_string(&self.log).unwrap_or_default());
         }
         // Ended already, unless the test failed.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A line of a ruleset without a rule's handle and without what was counted.
+fn what_stays(line: &str) -> String {
+    let rule = line.starts_with("\t\t").then(|| line.split_once(" # handle ")).flatten();
+    let mut parts = rule.map_or(line, |(rule, _)| rule).split(" counter packets ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |text, part| {
+        let after = part.split_once(" bytes ").unwrap().1;
+        text + after.trim_start_matches(|c: char| c.is_ascii_digit())
+    })
 }
 
 /// The Node that the proxy runs on.
@@ -261,9 +276,13 @@ fn a_node_of_any_cluster_is_forwarded_for_and_says_how_it_is() {
     let body: Value = serde_json::from_str(&body).unwrap();
     assert_eq!((status, &body["healthy"], &body["nodeEligible"]), (200, &json!(true), &json!(true)), "{body}");
     assert_eq!(lab.get(address("127.0.0.1", 10249), "/proxyMode").unwrap().2, "nftables");
-    let changes = proxy.metric("kubeproxy_sync_proxy_rules_service_changes_total").unwrap();
+    let changes = lab.metric("kubeproxy_sync_proxy_rules_service_changes_total").unwrap();
     assert!(changes >= 2.0, "kubernetes and web: {changes}");
-    assert_eq!(proxy.metric("kubeproxy_proxy_healthz_total{code=\"200\"}"), Some(1.0));
+    assert_eq!(lab.metric("kubeproxy_proxy_healthz_total{code=\"200\"}"), Some(1.0));
+
+    let counted = lab.metric(CONNECTIONS).unwrap();
+    lab.reaches(cluster_ip(&web), "a");
+    assert_eq!(lab.metric(CONNECTIONS), Some(counted + 1.0));
 
     // The load balancer's question has another answer once the endpoint is elsewhere.
     let check = address(NODE, u16::try_from(web["spec"]["healthCheckNodePort"].as_u64().unwrap()).unwrap());
@@ -281,7 +300,7 @@ fn a_node_of_any_cluster_is_forwarded_for_and_says_how_it_is() {
     lab.reaches(cluster_ip(&web), "a");
     let no_local =
         "kubeproxy_sync_proxy_rules_no_local_endpoints_total{ip_family=\"IPv4\",traffic_policy=\"external\"}";
-    assert_eq!(proxy.metric(no_local), Some(1.0));
+    assert_eq!(lab.metric(no_local), Some(1.0));
 
     // A node that is about to go gets no traffic, and no restart either.
     let taints = json!([{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]);
@@ -327,13 +346,15 @@ fn a_killed_proxy_is_replaced_without_a_connection_or_a_rule_noticing() {
     let connection = lab.node.run(|| Dial::tcp(cluster_ip(&web)).open().unwrap());
     assert_eq!(Outcome::greeting(&connection).by(), Some("a"));
     assert!(say(&connection, "before"));
+    let counted = lab.metric(CONNECTIONS).unwrap();
     let before = lab.ruleset();
     proxy.kill();
     assert!(say(&connection, "without"));
     lab.reaches(cluster_ip(&web), "a");
     let proxy = lab.proxy();
     assert!(say(&connection, "after"));
-    assert_eq!(proxy.operations(), 0.0, "what was there was adopted");
+    assert_eq!(lab.operations(), 0.0, "what was there was adopted");
+    assert!(lab.metric(CONNECTIONS).unwrap() > counted, "counting went on");
     match &before {
         Some(before) => assert_eq!(lab.ruleset().as_ref(), Some(before)),
         None => skip("needs nft, to look at the rules' handles"),
@@ -359,7 +380,7 @@ fn an_api_server_that_was_away_changes_what_differs() {
     let [one, two, three] = services.each_ref().map(cluster_ip);
     let proxy = lab.proxy();
     [one, two, three].into_iter().for_each(|service| lab.reaches(service, "a"));
-    let programmed = proxy.operations();
+    let programmed = lab.operations();
     server.stop();
     for service in [one, two, three] {
         assert_eq!(lab.dial(service).by(), Some("a"), "nobody needs the API server to forward");
@@ -380,20 +401,20 @@ fn an_api_server_that_was_away_changes_what_differs() {
         _ => Ok(()),
     });
     lab.reaches(one, "a");
-    let difference = proxy.operations() - programmed;
+    let difference = lab.operations() - programmed;
     assert!((1.0..programmed).contains(&difference), "{difference} operations, and {programmed} for everything");
     let log = std::fs::read_to_string(lab.path("log")).unwrap();
     assert!(!log.contains("panic"), "{log}");
 
     // The same once more, with nothing to change.
-    let settled = proxy.operations();
+    let settled = lab.operations();
     server.stop();
     let server = lab.serve(API_PORT);
     lab.api(API_PORT, |api| api.post(SLICES, &slice("four", "node1", 9001)));
     let four = lab.api(API_PORT, |api| service(api, "four"));
     lab.reaches(cluster_ip(&four), "a");
     let each = programmed / 3.0;
-    assert!(proxy.operations() - settled <= each + 2.0, "one more Service and nothing else");
+    assert!(lab.operations() - settled <= each + 2.0, "one more Service and nothing else");
     proxy.stop();
     server.stop();
 }
@@ -441,6 +462,58 @@ fn what_is_wrong_with_a_service_shows_in_its_events() {
     });
     proxy.stop();
     server.stop();
+}
+
+#[test]
+fn a_machine_outside_joins_a_running_cluster_as_a_further_node() {
+    on_a_machine(|machine| {
+        let cluster = Cluster::up(machine, &["--nodes", "1"]);
+        let api = cluster.client();
+        api.deploy("web", 2);
+        let web = api.service(json!({
+            "metadata": {"name": "web"},
+            "spec": {"selector": {"app": "web"}, "ports": [{"port": 80, "targetPort": "http"}]},
+        }));
+        api.post("/api/v1/nodes", &json!({"metadata": {"name": "further"}}));
+        let addresses = json!([{"type": "InternalIP", "address": "10.203.0.2"}]);
+        api.merge("/api/v1/nodes/further/status", &json!({"status": {"addresses": addresses}}));
+
+        let outside = nlink::netlink::namespace::Netns::open("portolan-outside").unwrap();
+        // Pods are behind their node. Services are nowhere: without a proxy, nobody would answer for them.
+        let routes = || {
+            block_on(async {
+                let route = Connection::<Route>::new().unwrap();
+                let pods = Ipv4Route::new(Ipv4Addr::new(10, 244, 0, 0), 16);
+                route.add_route(pods.gateway(Ipv4Addr::new(10, 203, 0, 11)).dev("eth0")).await.unwrap();
+                route.add_route(Ipv4Route::new(Ipv4Addr::new(10, 96, 0, 0), 12).dev("eth0")).await.unwrap();
+            });
+        };
+        outside.run(routes).unwrap();
+        let target = cluster_ip(&web);
+        let ask = || http_from("portolan-outside", target.ip(), target.port());
+        assert!(ask().is_err(), "there is no proxy yet");
+
+        let mut command = Command::new(env!("CARGO_BIN_EXE_portolan"));
+        command.args(["proxy", "--hostname-override=further", "--cluster-cidr=10.244.0.0/16"]);
+        command.args(["--conntrack-max-per-core=0", "--oom-score-adj=0", "--socket-lb=false"]);
+        // The cluster's own kubeconfig says where the API server is for the machine that it runs on.
+        command.args(["--master=https://10.203.0.1:6443", "--kubeconfig"]);
+        command.arg(cluster.kubeconfig());
+        command.stderr(File::create(machine.path("proxy.log")).unwrap()).stdout(Stdio::null());
+        let proxy = Proxy { log: machine.path("proxy.log"), child: outside.run(|| command.spawn().unwrap()).unwrap() };
+        let backends = eventually("both pods answer", SOON, || {
+            let answers: BTreeSet<String> = (0..20).map(|_| ask()).collect::<Result<_, _>>()?;
+            if answers.len() == 2 { Ok(answers) } else { Err(format!("{answers:?}")) }
+        });
+        // The pods are replaced, and the proxy follows as every node does.
+        api.delete("/api/v1/namespaces/default/pods?labelSelector=app=web");
+        eventually("the new pods answer", SOON, || match ask() {
+            Ok(answer) if !backends.contains(&answer) => Ok(()),
+            other => Err(format!("{other:?}")),
+        });
+        proxy.stop();
+        assert!(cluster.stop().success());
+    });
 }
 
 #[test]
