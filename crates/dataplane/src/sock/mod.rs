@@ -129,6 +129,8 @@ pub struct Led {
 pub struct SockLb {
     config: SockConfig,
     links: Vec<PathBuf>,
+    /// It was said that a map is getting full.
+    was_warned: bool,
     reconciler: Reconciler<KernelMaps>,
     ender: Ender,
     _binds: BindLog,
@@ -148,7 +150,14 @@ impl SockLb {
         maps::set_node(&directory, node)?;
         let reconciler = Reconciler::restore(KernelMaps::open(&directory, &config.capacity)?)?;
         let ender = Ender::start(Connections::open(&directory, &config.capacity)?, config.end_tcp_after);
-        Ok(Self { config: config.clone(), links, reconciler, ender, _binds: BindLog::start(&directory)? })
+        Ok(Self {
+            config: config.clone(),
+            links,
+            was_warned: false,
+            reconciler,
+            ender,
+            _binds: BindLog::start(&directory)?,
+        })
     }
 
     /// Brings the maps in line with these Services, which have the frontends that they hold and no other. When this
@@ -160,7 +169,20 @@ impl SockLb {
     ) -> Vec<(ServiceId, Error)> {
         let (refused, gone) = self.reconciler.apply(services, node);
         self.ender.end(gone);
+        self.warn_before_full();
         refused
+    }
+
+    /// Once each time that a map comes to have little room left.
+    fn warn_before_full(&mut self) {
+        let is_short = |used: usize, room: u32| used as u64 * 10 > u64::from(room) * 9;
+        let short = self.occupancy().into_iter().find(|(_, used, room)| is_short(*used, *room));
+        if let Some((what, used, room)) = short.filter(|_| !self.was_warned) {
+            tracing::warn!(
+                "{used} {what} of Services are in the socket load balancer, which has room for {room}; what has none will be left to nftables"
+            );
+        }
+        self.was_warned = short.is_some();
     }
 
     /// Every Service has been applied: what an earlier life left and nobody asked for since is removed, other builds'

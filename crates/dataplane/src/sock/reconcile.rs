@@ -35,6 +35,8 @@ pub(super) struct Reconciler<M> {
     strays: BTreeSet<Key>,
     node_addresses: BTreeSet<IpAddr>,
     next_id: u32,
+    /// In all rows.
+    slots: usize,
 }
 
 impl<M: Maps> Reconciler<M> {
@@ -48,6 +50,7 @@ impl<M: Maps> Reconciler<M> {
             strays: BTreeSet::new(),
             node_addresses: BTreeSet::new(),
             next_id: 1,
+            slots: 0,
         };
         reconciler.reread()?;
         reconciler.orphans = reconciler.rows.keys().copied().collect();
@@ -64,6 +67,7 @@ impl<M: Maps> Reconciler<M> {
         let owned: HashSet<Frontend> = self.owned.values().flat_map(|frontends| frontends.iter().copied()).collect();
         self.orphans = found.rows.keys().filter(|frontend| !owned.contains(frontend)).copied().collect();
         self.next_id = self.next_id.max(found.highest_id.saturating_add(1));
+        self.slots = found.rows.values().map(|row| row.slots.len()).sum();
         self.rows = found.rows;
         self.strays = found.strays;
         self.node_addresses = found.node_addresses;
@@ -143,12 +147,14 @@ impl<M: Maps> Reconciler<M> {
         let backends = wanted.map_or(&[][..], |wanted| wanted.backends);
         let is_gone = |backend: &&Backend| backends.binary_search(backend).is_err();
         gone.extend(row.in_use().iter().filter(is_gone).map(|backend| Gone { frontend, backend: *backend }));
+        self.slots -= row.slots.len();
         let mut outcome = self.carry_out(frontend, &mut row, wanted);
         if outcome.is_err() && wanted.is_some() {
             // Half of it would be worse than what nftables has, which is whole.
             let withdrawn = self.carry_out(frontend, &mut row, None);
             outcome = outcome.and(withdrawn);
         }
+        self.slots += row.slots.len();
         if !row.is_empty() {
             self.rows.insert(frontend, row);
         }
@@ -198,7 +204,7 @@ impl<M: Maps> Reconciler<M> {
 
     /// How many elements there are in the maps that can become full: frontends and slots.
     pub(super) fn occupancy(&self) -> (usize, usize) {
-        (self.rows.len(), self.rows.values().map(|row| row.slots.len()).sum())
+        (self.rows.len(), self.slots)
     }
 }
 

@@ -196,6 +196,16 @@ mod tests {
     }
 
     #[test]
+    fn a_refused_bind_names_who_and_what() {
+        let mut record: RefusedBindRecord =
+            join(&[&77u32.to_ne_bytes(), &30_080u16.to_ne_bytes(), &[TCP, 0], b"web\0"]);
+        let refused = RefusedBind { process: 77, protocol: Protocol::Tcp, port: 30_080, command: "web".to_owned() };
+        assert_eq!(read_refused_bind(&record), Some(refused));
+        record[6] = 132;
+        assert_eq!(read_refused_bind(&record), None);
+    }
+
+    #[test]
     fn sctp_has_no_hooks() {
         assert_eq!(frontend_key(frontend(Place::Node(Family::V4), Protocol::Sctp)), None);
     }
