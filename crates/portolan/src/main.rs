@@ -13,6 +13,7 @@ mod plane;
 mod proxy;
 mod service_plane;
 mod sockets;
+mod trace;
 mod up;
 mod workload;
 
@@ -40,6 +41,8 @@ enum Command {
     Demo(demo::Arguments),
     /// Say where a Service's addresses lead right now, and if it does not work, why
     Explain(explain::Arguments),
+    /// Say what a node's kernel does with a connection, rule by rule, and where it may end
+    Trace(trace::Arguments),
     /// Switch the nodes of a running cluster on and off
     #[command(subcommand)]
     Node(node::Command),
@@ -97,6 +100,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
                     Command::Proxy(arguments) => proxy::run(arguments).await?,
                     Command::Demo(arguments) => return demo::run(arguments).await,
                     Command::Explain(arguments) => return explain::run(arguments).await,
+                    Command::Trace(arguments) => return trace::run(arguments).await,
                     Command::NodeInit(_) | Command::Node(_) | Command::Image(_) | Command::Workload(_) => {
                         unreachable!("handled without a runtime above")
                     }

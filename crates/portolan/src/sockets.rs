@@ -15,10 +15,10 @@ use portolan_node::Sandboxes;
 use crate::up::cgroup;
 
 /// A pod says `"false"` here to have its packets translated instead.
-const ANNOTATION: &str = "portolan.dev/socket-lb";
+pub(crate) const ANNOTATION: &str = "portolan.dev/socket-lb";
 
 /// On a BPF file system: what is pinned here works on while no agent runs.
-const PINS: &str = "/sys/fs/bpf/portolan";
+pub(crate) const PINS: &str = "/sys/fs/bpf/portolan";
 
 /// For a node that shares its machine with others.
 pub(crate) const SMALL: Capacity = Capacity { frontends: 1 << 14, backends: 1 << 17, connections: 1 << 14 };

@@ -112,8 +112,8 @@ impl<'a> Machine<'a> {
     /// False if the rule ends here.
     fn carry_out(&mut self, expression: &RuleExpr, acts: &mut Vec<Act>) -> bool {
         match expression {
-            RuleExpr::Meta { dreg, key, .. } => self.load_meta(*dreg, *key),
-            RuleExpr::MetaSet { key, sreg, .. } => return self.set_meta(*key, *sreg, acts),
+            RuleExpr::Meta { dreg, key, .. } => return self.load_meta(*dreg, *key) || self.cannot(expression),
+            RuleExpr::MetaSet { key, sreg, .. } => return self.set_meta(*key, *sreg, acts) || self.cannot(expression),
             RuleExpr::Payload { dreg, base, offset, len, .. } => {
                 let header = match base {
                     PayloadBase::Network => self.network_header(),
@@ -212,7 +212,8 @@ impl<'a> Machine<'a> {
         acts.push(Act::Rewrite(to));
     }
 
-    fn load_meta(&mut self, to: Register, key: MetaKey) {
+    /// False where it is not known.
+    fn load_meta(&mut self, to: Register, key: MetaKey) -> bool {
         match key {
             MetaKey::L4Proto => self.store(to, &[self.original.protocol]),
             MetaKey::NfProto => self.store(to, &[if self.original.source.is_ipv4() { 2 } else { 10 }]),
@@ -225,11 +226,9 @@ impl<'a> Machine<'a> {
                 name[..length].copy_from_slice(&known[..length]);
                 self.store(to, &name);
             }
-            other => {
-                self.store_word(to, 0);
-                self.unknown.push(format!("meta {other:?}"));
-            }
+            _ => return false,
         }
+        true
     }
 
     fn set_meta(&mut self, key: MetaKey, from: Register, acts: &mut Vec<Act>) -> bool {
@@ -243,7 +242,9 @@ impl<'a> Machine<'a> {
                 self.priority = word;
                 acts.push(Act::Priority(word));
             }
-            other => self.unknown.push(format!("meta {other:?} set")),
+            // It changes nothing for the rules to come.
+            MetaKey::NfTrace => {}
+            _ => return false,
         }
         true
     }
@@ -257,15 +258,15 @@ impl<'a> Machine<'a> {
         let found = set.find(&key);
         if invert || found.is_none() {
             if invert && found.is_none() {
-                acts.push(Act::Looked(format!("{} is not in @{name}", text::value(&set.key, &key))));
+                acts.push(Act::Looked(format!("no @{name} {{ {} }}", text::value(&set.key, &key))));
             }
             return invert && found.is_none();
         }
         let Some((element, data)) = found else { return false };
         match (to, data) {
-            (None, _) => acts.push(Act::Looked(format!("{element} is in @{name}"))),
+            (None, _) => acts.push(Act::Looked(format!("@{name} {{ {element} }}"))),
             (Some(to), Some(data)) => {
-                acts.push(Act::Looked(format!("{element} : {} is in @{name}", set.print(data))));
+                acts.push(Act::Looked(format!("@{name} {{ {element} : {} }}", set.print(data))));
                 match data {
                     SetElementData::Value(value) => self.store(to, value),
                     SetElementData::Verdict(verdict) => acts.push(Act::Verdict(verdict.clone())),

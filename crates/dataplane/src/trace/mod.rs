@@ -22,6 +22,7 @@ mod table;
 mod text;
 mod walk;
 
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 pub use table::Table;
@@ -59,7 +60,9 @@ pub struct Step {
     pub chain: String,
     /// What the rule says it is for.
     pub comment: String,
-    /// What was looked up on the way, as `nft` prints it: `10.96.0.1 . tcp . 80 is in @masqueraded`.
+    /// The rule as `nft` prints it; empty where that is not known.
+    pub rule: String,
+    /// What was looked up on the way, as `nft` writes it: `@masqueraded { 10.96.0.1 . tcp . 80 }`.
     pub elements: Vec<String>,
     /// What the rule did, as `nft` spells it: `goto pick`.
     pub effect: String,
@@ -88,4 +91,27 @@ pub enum Outcome {
     Dropped,
     /// No rule concerns it.
     Passed,
+}
+
+impl fmt::Display for Trace {
+    /// The steps, under the hooks they are in.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut hook = "";
+        for step in &self.steps {
+            if hook != step.hook {
+                hook = &step.hook;
+                writeln!(f, "  {hook}")?;
+            }
+            let comment = if step.comment.is_empty() { String::new() } else { format!("  # {}", step.comment) };
+            match step.elements.as_slice() {
+                [] if step.rule.is_empty() => writeln!(f, "    {}: {}{comment}", step.chain, step.effect)?,
+                [] => writeln!(f, "    {}: {}{comment}", step.chain, step.rule)?,
+                elements => {
+                    writeln!(f, "    {}: {}", step.chain, elements.join(", "))?;
+                    writeln!(f, "      -> {}{comment}", step.effect)?;
+                }
+            }
+        }
+        Ok(())
+    }
 }

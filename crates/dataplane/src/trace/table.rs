@@ -35,6 +35,8 @@ pub(super) struct Base {
 #[derive(Debug)]
 pub(super) struct Rule {
     pub(super) comment: String,
+    /// As `nft` prints it, without the comment; empty where that is not known.
+    pub(super) text: String,
     pub(super) expressions: Vec<RuleExpr>,
 }
 
@@ -83,7 +85,9 @@ impl Table {
         for rule in kernel.list_rules(TABLE, nf).await.map_err(reading)? {
             let chain = table.chains.entry(rule.chain.clone()).or_default();
             let comment = rule.comment_text.clone().unwrap_or_default();
-            chain.rules.push(Rule { comment, expressions: rule.expressions() });
+            let text = rule.nft_syntax_stateless().unwrap_or_default();
+            let text = text.strip_suffix(&format!(" comment \"{comment}\"")).unwrap_or(&text).to_owned();
+            chain.rules.push(Rule { comment, text, expressions: rule.expressions() });
         }
         for info in kernel.list_sets_in(TABLE, nf).await.map_err(reading)? {
             let elements = kernel.list_set_elements(TABLE, &info.name, nf).await.map_err(reading)?;

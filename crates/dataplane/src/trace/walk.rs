@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use nlink::netlink::nftables::Verdict;
+use nlink::netlink::nftables::{SetKeyType, Verdict};
 
 use super::machine::{Act, Applied, Machine};
 use super::table::{Base, Chain, Table};
@@ -117,11 +117,16 @@ impl<'a> Walk<'a> {
     fn chain(&mut self, name: &str, chain: &'a Chain, depth: usize) -> Left {
         for rule in &chain.rules {
             let Applied::Yes(acts) = self.machine.apply(rule) else { continue };
+            // Cleaning up after itself is nothing to tell.
+            if acts.iter().all(|act| matches!(act, Act::Priority(_))) {
+                continue;
+            }
             let said = if rule.comment.is_empty() { self.reason.clone() } else { rule.comment.clone() };
             let mut step = Step {
                 hook: self.hook.clone(),
                 chain: name.to_owned(),
                 comment: rule.comment.clone(),
+                rule: rule.text.clone(),
                 elements: Vec::new(),
                 effect: String::new(),
             };
@@ -160,13 +165,19 @@ impl<'a> Walk<'a> {
                         "masquerade".to_owned()
                     }
                     Act::Mark(mark) => format!("meta mark set {mark:#010x}"),
-                    Act::Priority(class) => format!("meta priority set {class:#x}"),
+                    Act::Priority(class) => {
+                        format!("meta priority set {}", text::value(&SetKeyType::ClassId, &class.to_ne_bytes()))
+                    }
                     Act::Remember(update) => update,
                 };
                 if !step.effect.is_empty() {
                     step.effect.push_str(", ");
                 }
                 step.effect.push_str(&effect);
+            }
+            // What only counts decides nothing.
+            if step.effect.is_empty() {
+                continue;
             }
             self.steps.push(step);
             if let Some((to, forever)) = calls {

@@ -134,7 +134,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<ExitCode> {
     Ok(if explanation.broken() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-fn usual_kubeconfig() -> PathBuf {
+pub(crate) fn usual_kubeconfig() -> PathBuf {
     let ours = Path::new(crate::up::data_dir::DEFAULT).join("kubeconfig");
     if ours.exists() {
         return ours;

@@ -11,3 +11,4 @@ mod proxy;
 mod services;
 mod soak;
 mod sockets;
+mod trace;
