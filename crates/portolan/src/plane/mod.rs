@@ -213,12 +213,13 @@ impl<F: Follower> Plane<F> {
             next = if room > 0 { feed.try_next() } else { None };
         }
         if batch.services + batch.endpoints > 0 {
-            self.shared.health().queued(Instant::now());
             self.shared.metrics().queued(batch.services, batch.endpoints, Timestamp::now());
         }
         if !batch.synced && (!self.synced || self.pending.is_empty()) {
             return;
         }
+        // An API server that takes long for its first lists is no fault of this node's.
+        self.shared.health().queued(Instant::now());
         let delta = std::mem::take(&mut self.pending);
         let began = Instant::now();
         let report = match batch.synced {

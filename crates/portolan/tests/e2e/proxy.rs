@@ -153,17 +153,9 @@ impl Lab {
         });
     }
 
-    /// Status, head and body of what a server on the node answers.
+    /// What a server on the node answers.
     fn get(&self, to: SocketAddr, path: &str) -> std::io::Result<(u16, String, String)> {
-        self.node.run(|| {
-            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
-            stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-            write!(stream, "GET {path} HTTP/1.1\r\nhost: node\r\n\r\n")?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
-            Ok((head[9..12].parse().unwrap(), head.to_owned(), body.to_owned()))
-        })
+        self.node.run(|| get(to, path))
     }
 
     fn metric(&self, name: &str) -> Option<f64> {
@@ -214,6 +206,17 @@ impl Drop for Proxy {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Status, head and body.
+fn get(to: SocketAddr, path: &str) -> std::io::Result<(u16, String, String)> {
+    let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(3))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: node\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::InvalidData)?;
+    Ok((head[9..12].parse().unwrap(), head.to_owned(), body.to_owned()))
 }
 
 /// A line of a ruleset without a rule's handle and without what was counted.
@@ -316,6 +319,7 @@ fn a_node_of_any_cluster_is_forwarded_for_and_says_how_it_is() {
     let second = lab.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
     let said = String::from_utf8_lossy(&second.stderr);
     assert!(!second.status.success() && said.contains(&proxy.child.id().to_string()), "{said}");
+    assert!(said.contains("portolan proxy"), "{said}");
     let cleanup = lab.run(&["--cleanup"]);
     assert!(!cleanup.status.success(), "nothing is removed from under a proxy that runs");
     lab.reaches(cluster_ip(&web), "a");
@@ -505,6 +509,11 @@ fn a_machine_outside_joins_a_running_cluster_as_a_further_node() {
             let answers: BTreeSet<String> = (0..20).map(|_| ask()).collect::<Result<_, _>>()?;
             if answers.len() == 2 { Ok(answers) } else { Err(format!("{answers:?}")) }
         });
+        // An agent says the same things of its own node, where the others can ask.
+        let node1 = |port, path: &'static str| outside.run(move || get(address("10.203.0.11", port), path)).unwrap();
+        assert_eq!(node1(10256, "/healthz").unwrap().0, 200);
+        let metrics = node1(10249, "/metrics").unwrap().2;
+        assert!(metrics.contains("portolan_service_bytes_total{namespace=\"default\",service=\"web\""), "{metrics}");
         // The pods are replaced, and the proxy follows as every node does.
         api.delete("/api/v1/namespaces/default/pods?labelSelector=app=web");
         eventually("the new pods answer", SOON, || match ask() {
