@@ -38,7 +38,7 @@ fn request(api: &Api, name: &str, annotations: &Value, service: IpAddr) -> BTree
     asked_by(address)
 }
 
-fn with_a_service(machine: &Machine, arguments: &[&str], test: impl FnOnce(&Api, IpAddr, IpAddr)) {
+fn with_a_service(machine: &Machine, arguments: &[&str], test: impl FnOnce(&Cluster<'_>, &Api, IpAddr, IpAddr)) {
     let cluster = Cluster::up(machine, &[&["--nodes", "1"], arguments].concat());
     let api = cluster.client();
     api.deploy("web", 1);
@@ -50,7 +50,7 @@ fn with_a_service(machine: &Machine, arguments: &[&str], test: impl FnOnce(&Api,
     eventually("the ClusterIP answers", SOON, || http((service, 80).into()));
     let pods = api.get("/api/v1/namespaces/default/pods?labelSelector=app%3Dweb");
     let endpoint = pods["items"][0]["status"]["podIP"].as_str().unwrap().parse().unwrap();
-    test(&api, service, endpoint);
+    test(&cluster, &api, service, endpoint);
     assert!(cluster.stop().success());
     assert_eq!(machine.remains(), BTreeSet::new());
 }
@@ -58,7 +58,7 @@ fn with_a_service(machine: &Machine, arguments: &[&str], test: impl FnOnce(&Api,
 #[test]
 fn pods_are_led_unless_they_say_no() {
     on_a_machine(|machine| {
-        with_a_service(machine, &[], |api, service, endpoint| {
+        with_a_service(machine, &[], |_, api, service, endpoint| {
             assert_eq!(request(api, "led", &json!({}), service), BTreeSet::from([endpoint]));
             let no = json!({ "portolan.dev/socket-lb": "false" });
             assert_eq!(request(api, "left-out", &no, service), BTreeSet::from([service]));
@@ -69,8 +69,41 @@ fn pods_are_led_unless_they_say_no() {
 #[test]
 fn nobody_is_led_when_the_cluster_says_no() {
     on_a_machine(|machine| {
-        with_a_service(machine, &["--socket-lb=false"], |api, service, _| {
+        with_a_service(machine, &["--socket-lb=false"], |_, api, service, _| {
             assert_eq!(request(api, "translated", &json!({}), service), BTreeSet::from([service]));
+        });
+    });
+}
+
+#[test]
+fn a_pod_in_the_nodes_network_may_not_take_a_node_port() {
+    on_a_machine(|machine| {
+        with_a_service(machine, &[], |cluster, api, _, _| {
+            let service = api.service(json!({
+                "metadata": { "name": "outward" },
+                "spec": { "type": "NodePort", "selector": { "app": "web" }, "ports": [{ "port": 80, "targetPort": "http" }] },
+            }));
+            let port = service["spec"]["ports"][0]["nodePort"].to_string();
+            api.post(
+                "/api/v1/namespaces/default/pods",
+                &json!({
+                    "metadata": { "name": "taker" },
+                    "spec": {
+                        "hostNetwork": true,
+                        "restartPolicy": "Never",
+                        "containers": [{ "name": "take", "image": "portolan/workload", "args": ["serve", "--port", port] }],
+                    },
+                }),
+            );
+            eventually("the pod fails", SOON, || {
+                let status = &api.get("/api/v1/namespaces/default/pods/taker")["status"];
+                if status["phase"] == "Failed" { Ok(()) } else { Err(status.to_string()) }
+            });
+            eventually("the node's log says why", SOON, || {
+                let logs = cluster.logs();
+                let said = logs.contains(&format!("may not bind TCP port {port} on this node"));
+                if said { Ok(()) } else { Err(logs) }
+            });
         });
     });
 }
