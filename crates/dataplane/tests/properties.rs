@@ -25,16 +25,12 @@ fn objects(netns: &Netns) -> Option<Vec<Value>> {
 }
 
 /// The ruleset as facts that do not depend on how it came about: without handles, and with a frontend's slots in any
-/// order. The index of a slot says in its upper bits which of the frontend's sets it is in. `admitted` is left to our own
-/// audit: `nft` 1.0.6 pairs the ends of its intervals wrongly.
+/// order. The index of a slot says in its upper bits which of the frontend's sets it is in.
 fn facts(objects: Vec<Value>) -> BTreeSet<String> {
     let mut facts = BTreeSet::new();
     for mut object in objects {
         let (kind, body) = object.as_object_mut().unwrap().iter_mut().next().unwrap();
         body.as_object_mut().unwrap().remove("handle");
-        if body["name"] == "admitted" {
-            body["elem"] = Value::Null;
-        }
         let of = format!("{} {} {}", body["family"], body["table"], body["name"]);
         for mut element in body.as_object_mut().unwrap().remove("elem").iter_mut().flat_map(elements) {
             if body["name"].as_str().is_some_and(|name| name.ends_with("slots")) {
