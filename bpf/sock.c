@@ -14,8 +14,8 @@
  * Deliberately not here: source ranges, masquerading, dropping (nftables does these), SCTP (it has no such hooks), and
  * whatever comes to this node from elsewhere.
  *
- * Source: Documentation/bpf/prog_cgroup_sock_addr and net/ipv4, net/ipv6 for where each hook runs. The layout of keys
- * and values is read by crates/dataplane/src/sock/wire.rs; who changes one changes both, and the layout's number there.
+ * Source: bpf(2) and bpf-helpers(7); the kernel's net/ipv4 and net/ipv6 for where each hook runs. The layout of keys and
+ * values is read by crates/dataplane/src/sock/wire.rs; who changes one changes both, and the layout's number there.
  */
 #include "kernel.h"
 

@@ -19,8 +19,6 @@ pub enum Error {
     },
     #[error("the kernel did not take the socket programs; they need Linux 5.18, CONFIG_CGROUP_BPF and CAP_BPF")]
     Load(#[source] Box<aya::EbpfError>),
-    #[error("the built object has no usable {name}")]
-    Object { name: &'static str },
     #[error("cannot attach {program} to {}", path.display())]
     Attach {
         program: String,
