@@ -63,6 +63,7 @@ impl Section {
         for word in header.split_whitespace() {
             match word.split_once('=').unwrap_or((word, "")) {
                 ("masquerade-all", "") => config.masquerade_all = true,
+                ("counters", "") => config.counters = true,
                 ("pods", how) => {
                     config.local = match how.split_once(':').unwrap_or((how, "")) {
                         ("unknown", "") => LocalTraffic::ClusterCidr(Vec::new()),

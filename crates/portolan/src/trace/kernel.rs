@@ -30,7 +30,7 @@ pub(super) struct Question {
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) source: IpAddr,
-    /// By which the packet comes in; none for the node's own.
+    /// By which the packet comes in; none for the node's own, and empty where the node has no route to the source.
     pub(super) interface: Option<String>,
     pub(super) own_addresses: Vec<IpAddr>,
     /// What the node's socket programs would do, were the source a socket that they see.
@@ -123,9 +123,9 @@ async fn look(question: &Question) -> Result<Answer> {
     Ok(Answer { source, interface, own_addresses, led: None, trace })
 }
 
-/// The link that the source is reached by, and so the one its packets come in by.
+/// The link that the source is reached by, and so the one its packets come in by; empty where there is no route.
 async fn interface(route: &Connection<Route>, source: IpAddr) -> Result<String> {
-    let found = route.lookup_route(source).await.with_context(|| format!("the node has no route to {source}"))?;
+    let Ok(found) = route.lookup_route(source).await else { return Ok(String::new()) };
     let links = route.get_links().await.context("cannot read the node's links")?;
     let link = links.iter().find(|link| Some(link.ifindex()) == found.oif());
     Ok(link.and_then(|link| link.name()).unwrap_or_default().to_owned())

@@ -173,7 +173,11 @@ async fn trace(arguments: &Arguments, cluster: Option<&Cluster>, unheard: Option
         (_, None) => String::new(),
     };
     let to = if transport == Transport::Icmp { destination.ip().to_string() } else { destination.to_string() };
-    let by = answer.interface.as_ref().map(|link| format!(", coming in by {link},")).unwrap_or_default();
+    if answer.interface.as_deref() == Some("") {
+        after.push(format!("The node has no route to {}: no answer gets back there.", answer.source));
+    }
+    let link = answer.interface.as_ref().filter(|link| !link.is_empty());
+    let by = link.map(|link| format!(", coming in by {link},")).unwrap_or_default();
     let service_name = service.as_ref().map(|service| format!(" (Service {service})")).unwrap_or_default();
     let on = here.as_ref().map(|node| format!("on {node}, ")).unwrap_or_default();
     Ok(Told {
