@@ -3,7 +3,7 @@
 //! What merges and who owns what is `kinds::apply`; this is the request around it. Source: the apply patcher in
 //! kube-apiserver's `endpoints/handlers/patch.go`.
 
-use portolan_kinds::apply::{self, Applied};
+use portolan_kinds::apply;
 use portolan_kinds::{FieldError, FieldValidation, Status};
 use serde_json::Value;
 
@@ -35,11 +35,12 @@ pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<(Value, Ve
     Ok((config, repeated))
 }
 
-pub(crate) fn applied(asked: Asked<'_>, live: Option<&Value>, config: &Value) -> Result<Changed, Status> {
+/// What becomes of the live object, if there is one, and of its managed fields.
+pub(crate) fn applied(asked: Asked<'_>, live: (Option<&Value>, &Value), config: &Value) -> Result<Changed, Status> {
     let now = object::time(jiff::Timestamp::now());
     let force = asked.options.force.unwrap_or_default();
-    let Applied { object, managed_fields } = apply::apply(asked.target.kind, live, config, force, asked.writer(&now))?;
-    Ok(Changed { object, warnings: Vec::new(), managed_fields: Some(managed_fields) })
+    let (object, owners) = apply::apply(asked.target.kind, live, config, force, asked.writer(&now))?;
+    Ok(Changed { object, warnings: Vec::new(), owners: Some(owners) })
 }
 
 pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Result<Written, Status> {
@@ -50,8 +51,8 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Re
         written
     };
     for _ in 0..TRIES {
-        let changed = write::change(server, asked, false, |old| {
-            let mut changed = applied(asked, Some(old), &config)?;
+        let changed = write::change(server, asked, false, |old, held| {
+            let mut changed = applied(asked, (Some(old), held), &config)?;
             (changed.object, changed.warnings) = kind.decode(changed.object, asked.options.field_validation)?;
             Ok(changed)
         });
@@ -80,7 +81,7 @@ async fn create(server: &Server, asked: Asked<'_>, config: &Value) -> Result<Wri
             name: asked.name(),
         },
     )?;
-    let changed = applied(asked, None, config)?;
+    let changed = applied(asked, (None, &Value::Null), config)?;
     let uid = object::text(config, "/metadata/uid");
     if !uid.is_empty() {
         let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");

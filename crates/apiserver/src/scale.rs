@@ -73,13 +73,13 @@ pub(crate) fn get(server: &Server, asked: Asked<'_>) -> Result<Reply, Status> {
 
 pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> Result<Reply, Status> {
     let strict = !object::text(scale, "/metadata/resourceVersion").is_empty();
-    let written = write::change(server, asked, strict, |old| Ok(scaled(old, scale)?.into())).await?;
+    let written = write::change(server, asked, strict, |old, _| Ok(scaled(old, scale)?.into())).await?;
     Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))
 }
 
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Reply, Status> {
     let patch = Patch::parse(media, body)?;
-    let written = write::change(server, asked, false, |old| {
+    let written = write::change(server, asked, false, |old, _| {
         let scale = match &patch {
             // A Scale has no lists, so that both ways of merging are one.
             Patch::Merge(patch) | Patch::Strategic(patch) => portolan_kinds::patch::json_merge(&scale_of(old), patch),
@@ -103,10 +103,10 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Res
         "apiVersion": kind.api_version(), "kind": kind.kind, "metadata": config["metadata"],
         "spec": {"replicas": config["spec"]["replicas"]}
     });
-    let written = write::change(server, asked, false, |old| {
-        let Changed { object, managed_fields, .. } = apply::applied(asked, Some(old), &config)?;
-        let replicas = json!({"spec": {"replicas": object["spec"]["replicas"]}});
-        Ok(Changed { object: scaled(&object, &replicas)?, managed_fields, warnings: Vec::new() })
+    let written = write::change(server, asked, false, |old, held| {
+        let changed = apply::applied(asked, (Some(old), held), &config)?;
+        let replicas = json!({"spec": {"replicas": changed.object["spec"]["replicas"]}});
+        Ok(Changed { object: scaled(&changed.object, &replicas)?, ..changed })
     })
     .await?;
     Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))

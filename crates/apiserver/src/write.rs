@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use jiff::Timestamp;
 use json_patch::PatchOperation;
-use portolan_kinds::apply::{self, Writer};
+use portolan_kinds::apply::{self, Owners, Writer};
 use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
 use portolan_store::{Expect, Op, Store, WriteError};
 use serde_json::Value;
@@ -22,6 +22,9 @@ use crate::services::{self, Allocation};
 
 /// After this many lost races something is wrong, and the client should hear of it.
 const TRIES: usize = 64;
+
+/// How a patch that is about owners is told by its text.
+const MANAGED_FIELDS: &[u8] = b"managedFields";
 
 /// Who asks for what, and how.
 #[derive(Clone, Copy)]
@@ -62,7 +65,7 @@ pub(crate) struct Changed {
     pub(crate) object: Value,
     pub(crate) warnings: Vec<String>,
     /// Of server-side apply, which says itself who owns what.
-    pub(crate) managed_fields: Option<Value>,
+    pub(crate) owners: Option<Owners>,
 }
 
 impl From<Value> for Changed {
@@ -73,7 +76,7 @@ impl From<Value> for Changed {
 
 impl From<(Value, Vec<String>)> for Changed {
     fn from((object, warnings): (Value, Vec<String>)) -> Self {
-        Self { object, warnings, managed_fields: None }
+        Self { object, warnings, owners: None }
     }
 }
 
@@ -175,7 +178,7 @@ fn namespace_check(store: &Store, kind: &Kind, namespace: &str, name: &str) -> R
 pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Changed>) -> Result<Written, Status> {
     let kind = asked.kind();
     let now = Timestamp::now();
-    let Changed { object: body, managed_fields, mut warnings } = body.into();
+    let Changed { object: body, owners, mut warnings } = body.into();
     let (mut object, more) = kind.decode(body, asked.options.field_validation)?;
     warnings.extend(more);
     let sent = apply::take_managed_fields(&mut object);
@@ -188,13 +191,13 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
         object::metadata(&mut object).insert("name".into(), names::generate_name(&base, rand::random()).into());
     }
     kind.default(&mut object);
-    let managed_fields = managed_fields.unwrap_or_else(|| {
-        apply::update(kind, (None, &Value::Null), (&object, &sent), asked.writer(&object::time(now)))
+    let owners = owners.unwrap_or_else(|| {
+        apply::update(kind, (None, Value::Null), (&object, &sent), asked.writer(&object::time(now)))
     });
     kind.prepare_create(&mut object);
     refuse_invalid(kind, &object, &kind.validate_create(&object))?;
     authz::node_may_touch(asked.user, kind.group, kind.plural, &object)?;
-    set_managed_fields(&mut object, managed_fields);
+    set_managed_fields(&mut object, owners.managed_fields);
 
     for attempt in 0..TRIES {
         if attempt > 0 && !base.is_empty() {
@@ -275,20 +278,20 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
         return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));
     }
     let creates = asked.target.sub == Sub::None && kind.allows_create_on_update();
-    let changed = change(server, asked, !unconditional, |_| Ok((object.clone(), warnings.clone()).into())).await;
+    let changed = change(server, asked, !unconditional, |_, _| Ok((object.clone(), warnings.clone()).into())).await;
     match changed {
         Err(status) if status.code() == 404 && unconditional && creates => create(server, asked, object).await,
         other => other,
     }
 }
 
-/// Makes `change` of the stored object, trying again when it changed meanwhile, unless `strict`: then the client named
-/// the revision it saw.
+/// Makes `change` of the stored object and its managed fields, which come apart, trying again when it changed meanwhile,
+/// unless `strict`: then the client named the revision it saw.
 pub(crate) async fn change(
     server: &Server,
     asked: Asked<'_>,
     strict: bool,
-    change: impl Fn(&Value) -> Result<Changed, Status>,
+    change: impl Fn(&Value, &Value) -> Result<Changed, Status>,
 ) -> Result<Written, Status> {
     let kind = asked.kind();
     let (namespace, name) = (asked.namespace(), asked.name());
@@ -299,20 +302,20 @@ pub(crate) async fn change(
         };
         let mut old = object::from_stored(kind, object::decode(&entry.value));
         authz::node_may_touch(asked.user, kind.group, kind.plural, &old)?;
-        let Changed { object: new, warnings, managed_fields } = change(&old)?;
-        let now = Timestamp::now();
         let held = apply::take_managed_fields(&mut old);
-        let (mut new, managed_fields) = settle_update(&asked, (new, managed_fields), (&old, &held), now)?;
+        let Changed { object: new, warnings, owners } = change(&old, &held)?;
+        let now = Timestamp::now();
+        let (mut new, owners) = settle_update(&asked, (new, owners), (&old, held), now)?;
         let gone = is_finished(kind, &new, &old);
         let allocation = if gone && services::is_service(kind) {
             Some(services::release(&server.services, &old))
         } else {
             allocation(server, kind, &mut new, Some(&old), now)?
         };
-        if new == old && !gone && apply::same_owners(&managed_fields, &held) {
+        if new == old && !gone && !owners.changed {
             return Ok(Written { stored: entry.value, created: false, warnings });
         }
-        set_managed_fields(&mut new, managed_fields);
+        set_managed_fields(&mut new, owners.managed_fields);
         let new = object::to_stored(kind, new);
         if asked.options.dry_run {
             return Ok(Written { stored: new.to_string().into(), created: false, warnings });
@@ -350,10 +353,10 @@ fn set_managed_fields(object: &mut Value, managed_fields: Value) {
 /// `old`. Owners are what a client asked for; what is kept or filled in after defaulting is nobody's.
 fn settle_update(
     asked: &Asked<'_>,
-    (mut new, managed_fields): (Value, Option<Value>),
-    (old, held): (&Value, &Value),
+    (mut new, owners): (Value, Option<Owners>),
+    (old, held): (&Value, Value),
     now: Timestamp,
-) -> Result<(Value, Value), Status> {
+) -> Result<(Value, Owners), Status> {
     let kind = asked.kind();
     let sent = apply::take_managed_fields(&mut new);
     check_place(asked, &new)?;
@@ -393,16 +396,16 @@ fn settle_update(
         let finalizers = new["spec"]["finalizers"].take();
         new = old.clone();
         object::spec(&mut new).insert("finalizers".into(), finalizers);
-        let managed_fields = apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now)));
-        return Ok((new, managed_fields));
+        let owners = apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now)));
+        return Ok((new, owners));
     }
     let sub = if asked.target.sub == Sub::Status { Subresource::Status } else { Subresource::None };
     kind.default(&mut new);
-    let managed_fields = managed_fields
+    let owners = owners
         .unwrap_or_else(|| apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now))));
     kind.prepare_update(&mut new, old, sub);
     refuse_invalid(kind, &new, &kind.validate_update(&new, old, sub))?;
-    Ok((new, managed_fields))
+    Ok((new, owners))
 }
 
 /// Whether the update took away the last thing that kept a deleted object.
@@ -443,8 +446,16 @@ pub(crate) async fn bind(
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes: &[u8]) -> Result<Written, Status> {
     let kind = asked.kind();
     let patch = Patch::parse(media, bytes)?;
-    change(server, asked, false, |old| {
-        let mut patched = patch.to(kind, old)?;
+    // Few patches are about owners, and the others need not carry them along.
+    let about_owners = bytes.windows(MANAGED_FIELDS.len()).any(|window| window == MANAGED_FIELDS);
+    change(server, asked, false, |old, held| {
+        let mut patched = if about_owners {
+            let mut old = old.clone();
+            set_managed_fields(&mut old, held.clone());
+            patch.to(kind, &old)?
+        } else {
+            patch.to(kind, old)?
+        };
         apply::keep_reset(&mut patched);
         kind.decode(patched, asked.options.field_validation).map(Changed::from)
     })

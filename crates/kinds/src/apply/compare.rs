@@ -25,11 +25,6 @@ impl Changes {
         set::union(self.added.clone(), &self.modified)
     }
 
-    /// Whether any of a set was changed.
-    pub(super) fn touch(&self, fields: &Set) -> bool {
-        [&self.added, &self.modified, &self.removed].into_iter().any(|part| set::meet(part, fields))
-    }
-
     /// Without the field at a path, and all below it.
     pub(super) fn cut(&mut self, path: &[&str]) {
         for part in [&mut self.added, &mut self.modified, &mut self.removed] {

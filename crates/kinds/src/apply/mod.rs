@@ -79,60 +79,86 @@ pub fn keep_reset(body: &mut Value) {
     }
 }
 
-/// Whether both tell of the same owners of the same fields, whenever those were written.
-pub fn same_owners(left: &Value, right: &Value) -> bool {
-    managers::are_same(left, right)
+/// Who owns what after a write.
+#[derive(Debug)]
+pub struct Owners {
+    /// Null if nobody owns anything.
+    pub managed_fields: Value,
+    /// Whether it is not who owned what before. Times alone do not count.
+    pub changed: bool,
 }
 
-/// The managed fields after an update of `old`, or a creation if there is none. `held` are those of `old`, `sent` those
-/// that came with `new`, and both objects are without. Objects whose owners nobody tracked stay untracked.
+/// Who owns what after an update of `old`, or a creation if there is none. `held` are the managed fields of `old`, `sent`
+/// those that came with `new`, or null, and both objects are without. Objects whose owners nobody tracked stay untracked.
 pub fn update(
     kind: &Kind,
-    (old, held): (Option<&Value>, &Value),
+    (old, held): (Option<&Value>, Value),
     (new, sent): (&Value, &Value),
     writer: Writer<'_>,
-) -> Value {
-    let said = writer.subresource.is_empty() && !sent.is_null() && sent != held;
-    let mut entries = match said.then(|| managers::decode_sent(sent)).flatten() {
-        _ if said && managers::is_reset(sent) => Vec::new(),
-        Some(entries) => entries,
-        None => managers::decode(held.clone()),
-    };
-    if entries.is_empty() && old.is_some() {
-        return Value::Null;
+) -> Owners {
+    if writer.subresource.is_empty() && !sent.is_null() && *sent != held {
+        return update_as_sent(kind, (old, held), (new, sent), writer);
     }
-    record(kind, old.unwrap_or(&json!({})), new, &mut entries, writer);
+    let mut entries = managers::decode(held);
+    if entries.is_empty() && old.is_some() {
+        return Owners { managed_fields: Value::Null, changed: false };
+    }
+    let changed = record(kind, old.unwrap_or(&json!({})), new, &mut entries, writer);
     managers::cap(&mut entries);
-    managers::encode(entries)
+    Owners { managed_fields: managers::encode(entries), changed }
 }
 
-/// Gives what changed to who changed it, and takes it from all others.
-fn record(kind: &Kind, old: &Value, new: &Value, entries: &mut Vec<Entry>, writer: Writer<'_>) {
+/// The same for who says, by sending managed fields, who owned what until now.
+fn update_as_sent(
+    kind: &Kind,
+    (old, held): (Option<&Value>, Value),
+    (new, sent): (&Value, &Value),
+    writer: Writer<'_>,
+) -> Owners {
+    let entries = if managers::is_reset(sent) { Some(Vec::new()) } else { managers::decode_sent(sent) };
+    let Some(mut entries) = entries else { return update(kind, (old, held), (new, &Value::Null), writer) };
+    if !entries.is_empty() || old.is_none() {
+        record(kind, old.unwrap_or(&json!({})), new, &mut entries, writer);
+        managers::cap(&mut entries);
+    }
+    let managed_fields = managers::encode(entries);
+    let changed = !managers::are_same(&managed_fields, &held);
+    Owners { managed_fields, changed }
+}
+
+/// Gives what changed to who changed it, and takes it from all others. Tells whether anybody's fields are others now.
+fn record(kind: &Kind, old: &Value, new: &Value, entries: &mut Vec<Entry>, writer: Writer<'_>) -> bool {
     let mut views = Views { kind, old, new, ignored: ignored(kind, writer.subresource), found: BTreeMap::new() };
-    let Some(taken) = views.changes(&kind.api_version()).map(|changes| set::difference(&changes.taken(), &NOBODYS))
-    else {
-        return;
-    };
-    let mut own = writer.entry(kind, Operation::Update, taken);
+    let taken = views.changes(&kind.api_version()).map(Changes::taken).unwrap_or_default();
+    let mut own = writer.entry(kind, Operation::Update, set::difference(&taken, &NOBODYS));
+    let mut changed = false;
+    // Most writes change the values of what their writer has already.
+    let mut is_new = !own.fields.is_empty();
     entries.retain_mut(|entry| {
-        let Some(changes) = views.changes(&entry.api_version) else { return false };
-        if entry.is_same(&own) && !own.fields.is_empty() {
-            // Most writes change the values of what their writer has already.
-            let mut fields = std::mem::take(&mut entry.fields);
-            if set::meet(&changes.removed, &fields) {
-                fields = set::difference(&fields, &changes.removed);
-            }
-            own.fields = if set::covers(&fields, &own.fields) { fields } else { set::union(fields, &own.fields) };
+        let Some(changes) = views.changes(&entry.api_version) else {
+            changed = true;
             return false;
+        };
+        let is_own = entry.is_same(&own);
+        let lost = if is_own { &changes.removed } else { &set::union(changes.taken(), &changes.removed) };
+        if set::meet(&entry.fields, lost) {
+            entry.fields = set::difference(&entry.fields, lost);
+            changed = true;
         }
-        if changes.touch(&entry.fields) {
-            entry.fields = set::difference(&set::difference(&entry.fields, &changes.taken()), &changes.removed);
+        if is_own && is_new {
+            is_new = false;
+            if !set::covers(&entry.fields, &own.fields) {
+                entry.fields = set::union(std::mem::take(&mut entry.fields), &own.fields);
+                changed = true;
+            }
+            entry.time = std::mem::take(&mut own.time);
         }
         !entry.fields.is_empty()
     });
-    if !own.fields.is_empty() {
+    if is_new {
         entries.push(own);
     }
+    changed || is_new
 }
 
 /// What changed, as each version of the kind has it.
@@ -190,26 +216,20 @@ fn ignored(kind: &Kind, subresource: &str) -> &'static [&'static [&'static str]]
     }
 }
 
-/// An object that was applied to.
-#[derive(Debug)]
-pub struct Applied {
-    /// Neither decoded nor defaulted: of what the configuration says, word for word.
-    pub object: Value,
-    pub managed_fields: Value,
-}
-
-/// Applies a configuration to a live object, or makes one of it if there is none.
+/// Applies a configuration to a live object, or makes one of it if there is none. `held` are the managed fields of the
+/// live object, which itself is without. What comes out is neither decoded nor defaulted: of what the configuration says,
+/// word for word.
 ///
 /// # Errors
 /// 400 for a configuration of another kind, with managed fields, or with fields that the kind has not; 409 when another
 /// manager owns a field that would change, unless it is `force`d.
 pub fn apply(
     kind: &Kind,
-    live: Option<&Value>,
+    (live, held): (Option<&Value>, &Value),
     config: &Value,
     force: bool,
     writer: Writer<'_>,
-) -> Result<Applied, Status> {
+) -> Result<(Value, Owners), Status> {
     let schema = check_kind(kind, config)?;
     if config.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
@@ -222,17 +242,19 @@ pub fn apply(
         )));
     }
     let nothing = json!({"apiVersion": kind.api_version(), "kind": kind.kind});
-    let mut object = live.cloned().unwrap_or_else(|| nothing.clone());
-    let mut entries = managers::decode(take_managed_fields(&mut object));
-    if entries.is_empty() && live.is_some() {
-        record(kind, &nothing, &object, &mut entries, Writer { manager: BEFORE, ..writer });
+    let mut entries = managers::decode(held.clone());
+    if let Some(live) = live
+        && entries.is_empty()
+    {
+        record(kind, &nothing, live, &mut entries, Writer { manager: BEFORE, ..writer });
     }
-    let mut apply = Apply { kind, form: Form::of_type(schema), live: &object, config, writer, force };
+    let live = live.unwrap_or(&nothing);
+    let mut apply = Apply { kind, form: Form::of_type(schema), live, config, writer, force };
     let mut outcome = apply.run(entries.clone());
     // Whoever comes from kubectl's client-side apply owns what that said it applied last.
     if let Err(conflicts) = &outcome
         && writer.manager == KUBECTL
-        && let Some(last) = last_applied(&object)
+        && let Some(last) = last_applied(live)
     {
         let allowed = extract(apply.form, &last);
         let left: Vec<Conflict> = conflicts
@@ -248,11 +270,13 @@ pub fn apply(
         };
     }
     let (mut new, mut entries) = outcome.map_err(|conflicts| refuse(&conflicts))?;
-    if writer.manager == KUBECTL && last_applied(&object).is_some() {
+    if writer.manager == KUBECTL && last_applied(live).is_some() {
         remember(&mut new, config);
     }
     managers::cap(&mut entries);
-    Ok(Applied { object: new, managed_fields: managers::encode(entries) })
+    let managed_fields = managers::encode(entries);
+    let changed = !managers::are_same(&managed_fields, held);
+    Ok((new, Owners { managed_fields, changed }))
 }
 
 fn check_kind(kind: &Kind, config: &Value) -> Result<&'static Type, Status> {
@@ -334,12 +358,10 @@ impl Apply<'_> {
         let mut conflicts = Vec::new();
         entries.retain_mut(|entry| {
             let Some(changes) = views.changes(&entry.api_version) else { return false };
-            if changes.touch(&entry.fields) {
-                let lost = set::intersection(&entry.fields, &changes.taken());
-                entry.fields = set::difference(&set::difference(&entry.fields, &lost), &changes.removed);
-                if !lost.is_empty() {
-                    conflicts.push(Conflict { owner: entry.shown(), fields: lost });
-                }
+            let lost = set::intersection(&entry.fields, &changes.taken());
+            entry.fields = set::difference(&set::difference(&entry.fields, &lost), &changes.removed);
+            if !lost.is_empty() {
+                conflicts.push(Conflict { owner: entry.shown(), fields: lost });
             }
             !entry.fields.is_empty()
         });

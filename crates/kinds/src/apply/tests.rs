@@ -31,14 +31,19 @@ impl Live {
         self.object = Some(object);
     }
 
-    fn try_apply(&self, manager: &str, config: &Value, force: bool) -> Result<Applied, Status> {
+    fn try_apply(&self, manager: &str, config: &Value, force: bool) -> Result<(Value, Owners), Status> {
         let config = self.config(config.clone());
-        apply(self.kind, self.object.as_ref(), &config, force, Writer { manager, subresource: "", now: NOW })
+        let mut live = self.object.clone();
+        let held = live.as_mut().map(take_managed_fields).unwrap_or_default();
+        let writer = Writer { manager, subresource: "", now: NOW };
+        let (object, owners) = apply(self.kind, (live.as_ref(), &held), &config, force, writer)?;
+        assert_eq!(owners.changed, owners.managed_fields != held, "times are all the same here");
+        Ok((object, owners))
     }
 
     fn apply(&mut self, manager: &str, config: &Value) -> &mut Self {
-        let applied = self.try_apply(manager, config, false).unwrap();
-        self.store(applied.object, applied.managed_fields);
+        let (object, owners) = self.try_apply(manager, config, false).unwrap();
+        self.store(object, owners.managed_fields);
         self
     }
 
@@ -50,8 +55,9 @@ impl Live {
         let (new, writer) = (self.config(new.clone()), Writer { manager, subresource: "", now: NOW });
         let mut old = self.object.take();
         let held = old.as_mut().map(take_managed_fields).unwrap_or_default();
-        let managed_fields = update(self.kind, (old.as_ref(), &held), (&new, &Value::Null), writer);
-        self.store(new, managed_fields);
+        let owners = update(self.kind, (old.as_ref(), held.clone()), (&new, &Value::Null), writer);
+        assert_eq!(owners.changed, owners.managed_fields != held, "times are all the same here");
+        self.store(new, owners.managed_fields);
         self
     }
 
@@ -294,10 +300,10 @@ proptest! {
             let manager = ["one", "two", "three"][who];
             let before = leaves(&live);
             if applies {
-                let forced = live.try_apply(manager, &config, true).unwrap();
+                let (forced, owners) = live.try_apply(manager, &config, true).unwrap();
                 let differs = |entry: &Entry| set::paths(&entry.fields).iter().any(|path| {
                     let old = live.object.as_ref().and_then(|object| leaf(form, object, path));
-                    let new = leaf(form, &forced.object, path);
+                    let new = leaf(form, &forced, path);
                     old.is_some() && new.is_some() && old != new
                 });
                 let others = live.entries();
@@ -308,13 +314,13 @@ proptest! {
                 if expected && !force {
                     continue;
                 }
-                live.store(forced.object, forced.managed_fields);
+                live.store(forced, owners.managed_fields);
                 prop_assert!(set::covers(&leaves(&live), &extract(form, &config)), "all of it is there");
-                let again = live.try_apply(manager, &config, false).unwrap();
+                let (again, owners) = live.try_apply(manager, &config, false).unwrap();
                 let mut object = live.object.clone().unwrap();
                 let held = take_managed_fields(&mut object);
-                prop_assert_eq!(&again.object, &object, "the same again changes nothing");
-                prop_assert_eq!(&again.managed_fields, &held);
+                prop_assert_eq!(&again, &object, "the same again changes nothing");
+                prop_assert_eq!(&owners.managed_fields, &held);
             } else {
                 live.update(manager, &config);
             }
