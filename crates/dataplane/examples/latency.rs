@@ -26,10 +26,10 @@ use socket2::{Domain, Socket, Type};
 const ENDPOINTS: u8 = 10;
 const ROUNDS: usize = 40;
 const CONNECTIONS_A_ROUND: usize = 500;
-const RATE_ROUNDS: usize = 3;
-const RATE_TIME: Duration = Duration::from_secs(5);
-const BULK_ROUNDS: usize = 5;
-const BULK_TIME: Duration = Duration::from_secs(2);
+const RATE_ROUNDS: usize = 15;
+const RATE_TIME: Duration = Duration::from_secs(1);
+const BULK_ROUNDS: usize = 15;
+const BULK_TIME: Duration = Duration::from_millis(700);
 /// The node's side of every pod's link.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
 const SHORT: u16 = 8080;

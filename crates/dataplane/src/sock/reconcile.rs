@@ -29,6 +29,8 @@ pub(super) struct Reconciler<M> {
     pub(super) maps: M,
     rows: HashMap<Frontend, Row>,
     owned: BTreeMap<ServiceId, Box<[Frontend]>>,
+    /// Whose each frontend is: who loses one may hear of it later than who gets it.
+    owners: HashMap<Frontend, ServiceId>,
     /// Found in the maps and asked for by nobody since.
     orphans: HashSet<Frontend>,
     /// Found in the maps and part of no frontend.
@@ -46,6 +48,7 @@ impl<M: Maps> Reconciler<M> {
             maps,
             rows: HashMap::new(),
             owned: BTreeMap::new(),
+            owners: HashMap::new(),
             orphans: HashSet::new(),
             strays: BTreeSet::new(),
             node_addresses: BTreeSet::new(),
@@ -93,6 +96,10 @@ impl<M: Maps> Reconciler<M> {
                 false => self.owned.insert(id.clone(), frontends),
             };
             for frontend in before.iter().flatten().filter(|frontend| !wanted.contains(frontend)) {
+                if self.owners.get(frontend) != Some(id) {
+                    continue;
+                }
+                self.owners.remove(frontend);
                 let outcome = self.realize(*frontend, None, &mut gone);
                 if let Err(error) = outcome {
                     self.orphans.insert(*frontend);
@@ -103,6 +110,7 @@ impl<M: Maps> Reconciler<M> {
         for (id, forwarding) in services {
             for forwarding in frontends(forwarding) {
                 self.orphans.remove(&forwarding.frontend);
+                self.owners.insert(forwarding.frontend, id.clone());
                 let outcome = self.realize(forwarding.frontend, Some(wanted_of(forwarding, node)), &mut gone);
                 if let Err(error) = outcome {
                     refused.push((id.clone(), error));

@@ -209,6 +209,13 @@ fn a_frontend_passes_from_one_service_to_another() {
         assert_eq!(reconciler.maps.writes, 0, "it is the same frontend");
         let owners: Vec<ServiceId> = reconciler.in_place().map(|(owner, ..)| owner.clone()).collect();
         assert_eq!(owners, [id(second), id(second)]);
+        // Who gets it is heard of first, and who loses it in a change of its own.
+        let got = BTreeMap::from([(id(first), service.clone())]);
+        let lost = BTreeMap::from([(id(second), ServiceForwarding::default())]);
+        reconciler.apply(&got, &NodeContext::default());
+        reconciler.apply(&lost, &NodeContext::default());
+        assert_eq!(reconciler.maps.writes, 0, "it is the same frontend still");
+        assert_eq!(reconciler.in_place().count(), 2);
     }
 }
 
