@@ -164,8 +164,8 @@ async fn trace(arguments: &Arguments, cluster: Option<&Cluster>, unheard: Option
         (None, _) => Socket::Here,
         (Some(_), Some(who)) if who.unled => Socket::LeftOut,
         (Some(_), Some(who)) if who.node.is_some() && who.node == here => Socket::Here,
-        (Some(_), Some(_)) => Socket::Elsewhere,
-        (Some(_), None) => Socket::Unknown,
+        (Some(_), None) if cluster.is_none() => Socket::Unknown,
+        (Some(_), _) => Socket::Elsewhere,
     };
     let source_name = match (&arguments.source, name_of(answer.source)) {
         (Source::Node, _) => " (the node itself)".to_owned(),
