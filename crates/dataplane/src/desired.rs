@@ -1,8 +1,9 @@
 //! The snapshot -> what each Service that a delta names shall have on this node, once it is settled who has what.
 //!
 //! Invariants: pure. A Service comes out with the frontends that it holds and no other, so whoever realizes a [`Change`]
-//! needs to know nothing of other Services. What was handed out is *due*, and comes out again with the next change, until
-//! [`Desired::settle`] hears what became of it: a caller may stop waiting at any point, and nothing is forgotten.
+//! needs to know nothing of other Services. Many Services come out in portions, so that all of a large cluster is never
+//! held at once. What was handed out comes out again with the next change, until [`Desired::settle`] hears what became of
+//! it: a caller may stop waiting at any point, and nothing is forgotten.
 //!
 //! Deliberately not here: how the kernel represents any of it.
 
@@ -14,13 +15,21 @@ use portolan_model::{Delta, Diagnostic, ServiceId, Snapshot};
 
 use crate::traffic::{Counted, Counts};
 
+/// Services of a portion at most. Few in tests, so that there are several portions.
+const PORTION: usize = if cfg!(test) { 2 } else { 1_024 };
+
 #[derive(Debug, Default)]
 pub(crate) struct Desired {
     claims: Claims,
     /// Every frontend that a Service asks for, sorted, whether it has it or not.
     asked: BTreeMap<ServiceId, Box<[Frontend]>>,
     node: NodeContext,
+    /// Still to be handed out.
     due: BTreeSet<ServiceId>,
+    /// Handed out and not settled.
+    open: BTreeSet<ServiceId>,
+    /// Settled as not in place: due with the next change.
+    again: BTreeSet<ServiceId>,
 }
 
 /// What has to be realized anew.
@@ -36,26 +45,38 @@ pub(crate) struct Change {
 }
 
 impl Desired {
-    /// What the delta, or without one all of the snapshot, asks for. A node that changed concerns every Service.
+    /// Takes in what the delta, or without one all of the snapshot, asks for; gives the first portion. A node that changed
+    /// concerns every Service.
     pub(crate) fn change(&mut self, snapshot: &Snapshot, delta: Option<&Delta>, node: NodeContext) -> Change {
         let node_changed = node != self.node;
         self.node = node;
-        let mut todo = std::mem::take(&mut self.due);
+        self.due.append(&mut self.open);
+        self.due.append(&mut self.again);
         match delta.filter(|_| !node_changed) {
-            Some(delta) => todo.extend(delta.services.iter().cloned()),
+            Some(delta) => self.due.extend(delta.services.iter().cloned()),
             // What is gone from the snapshot is still known here.
-            None => todo.extend(snapshot.services().map(|service| &service.id).chain(self.asked.keys()).cloned()),
+            None => self.due.extend(snapshot.services().map(|service| &service.id).chain(self.asked.keys()).cloned()),
         }
+        self.portion(snapshot)
+    }
+
+    /// The next portion, if the latest change has one.
+    pub(crate) fn more(&mut self, snapshot: &Snapshot) -> Option<Change> {
+        (!self.due.is_empty()).then(|| self.portion(snapshot))
+    }
+
+    fn portion(&mut self, snapshot: &Snapshot) -> Change {
         let mut diagnostics = Vec::new();
-        let services = self.contest(snapshot, todo, &mut diagnostics);
-        self.due = services.keys().cloned().collect();
+        let services = self.contest(snapshot, &mut diagnostics);
+        self.open = services.keys().cloned().collect();
         let cidrs: Vec<IpNet> = snapshot.service_cidrs().copied().collect();
         Change { services, node: self.node.clone(), service_cidrs: IpNet::aggregate(&cidrs), diagnostics }
     }
 
-    /// The latest change is in place, but for these Services, which come out again with the next.
-    pub(crate) fn settle(&mut self, due: BTreeSet<ServiceId>) {
-        self.due = due;
+    /// The latest portion is in place, but for these Services, which come out again with the next change.
+    pub(crate) fn settle(&mut self, again: BTreeSet<ServiceId>) {
+        self.open.clear();
+        self.again.extend(again);
     }
 
     /// Whose counts these are; `None` for a frontend that nobody has any more.
@@ -63,15 +84,16 @@ impl Desired {
         Counted::of(snapshot.service(self.claims.holder(&frontend)?)?, frontend, counts)
     }
 
-    /// Compiles the Services and settles who has which frontend, which may bring further Services in.
+    /// Compiles the Services of a portion and settles who has which frontend, which may make further Services due.
     fn contest(
         &mut self,
         snapshot: &Snapshot,
-        mut todo: BTreeSet<ServiceId>,
         diagnostics: &mut Vec<(ServiceId, Diagnostic)>,
     ) -> BTreeMap<ServiceId, ServiceForwarding> {
         let mut compiled = BTreeMap::new();
-        while let Some(id) = todo.pop_first() {
+        while compiled.len() < PORTION
+            && let Some(id) = self.due.pop_first()
+        {
             if compiled.contains_key(&id) {
                 continue;
             }
@@ -80,10 +102,10 @@ impl Desired {
             let asks: Box<[Frontend]> = forwarding.frontends.iter().map(|f| f.frontend).collect();
             let asked = self.asked.get(&id).map_or(&[][..], |asked| asked);
             for gone in asked.iter().filter(|frontend| asks.binary_search(frontend).is_err()) {
-                todo.extend(self.claims.release(*gone, &id));
+                self.due.extend(self.claims.release(*gone, &id));
             }
             for new in asks.iter().filter(|frontend| asked.binary_search(frontend).is_err()) {
-                todo.extend(self.claims.claim(*new, &id));
+                self.due.extend(self.claims.claim(*new, &id));
             }
             match asks.is_empty() {
                 true => self.asked.remove(&id),

@@ -76,24 +76,29 @@ impl DataPlane {
 
     async fn realize(&mut self, snapshot: &Snapshot, delta: Option<&Delta>) -> Report {
         let node = self.config.node_context(snapshot, self.addresses.known());
-        let mut change = self.desired.change(snapshot, delta, node);
-        let mut report = Report { diagnostics: std::mem::take(&mut change.diagnostics), ..Report::default() };
-        let mut stale = self.nft.apply(&change, &mut report).await;
-        if delta.is_none() {
-            stale.extend(self.nft.prune(&mut report).await);
-        }
-        let mut due = self.nft.take_due();
-        if let Some(sockets) = &mut self.sockets {
-            for (service, error) in sockets.apply(&change.services, &change.node) {
-                due.insert(service.clone());
-                report.refused.push((service, Arc::new(error.into())));
+        let mut report = Report::default();
+        let mut next = Some(self.desired.change(snapshot, delta, node));
+        while let Some(mut change) = next {
+            report.diagnostics.append(&mut change.diagnostics);
+            let stale = self.nft.apply(&change, &mut report).await;
+            let mut again = self.nft.take_due();
+            if let Some(sockets) = &mut self.sockets {
+                for (service, error) in sockets.apply(&change.services, &change.node) {
+                    again.insert(service.clone());
+                    report.refused.push((service, Arc::new(error.into())));
+                }
             }
-            if delta.is_none() {
+            self.desired.settle(again);
+            self.cleaner.end(stale);
+            next = self.desired.more(snapshot);
+        }
+        if delta.is_none() {
+            let stale = self.nft.prune(&mut report).await;
+            self.cleaner.end(stale);
+            if let Some(sockets) = &mut self.sockets {
                 sockets.synced();
             }
         }
-        self.desired.settle(due);
-        self.cleaner.end(stale);
         report
     }
 

@@ -148,10 +148,13 @@ impl<R: Ruleset> Plane<R> {
 
     /// `None` if the caller stopped waiting.
     fn apply(&mut self, snapshot: &Snapshot, delta: Option<&Delta>) -> Option<Report> {
-        let change = self.desired.change(snapshot, delta, node(snapshot));
         let mut report = Report::default();
-        run(self.nft.apply(&change, &mut report))?;
-        self.desired.settle(self.nft.take_due());
+        let mut next = Some(self.desired.change(snapshot, delta, node(snapshot)));
+        while let Some(change) = next {
+            run(self.nft.apply(&change, &mut report))?;
+            self.desired.settle(self.nft.take_due());
+            next = self.desired.more(snapshot);
+        }
         Some(report)
     }
 }
