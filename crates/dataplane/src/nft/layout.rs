@@ -349,7 +349,7 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
     ] {
         let rules = vec![
             (b.all([is_pod(), b.verdict(Verdict::Return)]), "pods are served by any backend"),
-            (b.all([from_this_node(), goto(MASQUERADE_CHAIN)]), "so is the node itself, under an address that leads back to it"),
+            (b.all([from_this_node(), goto(MASQUERADE_CHAIN)]), "so is the node itself, under its own address"),
             (pick(parts, outside), "others by this node's own, with their address kept"),
             (b.verdict(Verdict::Drop), "it has none: another node should be asked"),
         ];
