@@ -61,6 +61,13 @@ impl<K> Clone for Change<K> {
     }
 }
 
+/// Who owns which field takes as much memory as the object, and nobody asks a cache for it. To write an object without
+/// that leaves it as it is.
+fn without_owners<K: Resource>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    object
+}
+
 struct Shared<K> {
     objects: RwLock<BTreeMap<Key, Arc<K>>>,
     subscribers: Mutex<Vec<mpsc::UnboundedSender<Change<K>>>>,
@@ -115,10 +122,10 @@ where
         match event {
             Event::Init => *listing = Some(BTreeMap::new()),
             Event::InitApply(object) => {
-                listing.get_or_insert_default().insert(Key::of(&object), Arc::new(object));
+                listing.get_or_insert_default().insert(Key::of(&object), Arc::new(without_owners(object)));
             }
             Event::InitDone => self.replace(listing.take().unwrap_or_default()),
-            Event::Apply(object) => self.put(object),
+            Event::Apply(object) => self.put(without_owners(object)),
             Event::Delete(object) => self.remove(&object),
         }
     }
@@ -216,4 +223,22 @@ where
 
 fn tell<K>(subscribers: &mut Vec<mpsc::UnboundedSender<Change<K>>>, change: &Change<K>) {
     subscribers.retain(|subscriber| subscriber.send(change.clone()).is_ok());
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
+
+    use super::*;
+
+    #[test]
+    fn owners_are_not_kept() {
+        let mut object = ConfigMap::default();
+        object.metadata.name = Some("a".to_owned());
+        object.metadata.managed_fields = Some(vec![ManagedFieldsEntry::default()]);
+        let kept = without_owners(object);
+        // An empty list would tell the API server to forget them.
+        assert_eq!((kept.metadata.name.as_deref(), kept.metadata.managed_fields), (Some("a"), None));
+    }
 }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use http::header::{HeaderValue, USER_AGENT};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 
@@ -78,6 +79,8 @@ async fn read(kubeconfig: &Path) -> Result<Config, ConnectError> {
         .map_err(|source| ConnectError::Context { path: path(), source: Box::new(source) })
 }
 
-fn client(config: Config, origin: String) -> Result<Client, ConnectError> {
+fn client(mut config: Config, origin: String) -> Result<Client, ConnectError> {
+    // What this program writes is known as its own by that.
+    config.headers.push((USER_AGENT, HeaderValue::from_static(concat!("portolan/", env!("CARGO_PKG_VERSION")))));
     Client::try_from(config).map_err(|source| ConnectError::Client { origin, source: Box::new(source) })
 }
