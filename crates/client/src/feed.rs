@@ -351,6 +351,17 @@ mod tests {
     }
 
     #[test]
+    fn a_kind_that_the_server_does_not_have_is_no_failure() {
+        let answered = |code, reason: &str| {
+            let status = kube::core::Status::failure("no", reason).with_code(code);
+            refused(&watcher::Error::InitialListFailed(kube::Error::Api(Box::new(status))))
+        };
+        assert!(answered(404, "NotFound"), "before Kubernetes 1.33");
+        assert!(answered(403, "Forbidden"), "a role written for kube-proxy");
+        assert!(!answered(500, "InternalError") && !answered(401, "Unauthorized"), "that may pass");
+    }
+
+    #[test]
     fn a_proxy_asks_for_no_more_than_it_needs() {
         let scope = Scope::Proxy { node: "node1".to_owned() };
         let labels = "!service.kubernetes.io/headless,!service.kubernetes.io/service-proxy-name";
