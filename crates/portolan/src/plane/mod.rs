@@ -39,6 +39,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::memory;
+
 use checks::Checks;
 use local::Locals;
 use metrics::Round;
@@ -247,6 +249,9 @@ impl<F: Follower> Plane<F> {
         let failed = self.checks.apply(&self.snapshot, delta, &self.locals, addresses).await;
         self.note_checks(failed);
         self.follower.apply(&self.snapshot, delta, first);
+        if first {
+            memory::give_back();
+        }
     }
 
     /// The node has other addresses than before.
