@@ -92,9 +92,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             // Fails only if a provider is installed already, which nothing before this line does.
             let _ = rustls::crypto::ring::default_provider().install_default();
             raise_file_limit();
-            if matches!(command, Command::Proxy(_) | Command::Agent(_)) {
-                share_one_heap();
-            }
             // Two threads: the control plane or an agent is mostly waiting, and memory counts.
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
             return runtime.block_on(async {
@@ -116,20 +113,6 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     }
     Ok(ExitCode::SUCCESS)
 }
-
-/// Has all threads allocate from one heap. glibc gives each its own, and what one frees the others cannot use: an eighth
-/// of a proxy's memory among ten thousand Services. Of a node's few threads, most wait at any time.
-#[cfg(target_env = "gnu")]
-fn share_one_heap() {
-    // SAFETY: it takes two numbers, and no thread but this one runs yet.
-    if unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) } == 0 {
-        tracing::debug!("every thread keeps a heap of its own");
-    }
-}
-
-/// Other C libraries have one.
-#[cfg(not(target_env = "gnu"))]
-fn share_one_heap() {}
 
 /// As many open files as the machine allows, up to a million: every connection, watch and container takes some, and the
 /// 1024 that a shell gives are soon used up by the clients of an API server. Go's programs do the same.
