@@ -1,8 +1,9 @@
 //! The Kubernetes REST API over a durable store: one binary's control plane, and the only door to its state.
 //!
 //! A request goes through the modules in this order: `listen` (connections), `server` (who, what, may they), `route`,
-//! `options` and `accept` (what is asked), then `read`, `watch`, `write`, `apply`, `delete`, `scale` or `pods`, and `show` and
-//! `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in `portolan-store`.
+//! `options` and `accept` (what is asked), then `read`, `watch`, `write`, `patch`, `apply`, `delete`, `scale` or `pods`,
+//! and `show` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
+//! `portolan-store`.
 //!
 //! Invariants: what is answered is on disk; a rejected request changes nothing; whatever a client can make grow has a
 //! bound. Deliberately not here: controllers. They are clients like any other.
@@ -24,6 +25,7 @@ mod listen;
 mod nodes;
 mod object;
 mod options;
+mod patch;
 mod pki;
 mod pods;
 mod read;

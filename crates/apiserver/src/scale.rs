@@ -5,10 +5,11 @@ use serde_json::{Value, json};
 
 use crate::apply;
 use crate::object;
+use crate::patch::Patch;
 use crate::read;
 use crate::respond::{self, Reply};
 use crate::server::Server;
-use crate::write::{self, Asked, Changed, Patch};
+use crate::write::{self, Asked, Changed};
 
 fn scale_of(object: &Value) -> Value {
     let metadata = &object["metadata"];

@@ -24,7 +24,7 @@ use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
 use crate::write::{Asked, Written};
-use crate::{apply, delete, discovery, pods, read, scale, show, watch, write};
+use crate::{apply, delete, discovery, patch, pods, read, scale, show, watch, write};
 
 /// Requests at work at one time, watches and logs aside. More wait, and are refused if they wait too long.
 const AT_WORK: usize = 512;
@@ -255,7 +255,7 @@ impl Server {
             ("patch", Sub::Scale) if applies => scale::apply(self, asked, &bytes).await,
             ("patch", _) if applies => apply::apply(self, asked, &bytes).await.map(shown),
             ("patch", Sub::Scale) => scale::patch(self, asked, media, &bytes).await,
-            ("patch", _) => write::patch(self, asked, media, &bytes).await.map(shown),
+            ("patch", _) => patch::patch(self, asked, media, &bytes).await.map(shown),
             ("delete", _) => delete::reply_one(self, asked, form).await,
             ("deletecollection", _) => delete::collection(self, asked, form).await,
             _ => Err(Status::method_not_allowed(target.kind.group, target.kind.plural, verb)),

@@ -1,4 +1,4 @@
-//! create, update and patch.
+//! create, update, and what every change of an object goes through.
 //!
 //! Invariants: an object is written only if it is what the decision was made on (compare and set, tried again when
 //! somebody else was faster); a write that changes nothing leaves the revision as it is; what belongs together, a
@@ -6,7 +6,6 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use json_patch::PatchOperation;
 use portolan_kinds::apply::{self, Owners, Writer};
 use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
 use portolan_store::{Expect, Op, Store, WriteError};
@@ -23,9 +22,6 @@ use crate::services::{self, Allocation};
 /// After this many lost races something is wrong, and the client should hear of it.
 const TRIES: usize = 64;
 
-/// How a patch that is about owners is told by its text.
-const MANAGED_FIELDS: &[u8] = b"managedFields";
-
 /// Who asks for what, and how.
 #[derive(Clone, Copy)]
 pub(crate) struct Asked<'a> {
@@ -35,7 +31,7 @@ pub(crate) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn kind(&self) -> &'static Kind {
+    pub(crate) fn kind(&self) -> &'static Kind {
         self.target.kind
     }
 
@@ -343,7 +339,7 @@ pub(crate) async fn change(
     Err(Status::stale(kind.group, kind.plural, name))
 }
 
-fn set_managed_fields(object: &mut Value, managed_fields: Value) {
+pub(crate) fn set_managed_fields(object: &mut Value, managed_fields: Value) {
     if !managed_fields.is_null() {
         object::metadata(object).insert("managedFields".into(), managed_fields);
     }
@@ -440,95 +436,4 @@ pub(crate) async fn bind(
         }
     }
     Err(Status::stale(kind.group, kind.plural, asked.name()))
-}
-
-/// PATCH, but for server-side apply.
-pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes: &[u8]) -> Result<Written, Status> {
-    let kind = asked.kind();
-    let patch = Patch::parse(media, bytes)?;
-    // Few patches are about owners, and the others need not carry them along.
-    let about_owners = bytes.windows(MANAGED_FIELDS.len()).any(|window| window == MANAGED_FIELDS);
-    change(server, asked, false, |old, held| {
-        let mut patched = if about_owners {
-            let mut old = old.clone();
-            set_managed_fields(&mut old, held.clone());
-            patch.to(kind, &old)?
-        } else {
-            patch.to(kind, old)?
-        };
-        apply::keep_reset(&mut patched);
-        kind.decode(patched, asked.options.field_validation).map(Changed::from)
-    })
-    .await
-}
-
-pub(crate) enum Patch {
-    Json(json_patch::Patch),
-    Merge(Value),
-    Strategic(Value),
-}
-
-impl Patch {
-    /// As kube-apiserver's own limit.
-    const MOST_OPERATIONS: usize = 10_000;
-
-    pub(crate) fn parse(media: &str, bytes: &[u8]) -> Result<Self, Status> {
-        let json = || body::json(bytes);
-        match media {
-            "application/json-patch+json" => {
-                let patch: json_patch::Patch = serde_json::from_value(json()?)
-                    .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-                if patch.0.len() > Self::MOST_OPERATIONS {
-                    let most = Self::MOST_OPERATIONS;
-                    let why =
-                        format!("The allowed maximum operations in a JSON patch is {most}, got {}", patch.0.len());
-                    return Err(Status::bad_request(why));
-                }
-                Ok(Self::Json(patch))
-            }
-            "application/merge-patch+json" => Ok(Self::Merge(json()?)),
-            "application/strategic-merge-patch+json" => Ok(Self::Strategic(json()?)),
-            _ => Err(Status::unsupported_media_type(&[
-                "application/json-patch+json",
-                "application/merge-patch+json",
-                "application/strategic-merge-patch+json",
-                crate::apply::MEDIA_TYPE,
-            ])),
-        }
-    }
-
-    pub(crate) fn to(&self, kind: &Kind, old: &Value) -> Result<Value, Status> {
-        match self {
-            Self::Json(patch) => {
-                let rejected = |why: &dyn std::fmt::Display| {
-                    Status::unprocessable(format!(
-                        "the server rejected our request due to an error in our request: {why}"
-                    ))
-                };
-                let mut new = old.clone();
-                let mut copied = 0;
-                for (index, operation) in patch.0.iter().enumerate() {
-                    // A few copies of copies would fill any memory.
-                    if let PatchOperation::Copy(copy) = operation {
-                        copied += copy.from.resolve(&new).map_or(0, |value| value.to_string().len());
-                        if copied > body::LIMIT {
-                            return Err(rejected(&format!(
-                                "Unable to complete the copy, the accumulated size increase of copy is {copied}, \
-                                 exceeding the limit {}",
-                                body::LIMIT
-                            )));
-                        }
-                    }
-                    let applied = json_patch::patch_unsafe(&mut new, std::slice::from_ref(operation));
-                    applied.map_err(|mut error| {
-                        error.operation = index;
-                        rejected(&error)
-                    })?;
-                }
-                Ok(new)
-            }
-            Self::Merge(patch) => Ok(portolan_kinds::patch::json_merge(old, patch)),
-            Self::Strategic(patch) => portolan_kinds::patch::strategic_merge(kind, old, patch),
-        }
-    }
 }

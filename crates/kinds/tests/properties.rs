@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 
+use portolan_kinds::apply::{self, Writer};
 use portolan_kinds::{FieldValidation, Kind, Subresource, all, openapi, patch};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -118,9 +119,31 @@ fn choices(bytes: Vec<u16>) -> impl FnMut(usize) -> usize {
     move |below| usize::from(stream.next().unwrap_or(0)) % below.max(1)
 }
 
+/// Applies the body as it was sent: it is refused, or applying it again changes nothing.
+fn applied(kind: &Kind, sent: &Value) -> Result<(), TestCaseError> {
+    let mut config = sent.clone();
+    if let Value::Object(map) = &mut config {
+        map.insert("apiVersion".to_owned(), kind.api_version().into());
+        map.insert("kind".to_owned(), kind.kind.into());
+    }
+    let writer = Writer { manager: "m", subresource: "", now: "2026-01-01T00:00:00Z" };
+    let _ = apply::update(kind, (Some(sent), json!([])), (&config, &sent["metadata"]["managedFields"]), writer);
+    let Ok((made, owners)) = apply::apply(kind, (None, &Value::Null), &config, false, writer) else { return Ok(()) };
+    let held = owners.managed_fields;
+    if let Ok((again, owners)) = apply::apply(kind, (Some(&made), &held), &config, false, writer) {
+        prop_assert_eq!(again, made, "applying again changes nothing");
+        // What nobody applied is somebody's only from the next apply on.
+        prop_assert!(held.is_null() || !owners.changed && owners.managed_fields == held);
+    } else {
+        prop_assert!(false, "{} is refused the second time", config);
+    }
+    Ok(())
+}
+
 /// Tells whether the body could be decoded, and so was worth sending.
 fn handled(kind: &Kind, sent: Value) -> Result<bool, TestCaseError> {
     let _ = kind.row(&sent, jiff::Timestamp::UNIX_EPOCH);
+    applied(kind, &sent)?;
     let Ok((decoded, _)) = kind.decode(sent, FieldValidation::Warn) else { return Ok(false) };
     let (again, warnings) = kind.decode(decoded.clone(), FieldValidation::Strict).unwrap();
     prop_assert_eq!(&again, &decoded, "decoding is idempotent");

@@ -30,21 +30,26 @@ fn deployment(spec: &Value) -> Value {
     config
 }
 
-/// `manager operation subresource` of each entry.
-fn owners(object: &Value) -> Vec<String> {
-    let entries = object["metadata"]["managedFields"].as_array().into_iter().flatten();
-    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    entries
-        .map(|entry| {
-            let words = [text(&entry["manager"]), text(&entry["operation"]), text(&entry["subresource"])];
-            words.join(" ").trim().to_owned()
-        })
-        .collect()
+/// `manager operation subresource` of an entry.
+fn owner(entry: &Value) -> String {
+    let words = ["manager", "operation", "subresource"].map(|field| entry[field].as_str().unwrap_or_default());
+    words.join(" ").trim().to_owned()
 }
 
-fn fields(object: &Value, owner: &str) -> Value {
-    let index = owners(object).iter().position(|other| other == owner).unwrap_or_else(|| panic!("{owner}: {object}"));
-    object["metadata"]["managedFields"][index]["fieldsV1"].clone()
+fn entries(object: &Value) -> &[Value] {
+    object["metadata"]["managedFields"].as_array().map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Of each entry, sorted: entries stand in the order of their times.
+fn owners(object: &Value) -> Vec<String> {
+    let mut owners: Vec<String> = entries(object).iter().map(owner).collect();
+    owners.sort();
+    owners
+}
+
+fn fields(object: &Value, of: &str) -> Value {
+    let entry = entries(object).iter().find(|entry| owner(entry) == of);
+    entry.unwrap_or_else(|| panic!("{of} owns nothing: {object}"))["fieldsV1"].clone()
 }
 
 fn version(object: &Value) -> &Value {
@@ -271,9 +276,7 @@ async fn every_write_has_an_owner() {
         .await;
     assert_eq!(scaled.ok()["spec"]["replicas"], 3);
     let all = client.get(WEB).await.ok();
-    let mut found = owners(&all);
-    found.sort();
-    assert_eq!(found, ["scaler Update scale", "tool Update", "watcher Update status"]);
+    assert_eq!(owners(&all), ["scaler Update scale", "tool Update", "watcher Update status"]);
     assert_eq!(fields(&all, "watcher Update status"), json!({"f:status": {"f:replicas": {}}}));
     assert_eq!(fields(&all, "scaler Update scale"), json!({"f:spec": {"f:replicas": {}}}));
     assert!(fields(&all, "tool Update")["f:spec"].get("f:replicas").is_none());
@@ -325,7 +328,7 @@ async fn owners_can_be_forgotten_and_written() {
     let changed = client.merge(MAP, &json!({"data": {"k": "w"}})).await.ok();
     assert!(owners(&changed).is_empty(), "nobody tracks it until it is applied to");
     let applied = apply(&client, MAP, "fieldManager=me", &map(&json!({"x": "1"}))).await.ok();
-    assert_eq!(owners(&applied), ["me Apply", "before-first-apply Update"]);
+    assert_eq!(owners(&applied), ["before-first-apply Update", "me Apply"]);
     assert_eq!(fields(&applied, "before-first-apply Update"), json!({"f:data": {".": {}, "f:k": {}}}));
     let refused = apply(&client, MAP, "fieldManager=me", &map(&json!({"k": "1"}))).await;
     assert!(refused.failure().1.contains("\"before-first-apply\" using v1: .data.k"), "{:?}", refused.bytes);
