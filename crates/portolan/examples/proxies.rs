@@ -256,11 +256,9 @@ impl Cluster {
             api.replace_status(NODE, &PostParams::default(), &created).await?;
             Ok(())
         })?;
-        let endpoints = self.endpoints;
         let mut all: Vec<(Value, Vec<Value>)> = Vec::new();
         for number in 0..services {
-            let count = if number < PROBES { 1 } else { endpoints };
-            all.push((service(number), vec![slice(number, 0, 0..count, 0)]));
+            all.push((service(number), vec![slice(number, 0, 0..self.endpoints_of(number), 0)]));
         }
         all.push((service(LARGE), (0..10).map(|part| slice(LARGE, part, part * 100..part * 100 + 100, 0)).collect()));
         let client = self.client.clone();
@@ -279,6 +277,10 @@ impl Cluster {
         })?;
         self.services = services;
         Ok(())
+    }
+
+    fn endpoints_of(&self, service: u32) -> u32 {
+        if service < PROBES { 1 } else { self.endpoints }
     }
 
     /// Moves all endpoints of a Service's slices to new addresses; gives them.
@@ -316,8 +318,8 @@ impl Cluster {
     fn churn(&mut self) -> Result<()> {
         let (start, mut done) = (Instant::now(), 0);
         while start.elapsed() < CHURN {
-            let number = PROBES + done * 7 % (self.services - PROBES).max(1);
-            self.move_endpoints(number, 1, self.endpoints)?;
+            let number = done * 7 % self.services;
+            self.move_endpoints(number, 1, self.endpoints_of(number))?;
             done += 1;
             std::thread::sleep(
                 (start + Duration::from_secs(1) * done / CHURN_RATE).saturating_duration_since(Instant::now()),
