@@ -11,10 +11,11 @@ mod conntrack;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use portolan_client::{Scope, connect_from};
-use portolan_dataplane::sock::Capacity;
+use portolan_dataplane::sock::{Capacity, SockConfig};
 use portolan_dataplane::{DataPlane, ProxyConfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -46,6 +47,10 @@ pub(crate) struct Arguments {
     /// machine's own network namespace, and otherwise nobody's]
     #[arg(long, value_name = "PATH")]
     socket_lb_cgroup: Option<String>,
+    /// End TCP connections of led sockets so long after their backend left the Service; it breaks clients that wait for
+    /// what the backend is still finishing [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    socket_lb_end_tcp_after: Option<u64>,
     /// Count each Service's connections, packets and bytes, for /metrics; it costs every packet a little
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", default_value = "false", action = clap::ArgAction::Set, value_name = "true|false")]
     service_counters: bool,
@@ -97,8 +102,11 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         false => Some(connect_from(configuration.kubeconfig.as_deref(), arguments.master.as_deref()).await?),
     };
     let cgroup = arguments.cgroup();
-    let sockets =
-        cgroup.filter(|_| arguments.socket_lb).and_then(|cgroup| sockets::config(Some(cgroup), Capacity::default()));
+    let end_tcp_after = arguments.socket_lb_end_tcp_after.map(Duration::from_secs);
+    let sockets = cgroup
+        .filter(|_| arguments.socket_lb)
+        .and_then(|cgroup| sockets::config(Some(cgroup), Capacity::default()))
+        .map(|sockets| SockConfig { end_tcp_after, ..sockets });
     let kernel = DataPlane::open(ProxyConfig {
         masquerade_all: configuration.masquerade_all,
         masquerade_bit: configuration.masquerade_bit,
