@@ -259,17 +259,25 @@ fn slice(service: &str, node: &str, port: u16) -> Value {
     })
 }
 
+impl Lab {
+    /// A backend that answers as `a`, and an API server with this node and a Service in front of the backend.
+    fn with_web(&self) -> (Echo, Server, Value) {
+        let echo = Echo::start(&self.away, "a", &[address(AWAY, 9001)]);
+        let server = self.serve(API_PORT);
+        let web = self.api(API_PORT, |api| {
+            register(api);
+            api.post(SLICES, &slice("web", "node1", 9001));
+            service(api, "web")
+        });
+        (echo, server, web)
+    }
+}
+
 #[test]
 fn a_node_of_any_cluster_is_forwarded_for_and_says_how_it_is() {
     require_root!();
     let lab = Lab::new();
-    let _echo = Echo::start(&lab.away, "a", &[address(AWAY, 9001)]);
-    let server = lab.serve(API_PORT);
-    let web = lab.api(API_PORT, |api| {
-        register(api);
-        api.post(SLICES, &slice("web", "node1", 9001));
-        service(api, "web")
-    });
+    let (_echo, server, web) = lab.with_web();
     let before = lab.ruleset();
     let proxy = lab.proxy();
     lab.reaches(cluster_ip(&web), "a");
@@ -338,13 +346,7 @@ fn a_node_of_any_cluster_is_forwarded_for_and_says_how_it_is() {
 fn a_killed_proxy_is_replaced_without_a_connection_or_a_rule_noticing() {
     require_root!();
     let lab = Lab::new();
-    let _echo = Echo::start(&lab.away, "a", &[address(AWAY, 9001)]);
-    let server = lab.serve(API_PORT);
-    let web = lab.api(API_PORT, |api| {
-        register(api);
-        api.post(SLICES, &slice("web", "node1", 9001));
-        service(api, "web")
-    });
+    let (_echo, server, web) = lab.with_web();
     let proxy = lab.proxy();
     lab.reaches(cluster_ip(&web), "a");
     let connection = lab.node.run(|| Dial::tcp(cluster_ip(&web)).open().unwrap());
