@@ -6,13 +6,13 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod api;
+mod inside;
 mod lab;
 mod workload;
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::api::Api;
 use crate::lab::{Lab, NODE_IP, app, create, delete};
@@ -32,11 +32,11 @@ fn main() {
         ("a_pod_is_stopped_gently_and_then_not", a_pod_is_stopped_gently_and_then_not),
         ("a_killed_shim_takes_its_pod_along_and_both_come_back", a_killed_shim_takes_its_pod_along_and_both_come_back),
         ("probes_decide_readiness_and_restarts", probes_decide_readiness_and_restarts),
-        ("too_much_memory_is_oom_killed", too_much_memory_is_oom_killed),
-        ("a_container_sees_what_its_pod_says", a_container_sees_what_its_pod_says),
-        ("logs_are_served_to_the_clusters_own", logs_are_served_to_the_clusters_own),
-        ("a_pod_in_the_nodes_network", a_pod_in_the_nodes_network),
-        ("an_image_that_comes_is_used_at_once", an_image_that_comes_is_used_at_once),
+        ("too_much_memory_is_oom_killed", inside::too_much_memory_is_oom_killed),
+        ("a_container_sees_what_its_pod_says", inside::a_container_sees_what_its_pod_says),
+        ("logs_are_served_to_the_clusters_own", inside::logs_are_served_to_the_clusters_own),
+        ("a_pod_in_the_nodes_network", inside::a_pod_in_the_nodes_network),
+        ("an_image_that_comes_is_used_at_once", inside::an_image_that_comes_is_used_at_once),
         ("a_node_that_goes_down_lets_its_pods_say_goodbye", a_node_that_goes_down_lets_its_pods_say_goodbye),
         ("nothing_is_left_behind", nothing_is_left_behind),
     ];
@@ -407,162 +407,6 @@ fn probes_decide_readiness_and_restarts() {
     // Commands run in containers leave nothing behind.
     let left = std::fs::read_dir(lab.pod_dir("by-file").join("run/app.0")).unwrap().count();
     assert!(left <= 4, "{left} files");
-}
-
-fn too_much_memory_is_oom_killed() {
-    let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers");
-    if v2.is_ok_and(|controllers| !controllers.contains("memory")) {
-        return portolan_testkit::skip("needs a cgroup hierarchy that can limit memory");
-    }
-    let lab = Lab::new();
-    lab.create(
-        "glutton",
-        json!({"restartPolicy": "Never", "containers": [
-        {"name": "app", "args": ["eat"], "resources": {"limits": {"memory": "32Mi"}}}]}),
-    );
-    lab.with_agent(async |api: Api| {
-        api.until("it is over", |api| api.pod("glutton")["status"]["phase"] == "Failed").await;
-        let state = container(&api, "glutton")["state"]["terminated"].clone();
-        assert_eq!((&state["reason"], &state["exitCode"]), (&json!("OOMKilled"), &json!(137)));
-    });
-}
-
-fn a_container_sees_what_its_pod_says() {
-    let lab = Lab::new();
-    lab.api.put("configmaps", json!({"metadata": {"name": "settings", "namespace": "shop"}, "data": {"key": "value"}}));
-    lab.api.put(
-        "services",
-        json!({"metadata": {"name": "db", "namespace": "shop"},
-        "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 5432}]}}),
-    );
-    let shared = |path: &str| json!({"name": "shared", "mountPath": path});
-    lab.create("web-0", json!({
-        "restartPolicy": "Never",
-        "volumes": [{"name": "shared", "emptyDir": {"medium": "Memory"}}, {"name": "config", "configMap": {"name": "settings"}}],
-        "initContainers": [
-            {"name": "first", "args": ["append", "/shared/note", "first"], "volumeMounts": [shared("/shared")]},
-            {"name": "second", "args": ["append", "/shared/note", "second"], "volumeMounts": [shared("/shared")]}],
-        "containers": [{
-            "name": "app", "args": ["show"], "workingDir": "/tmp",
-            "env": [
-                {"name": "NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
-                {"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
-                {"name": "KEY", "valueFrom": {"configMapKeyRef": {"name": "settings", "key": "key"}}}],
-            "securityContext": {"runAsUser": 1000, "runAsGroup": 1001, "readOnlyRootFilesystem": true,
-                "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}},
-            "volumeMounts": [shared("/shared"), {"name": "config", "mountPath": "/config"}]}]}));
-    lab.with_agent(async |api: Api| {
-        api.until("it is done", |api| api.pod("web-0")["status"]["phase"] == "Succeeded").await;
-        assert_eq!(condition(&api, "web-0", "Initialized"), "True");
-    });
-    let shown = lab.log("web-0", "app", 0);
-    let address = ip(&lab.api, "web-0");
-    for line in [
-        "pid 1 hostname web-0 cwd /tmp",
-        "user 1000 group 1001",
-        "env NAME=web-0",
-        &format!("env IP={address}"),
-        "env KEY=value",
-        "env DB_SERVICE_HOST=10.96.0.9",
-        "env HOSTNAME=web-0",
-        "/etc/resolv.conf: nameserver 10.96.0.10",
-        &format!("/etc/hosts: {address}\tweb-0"),
-        "/etc/hostname: web-0",
-        "/shared/note: first",
-        "/shared/note: second",
-        "/config/key: value",
-        "CapBnd:\t0000000000000000",
-        "SigBlk:\t0000000000000000",
-        "NoNewPrivs:\t1",
-        "write to root Err(ReadOnlyFilesystem), to sysctl Err(ReadOnlyFilesystem)",
-        // Its three standard ones, and the one it counts them with.
-        "open files 4",
-    ] {
-        assert!(shown.lines().any(|shown| shown == line), "{line:?} is not in:\n{shown}");
-    }
-}
-
-/// The body of an answer over TLS, with or without a client certificate and its key.
-async fn fetch(lab: &Lab, path: &str, client: Option<&(String, String)>) -> Result<String, String> {
-    use rustls::pki_types::pem::PemObject;
-    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_slice(lab.tls.client_ca.as_bytes()).unwrap()).unwrap();
-    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
-    let config = config.with_root_certificates(roots);
-    let config = match client {
-        Some((certificate, key)) => {
-            let certificate = CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap();
-            let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-            config.with_client_auth_cert(vec![certificate], key).unwrap()
-        }
-        None => config.with_no_client_auth(),
-    };
-    let stream = tokio::net::TcpStream::connect((NODE_IP, 10250)).await.map_err(|error| error.to_string())?;
-    let connector = tokio_rustls::TlsConnector::from(std::sync::Arc::new(config));
-    let talk = async {
-        let mut stream = connector.connect("node".try_into().unwrap(), stream).await?;
-        stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()).await?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await?;
-        Ok(answer)
-    };
-    let answer: String = talk.await.map_err(|error: std::io::Error| error.to_string())?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-    if head.starts_with("HTTP/1.0 200") { Ok(body.to_owned()) } else { Err(format!("{head}\n{body}")) }
-}
-
-fn logs_are_served_to_the_clusters_own() {
-    let lab = Lab::new();
-    lab.create("talker", json!({"containers": [app(&["say", "one", "two"])]}));
-    lab.with_agent(async |api: Api| {
-        ready(&api, "talker").await;
-        let path = "/containerLogs/shop/talker/app";
-        let (known, other) = (Some(&lab.api_server), Some(&lab.other_node));
-        let refused = fetch(&lab, path, other).await.unwrap_err();
-        assert!(refused.contains("403") && refused.contains("system:node:node-2"), "{refused}");
-        let follow = fetch(&lab, "/containerLogs/shop/talker/app?follow=true", known);
-        let end = async {
-            delete(&api, "talker", 30);
-        };
-        let (followed, ()) = tokio::join!(follow, end);
-        assert_eq!(followed.unwrap(), "one\ntwo\nstarted\nterminating\n");
-        gone(&api, "talker").await;
-        assert!(fetch(&lab, path, known).await.unwrap_err().contains("404"));
-        assert_eq!(fetch(&lab, "/healthz", other).await.unwrap(), "ok");
-        fetch(&lab, "/healthz", None).await.unwrap_err();
-    });
-}
-
-fn a_pod_in_the_nodes_network() {
-    let lab = Lab::new();
-    lab.create("host", json!({"hostNetwork": true, "containers": [app(&["serve"])]}));
-    lab.with_agent(async |api: Api| {
-        ready(&api, "host").await;
-        assert_eq!(ip(&api, "host"), NODE_IP);
-        get(format!("{NODE_IP}:8080")).await;
-        delete(&api, "host", 1);
-        gone(&api, "host").await;
-    });
-}
-
-fn an_image_that_comes_is_used_at_once() {
-    let lab = Lab::new();
-    lab.create("early", json!({"containers": [{"name": "app", "image": "late:1", "args": ["polite"]}]}));
-    lab.with_agent(async |api: Api| {
-        api.until("it waits", |api| container(api, "early")["state"]["waiting"]["reason"] == "ErrImagePull").await;
-        let known = lab.images().join("images/docker.io%portolan%workload:latest.json");
-        let mut record: Value = serde_json::from_slice(&std::fs::read(known).unwrap()).unwrap();
-        record["name"] = json!("docker.io/library/late:1");
-        // As an import puts it in place.
-        let new = lab.images().join("tmp/late");
-        std::fs::write(&new, record.to_string()).unwrap();
-        let came = Instant::now();
-        std::fs::rename(new, lab.images().join("images/docker.io%library%late:1.json")).unwrap();
-        ready(&api, "early").await;
-        assert!(came.elapsed() < Duration::from_secs(5), "it came by at its next back-off: {:?}", came.elapsed());
-    });
 }
 
 fn a_node_that_goes_down_lets_its_pods_say_goodbye() {
