@@ -53,7 +53,8 @@ fn parts(form: Form, (old, new): Pair<'_>, changes: &mut Changes) {
         let always = form.always_has(name);
         let pair = (
             left_child.or((always && left.is_some()).then_some(&*NOTHING)),
-            right_child.or((always && right.is_some()).then_some(&*NOTHING)),
+            // Null is what emptying left of it, and it is not stored.
+            right_child.filter(|child| !child.is_null()).or((always && right.is_some()).then_some(&*NOTHING)),
         );
         value(form.child(name), pair, || element::field(name), changes);
     };
