@@ -5,6 +5,8 @@ use crate::Kind;
 /// How a kind behaves in the write path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Strategy {
+    ClusterRole,
+    ClusterRoleBinding,
     ConfigMap,
     Deployment,
     EndpointSlice,
@@ -17,11 +19,16 @@ pub(crate) enum Strategy {
     Node,
     Pod,
     ReplicaSet,
+    Role,
+    RoleBinding,
     Secret,
     Service,
     ServiceAccount,
     ServiceCidr,
 }
+
+/// The group of roles and their bindings.
+pub(crate) const RBAC: &str = "rbac.authorization.k8s.io";
 
 const BASE: Kind = Kind {
     group: "",
@@ -37,7 +44,7 @@ const BASE: Kind = Kind {
     strategy: Strategy::ConfigMap,
 };
 
-static KINDS: [Kind; 16] = [
+static KINDS: [Kind; 20] = [
     Kind {
         kind: "ConfigMap",
         plural: "configmaps",
@@ -180,6 +187,33 @@ static KINDS: [Kind; 16] = [
         strategy: Strategy::ServiceCidr,
         ..BASE
     },
+    Kind {
+        group: RBAC,
+        kind: "ClusterRoleBinding",
+        plural: "clusterrolebindings",
+        singular: "clusterrolebinding",
+        namespaced: false,
+        strategy: Strategy::ClusterRoleBinding,
+        ..BASE
+    },
+    Kind {
+        group: RBAC,
+        kind: "ClusterRole",
+        plural: "clusterroles",
+        singular: "clusterrole",
+        namespaced: false,
+        strategy: Strategy::ClusterRole,
+        ..BASE
+    },
+    Kind {
+        group: RBAC,
+        kind: "RoleBinding",
+        plural: "rolebindings",
+        singular: "rolebinding",
+        strategy: Strategy::RoleBinding,
+        ..BASE
+    },
+    Kind { group: RBAC, kind: "Role", plural: "roles", singular: "role", strategy: Strategy::Role, ..BASE },
 ];
 
 /// Every kind, sorted by group and plural.

@@ -61,11 +61,15 @@ fn fields(strategy: Strategy) -> &'static [&'static str] {
         Strategy::IpAddress => {
             &["spec.parentRef.group", "spec.parentRef.resource", "spec.parentRef.namespace", "spec.parentRef.name"]
         }
-        Strategy::ConfigMap
+        Strategy::ClusterRole
+        | Strategy::ClusterRoleBinding
+        | Strategy::ConfigMap
         | Strategy::Deployment
         | Strategy::EndpointSlice
         | Strategy::Endpoints
         | Strategy::Lease
+        | Strategy::Role
+        | Strategy::RoleBinding
         | Strategy::ServiceAccount
         | Strategy::ServiceCidr => &[],
     }

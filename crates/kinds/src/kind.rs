@@ -64,6 +64,8 @@ impl Kind {
     /// The table's name of the type, such as `core.v1.Pod`.
     pub(crate) fn type_name(&self) -> &'static str {
         match self.strategy {
+            Strategy::ClusterRole => "rbac.v1.ClusterRole",
+            Strategy::ClusterRoleBinding => "rbac.v1.ClusterRoleBinding",
             Strategy::ConfigMap => "core.v1.ConfigMap",
             Strategy::Deployment => "apps.v1.Deployment",
             Strategy::EndpointSlice => "discovery.v1.EndpointSlice",
@@ -76,6 +78,8 @@ impl Kind {
             Strategy::Node => "core.v1.Node",
             Strategy::Pod => "core.v1.Pod",
             Strategy::ReplicaSet => "apps.v1.ReplicaSet",
+            Strategy::Role => "rbac.v1.Role",
+            Strategy::RoleBinding => "rbac.v1.RoleBinding",
             Strategy::Secret => "core.v1.Secret",
             Strategy::Service => "core.v1.Service",
             Strategy::ServiceAccount => "core.v1.ServiceAccount",
@@ -92,7 +96,15 @@ impl Kind {
     pub fn allows_create_on_update(&self) -> bool {
         matches!(
             self.strategy,
-            Strategy::Endpoints | Strategy::Event | Strategy::EventsEvent | Strategy::Lease | Strategy::Service
+            Strategy::ClusterRole
+                | Strategy::ClusterRoleBinding
+                | Strategy::Endpoints
+                | Strategy::Event
+                | Strategy::EventsEvent
+                | Strategy::Lease
+                | Strategy::Role
+                | Strategy::RoleBinding
+                | Strategy::Service
         )
     }
 

@@ -18,8 +18,12 @@ const ROOTS: &[&str] = &[
     "apps.v1.Deployment",
     "apps.v1.ReplicaSet",
     "authentication.v1.SelfSubjectReview",
+    "authentication.v1.TokenRequest",
+    "authentication.v1.TokenReview",
+    "authorization.v1.LocalSubjectAccessReview",
     "authorization.v1.SelfSubjectAccessReview",
     "authorization.v1.SelfSubjectRulesReview",
+    "authorization.v1.SubjectAccessReview",
     "autoscaling.v1.Scale",
     "coordination.v1.Lease",
     "core.v1.Binding",
@@ -40,6 +44,10 @@ const ROOTS: &[&str] = &[
     "networking.v1.IPAddress",
     "networking.v1.ServiceCIDR",
     "policy.v1.Eviction",
+    "rbac.v1.ClusterRole",
+    "rbac.v1.ClusterRoleBinding",
+    "rbac.v1.Role",
+    "rbac.v1.RoleBinding",
 ];
 
 struct Field {

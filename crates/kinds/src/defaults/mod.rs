@@ -10,18 +10,21 @@ mod workload;
 
 use serde_json::{Value, json};
 
-use crate::catalog::Strategy;
+use crate::catalog::{RBAC, Strategy};
 use crate::look::{Look, child, items_mut, map_of, remove, set_default};
 
 pub(crate) fn default(strategy: Strategy, object: &mut Value) {
     match strategy {
-        Strategy::ConfigMap
+        Strategy::ClusterRole
+        | Strategy::ConfigMap
         | Strategy::Event
         | Strategy::EventsEvent
         | Strategy::IpAddress
         | Strategy::Lease
+        | Strategy::Role
         | Strategy::ServiceAccount
         | Strategy::ServiceCidr => {}
+        Strategy::ClusterRoleBinding | Strategy::RoleBinding => binding(object),
         Strategy::Deployment => workload::deployment(object),
         Strategy::EndpointSlice => endpoint_slice(object),
         Strategy::Endpoints => endpoints(object),
@@ -31,6 +34,15 @@ pub(crate) fn default(strategy: Strategy, object: &mut Value) {
         Strategy::ReplicaSet => workload::replica_set(object),
         Strategy::Secret => secret(object),
         Strategy::Service => service::service(object),
+    }
+}
+
+fn binding(object: &mut Value) {
+    set_default(child(object, "roleRef"), "apiGroup", RBAC);
+    for subject in items_mut(object, "subjects") {
+        if matches!(subject.text("kind"), "User" | "Group") {
+            set_default(subject, "apiGroup", RBAC);
+        }
     }
 }
 

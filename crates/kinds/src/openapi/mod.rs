@@ -95,7 +95,7 @@ mod tests {
     fn documents_are_whole() {
         let index = v3_index();
         let paths = index["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 6);
+        assert_eq!(paths.len(), 7);
         for (path, entry) in paths {
             assert!(entry["serverRelativeURL"].as_str().unwrap().starts_with(&format!("/openapi/v3/{path}?hash=")));
             let document = v3(path).unwrap();

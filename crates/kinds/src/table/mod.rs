@@ -7,6 +7,7 @@ mod duration;
 mod event;
 mod network;
 mod pod;
+mod rbac;
 mod workload;
 
 use jiff::Timestamp;
@@ -40,6 +41,8 @@ const AGE: Column = shown("Age", "string", "Time since the object was created.")
 
 pub(crate) fn columns(strategy: Strategy) -> &'static [Column] {
     match strategy {
+        Strategy::ClusterRole | Strategy::Role => rbac::ROLE,
+        Strategy::ClusterRoleBinding | Strategy::RoleBinding => rbac::BINDING,
         Strategy::ConfigMap => cluster::CONFIG_MAP,
         Strategy::Deployment => workload::DEPLOYMENT,
         Strategy::EndpointSlice => network::ENDPOINT_SLICE,
@@ -60,6 +63,8 @@ pub(crate) fn columns(strategy: Strategy) -> &'static [Column] {
 
 pub(crate) fn row(strategy: Strategy, object: &Value, now: Timestamp) -> Vec<Value> {
     match strategy {
+        Strategy::ClusterRole | Strategy::Role => rbac::role(object),
+        Strategy::ClusterRoleBinding | Strategy::RoleBinding => rbac::binding(object, now),
         Strategy::ConfigMap => cluster::config_map(object, now),
         Strategy::Deployment => workload::deployment(object, now),
         Strategy::EndpointSlice => network::endpoint_slice(object, now),

@@ -25,6 +25,9 @@ fn name_errors(kind: &Kind, name: &str, prefix: bool) -> Vec<String> {
         Strategy::Namespace => names::dns1123_label(name),
         Strategy::Service => names::dns1035_label(name),
         Strategy::IpAddress => super::address::canonical(name),
+        Strategy::ClusterRole | Strategy::ClusterRoleBinding | Strategy::Role | Strategy::RoleBinding => {
+            names::path_segment(name)
+        }
         _ => names::dns1123_subdomain(name),
     }
 }

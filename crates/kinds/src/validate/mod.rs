@@ -14,6 +14,7 @@ mod environment;
 mod event;
 mod metadata;
 mod pod;
+mod rbac;
 mod resources;
 mod scheduling;
 mod service;
@@ -129,6 +130,8 @@ pub(crate) fn update(kind: &Kind, new: &Value, old: &Value, sub: Subresource) ->
 
 fn body(errors: &mut Errors, strategy: Strategy, new: &Value, old: Option<&Value>) {
     match strategy {
+        Strategy::ClusterRole => rbac::cluster_role(errors, new),
+        Strategy::ClusterRoleBinding => rbac::binding(errors, new, old, false),
         Strategy::ConfigMap => config::config_map(errors, new, old),
         Strategy::Deployment => workload::deployment(errors, new, old),
         Strategy::EndpointSlice => endpoints::slice(errors, new, old),
@@ -141,6 +144,8 @@ fn body(errors: &mut Errors, strategy: Strategy, new: &Value, old: Option<&Value
         Strategy::Node => cluster::node(errors, new, old),
         Strategy::Pod => pod::pod(errors, new, old),
         Strategy::ReplicaSet => workload::replica_set(errors, new, old),
+        Strategy::Role => rbac::rules(errors, new, true),
+        Strategy::RoleBinding => rbac::binding(errors, new, old, true),
         Strategy::Secret => config::secret(errors, new, old),
         Strategy::Service => service::service(errors, new, old),
         Strategy::ServiceAccount => {}

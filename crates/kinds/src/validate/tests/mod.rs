@@ -3,6 +3,7 @@
 mod cluster;
 mod endpoints;
 mod pod;
+mod rbac;
 mod service;
 mod workload;
 
