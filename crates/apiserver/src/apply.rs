@@ -39,12 +39,12 @@ pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<(Value, Ve
 pub(crate) fn applied(asked: Asked<'_>, live: (Option<&Value>, &Value), config: &Value) -> Result<Changed, Status> {
     let now = object::time(jiff::Timestamp::now());
     let force = asked.options.force.unwrap_or_default();
-    let (object, owners) = apply::apply(asked.target.kind, live, config, force, asked.writer(&now))?;
+    let (object, owners) = apply::apply(asked.kind(), live, config, force, asked.writer(&now))?;
     Ok(Changed { object, warnings: Vec::new(), owners: Some(owners) })
 }
 
 pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Result<Written, Status> {
-    let kind = asked.target.kind;
+    let kind = asked.kind();
     let (config, repeated) = configuration(asked, bytes)?;
     let with_warnings = |mut written: Written| {
         written.warnings.splice(0..0, repeated.iter().cloned());
@@ -69,7 +69,7 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Re
 }
 
 async fn create(server: &Server, asked: Asked<'_>, config: &Value) -> Result<Written, Status> {
-    let kind = asked.target.kind;
+    let kind = asked.kind();
     authz::authorize(
         asked.user,
         &authz::Request {

@@ -125,7 +125,7 @@ async fn repair_addresses(server: &Server) -> Result<(), Status> {
 
 fn target(group: &str, plural: &str, namespace: Option<&str>, name: Option<&str>, sub: Sub) -> Target {
     let owned = |text: Option<&str>| text.map(str::to_owned);
-    Target { kind: crate::known_kind(group, plural), namespace: owned(namespace), name: owned(name), sub }
+    Target { kind: crate::known_kind(group, plural).into(), namespace: owned(namespace), name: owned(name), sub }
 }
 
 /// What the server itself writes is its own.

@@ -144,7 +144,7 @@ pub(crate) struct Deleted {
 }
 
 pub(crate) async fn delete(server: &Server, asked: Asked<'_>) -> Result<Deleted, Status> {
-    let (kind, name) = (asked.target.kind, asked.name());
+    let (kind, name) = (asked.kind(), asked.name());
     if kind.plural == "namespaces" && matches!(name, "default" | "kube-system" | "kube-public") {
         return Err(Status::forbidden("", "namespaces", name, "this namespace may not be deleted"));
     }
@@ -197,7 +197,7 @@ fn returns_object(kind: &Kind) -> bool {
 }
 
 pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, form: Form) -> Result<Reply, Status> {
-    let kind = asked.target.kind;
+    let kind = asked.kind();
     let deleted = delete(server, asked).await?;
     if deleted.removed && !returns_object(kind) {
         let uid = object::text(&object::decode(&deleted.stored), "/metadata/uid").to_owned();
@@ -207,8 +207,8 @@ pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, form: Form) -> 
 }
 
 pub(crate) async fn collection(server: &Server, asked: Asked<'_>, form: Form) -> Result<Reply, Status> {
-    let kind = asked.target.kind;
-    let filter = Filter::parse(kind, None, asked.options)?;
+    let kind = asked.kind();
+    let filter = Filter::parse(&asked.target.kind, None, asked.options)?;
     let page = Page { limit: asked.options.limit, ..Page::default() };
     let (entries, meta) = read::select(&server.store, asked.target, &filter, page, false)?;
     let keys: Vec<_> = entries.iter().map(|(key, _)| key.clone()).collect();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use portolan_kinds::{Kind, Status};
+use portolan_kinds::{Kind, KindRef, Status};
 use portolan_store::Key;
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ use crate::selector::{FieldSelector, LabelSelector, Labels};
 
 #[derive(Clone)]
 pub(crate) struct Filter {
-    kind: &'static Kind,
+    kind: KindRef,
     labels: LabelSelector,
     fields: FieldSelector,
     /// From the path or from a field selector.
@@ -33,7 +33,7 @@ impl Facts {
         Self { labels: OnceLock::new(), fields: Mutex::default() }
     }
 
-    fn field(&self, kind: &'static Kind, stored: &Bytes, object: &OnceCell<Value>, field: &str) -> String {
+    fn field(&self, kind: &Kind, stored: &Bytes, object: &OnceCell<Value>, field: &str) -> String {
         let mut fields = self.fields.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(value) = fields.get(field) {
             return value.clone();
@@ -46,11 +46,11 @@ impl Facts {
 }
 
 impl Filter {
-    pub(crate) fn parse(kind: &'static Kind, name: Option<&str>, options: &Options) -> Result<Self, Status> {
+    pub(crate) fn parse(kind: &KindRef, name: Option<&str>, options: &Options) -> Result<Self, Status> {
         let labels = LabelSelector::parse(&options.label_selector)?;
         let fields = FieldSelector::parse(&options.field_selector, kind)?;
         let name = name.or(fields.name()).map(str::to_owned);
-        Ok(Self { kind, labels, fields, name })
+        Ok(Self { kind: kind.clone(), labels, fields, name })
     }
 
     pub(crate) fn takes_all(&self) -> bool {
@@ -67,7 +67,7 @@ impl Filter {
             return false;
         }
         let object = OnceCell::new();
-        let fields = self.fields.matches(key, |field| facts.field(self.kind, stored, &object, field));
+        let fields = self.fields.matches(key, |field| facts.field(&self.kind, stored, &object, field));
         fields && (self.labels.is_empty() || self.labels.matches(facts.labels.get_or_init(|| object::labels(stored))))
     }
 }

@@ -36,17 +36,17 @@ pub(crate) fn is_foreign(kind: &Kind) -> bool {
 }
 
 /// The kind that objects of `kind` are stored as.
-pub(crate) fn stored_kind(kind: &'static Kind) -> &'static Kind {
+pub(crate) fn stored_kind(kind: &Kind) -> &Kind {
     if is_foreign(kind) { portolan_kinds::find("", "v1", kind.plural).unwrap_or(kind) } else { kind }
 }
 
 /// What is stored for an object that came in as `kind`.
-pub(crate) fn to_stored(kind: &'static Kind, object: Value) -> Value {
+pub(crate) fn to_stored(kind: &Kind, object: Value) -> Value {
     if is_foreign(kind) { convert_event(&object, &stored_kind(kind).api_version()) } else { object }
 }
 
 /// A stored object as `kind`.
-pub(crate) fn from_stored(kind: &'static Kind, stored: Value) -> Value {
+pub(crate) fn from_stored(kind: &Kind, stored: Value) -> Value {
     if is_foreign(kind) { convert_event(&stored, &kind.api_version()) } else { stored }
 }
 

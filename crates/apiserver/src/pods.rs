@@ -116,7 +116,7 @@ pub(crate) async fn logs(server: &Server, asked: Asked<'_>, query: &str) -> Resu
         return Err(Status::bad_request(format!("pod {} does not have a host assigned", asked.name())));
     }
     let node = Target {
-        kind: crate::known_kind("", "nodes"),
+        kind: crate::known_kind("", "nodes").into(),
         namespace: None,
         name: Some(node_name.to_owned()),
         sub: Sub::None,

@@ -37,7 +37,7 @@ pub(crate) async fn wait_for(store: &Store, asked: Option<u64>) -> Result<(), St
 /// The stored object that a target names.
 pub(crate) fn stored(store: &Store, target: &Target) -> Result<(Key, portolan_store::Entry), Status> {
     let name = target.name.as_deref().unwrap_or_default();
-    let key = object::key(target.kind, target.namespace.as_deref().unwrap_or_default(), name);
+    let key = object::key(&target.kind, target.namespace.as_deref().unwrap_or_default(), name);
     match store.get(&key).0 {
         Some(entry) => Ok((key, entry)),
         None => Err(Status::not_found(target.kind.group, target.kind.plural, name)),
@@ -47,7 +47,7 @@ pub(crate) fn stored(store: &Store, target: &Target) -> Result<(Key, portolan_st
 pub(crate) async fn get(store: &Store, target: &Target, options: &Options, form: Form) -> Result<Reply, Status> {
     wait_for(store, options.revision()?).await?;
     let (_, entry) = stored(store, target)?;
-    Ok(respond::json(200, show::one(target.kind, &entry.value, form)))
+    Ok(respond::json(200, show::one(&target.kind, &entry.value, form)))
 }
 
 /// Where the next page begins. The form is ours alone; clients hand it back as it is.
@@ -121,11 +121,11 @@ pub(crate) async fn list(
             return Err(Continue::unknown());
         }
         page.at = Some(Revision(revision));
-        page.after = Some(object::key(target.kind, &namespace, &name));
+        page.after = Some(object::key(&target.kind, &namespace, &name));
     }
-    let filter = Filter::parse(target.kind, None, options)?;
+    let filter = Filter::parse(&target.kind, None, options)?;
     let (entries, meta) = select(store, target, &filter, page, !options.continue_token.is_empty())?;
-    Ok(respond::large_json(show::list(target.kind, &entries, &meta, form), accept_encoding))
+    Ok(respond::large_json(show::list(&target.kind, &entries, &meta, form), accept_encoding))
 }
 
 type Entries = Vec<(Key, portolan_store::Entry)>;
@@ -147,7 +147,7 @@ pub(crate) fn select(
             too_old(&expired)
         })
     };
-    let prefix = object::prefix(target.kind, target.namespace.as_deref());
+    let prefix = object::prefix(&target.kind, target.namespace.as_deref());
     let limit = page.limit.unwrap_or(usize::MAX);
     let mut chosen: Entries = Vec::new();
     loop {

@@ -3,7 +3,7 @@
 //! Invariant: only kinds that `portolan-kinds` knows become a [`Target`]; all else is Kubernetes' 404.
 
 use percent_encoding::percent_decode_str;
-use portolan_kinds::{Kind, Status};
+use portolan_kinds::{Kind, KindRef, Status};
 
 use crate::review::Review;
 
@@ -30,7 +30,7 @@ pub(crate) enum Route {
 /// An object, a collection, or a part of an object.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    pub(crate) kind: &'static Kind,
+    pub(crate) kind: KindRef,
     /// `None` for cluster-scoped kinds, and for a collection over all namespaces.
     pub(crate) namespace: Option<String>,
     /// `None` for a collection.
@@ -40,7 +40,7 @@ pub(crate) struct Target {
 
 impl PartialEq for Target {
     fn eq(&self, other: &Self) -> bool {
-        std::ptr::eq(self.kind, other.kind)
+        std::ptr::eq(&raw const *self.kind, &raw const *other.kind)
             && (&self.namespace, &self.name, self.sub) == (&other.namespace, &other.name, other.sub)
     }
 }
@@ -163,7 +163,7 @@ fn target(group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
         return Err(Status::unknown_resource());
     }
     let owned = |part: Option<&str>| part.map(str::to_owned);
-    Ok(Route::Object(Target { kind, namespace: owned(namespace), name: owned(name), sub }))
+    Ok(Route::Object(Target { kind: kind.into(), namespace: owned(namespace), name: owned(name), sub }))
 }
 
 #[cfg(test)]

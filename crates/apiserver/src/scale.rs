@@ -84,7 +84,7 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: 
         let scale = match &patch {
             // A Scale has no lists, so that both ways of merging are one.
             Patch::Merge(patch) | Patch::Strategic(patch) => portolan_kinds::patch::json_merge(&scale_of(old), patch),
-            Patch::Json(_) => patch.to(asked.target.kind, &scale_of(old))?,
+            Patch::Json(_) => patch.to(asked.kind(), &scale_of(old))?,
         };
         Ok(scaled(old, &scale)?.into())
     })
@@ -99,7 +99,7 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Res
     if (version, sent) != ("autoscaling/v1", "Scale") {
         return Err(Status::bad_request(format!("invalid object type: {version}, Kind={sent}")));
     }
-    let kind = asked.target.kind;
+    let kind = asked.kind();
     let config = json!({
         "apiVersion": kind.api_version(), "kind": kind.kind, "metadata": config["metadata"],
         "spec": {"replicas": config["spec"]["replicas"]}

@@ -232,7 +232,7 @@ impl Server {
         target.kind.refuse_repeated(&warnings, options.field_validation)?;
         let shown = |written: Written| {
             let code = if written.created { 201 } else { 200 };
-            let mut reply = respond::json(code, show::one(target.kind, &written.stored, form));
+            let mut reply = respond::json(code, show::one(&target.kind, &written.stored, form));
             if options.field_validation == FieldValidation::Warn {
                 warnings.extend(written.warnings);
                 respond::warn(&mut reply, &warnings);

@@ -12,7 +12,7 @@ use crate::accept::{Form, Include};
 use crate::object;
 
 /// One object.
-pub(crate) fn one(kind: &'static Kind, stored: &Bytes, form: Form) -> Bytes {
+pub(crate) fn one(kind: &Kind, stored: &Bytes, form: Form) -> Bytes {
     match form {
         Form::Whole if object::is_foreign(kind) => converted(kind, stored).to_string().into(),
         Form::Whole => stored.clone(),
@@ -28,7 +28,7 @@ pub(crate) fn one(kind: &'static Kind, stored: &Bytes, form: Form) -> Bytes {
     }
 }
 
-fn converted(kind: &'static Kind, stored: &[u8]) -> Value {
+fn converted(kind: &Kind, stored: &[u8]) -> Value {
     object::from_stored(kind, object::decode(stored))
 }
 
@@ -61,12 +61,7 @@ fn columns(kind: &Kind) -> Vec<Value> {
     kind.columns().iter().map(column).collect()
 }
 
-fn table<'a>(
-    kind: &'static Kind,
-    objects: impl IntoIterator<Item = &'a Bytes>,
-    metadata: Value,
-    include: Include,
-) -> Value {
+fn table<'a>(kind: &Kind, objects: impl IntoIterator<Item = &'a Bytes>, metadata: Value, include: Include) -> Value {
     let now = Timestamp::now();
     let row = |stored: &Bytes| {
         let mut object = converted(kind, stored);
@@ -105,7 +100,7 @@ impl ListMeta {
     }
 }
 
-pub(crate) fn list(kind: &'static Kind, entries: &[(Key, Entry)], meta: &ListMeta, form: Form) -> Vec<u8> {
+pub(crate) fn list(kind: &Kind, entries: &[(Key, Entry)], meta: &ListMeta, form: Form) -> Vec<u8> {
     if let Form::Table(include) = form {
         let objects = entries.iter().map(|(_, entry)| &entry.value);
         return table(kind, objects, meta.to_json(), include).to_string().into_bytes();
@@ -156,7 +151,7 @@ pub(crate) fn push_event(event: &str, object: &[u8], line: &mut Vec<u8>) {
 }
 
 /// The object of a bookmark: nothing but how far the watch is, and whether the initial events end here.
-pub(crate) fn bookmark(kind: &'static Kind, revision: Revision, initial_events_end: bool, form: Form) -> Vec<u8> {
+pub(crate) fn bookmark(kind: &Kind, revision: Revision, initial_events_end: bool, form: Form) -> Vec<u8> {
     let mut metadata = json!({"resourceVersion": revision.to_string()});
     if initial_events_end {
         metadata["annotations"] = json!({"k8s.io/initial-events-end": "true"});

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use portolan_kinds::{FieldError, Kind, Status};
+use portolan_kinds::{FieldError, KindRef, Status};
 use portolan_store::{Entry, Event, Expired, Key, Page, Revision, Store, Watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -64,9 +64,9 @@ pub(crate) async fn watch(
 ) -> Result<Reply, Status> {
     validate(options)?;
     let asked = options.revision()?;
-    let filter = Filter::parse(target.kind, target.name.as_deref(), options)?;
+    let filter = Filter::parse(&target.kind, target.name.as_deref(), options)?;
     read::wait_for(store, asked).await?;
-    let prefix = object::prefix(target.kind, target.namespace.as_deref());
+    let prefix = object::prefix(&target.kind, target.namespace.as_deref());
 
     // Streaming lists, and the older way to get the state first: no revision, or any.
     let from_state = match options.send_initial_events {
@@ -94,7 +94,7 @@ pub(crate) async fn watch(
     let mut bookmarks = tokio::time::interval_at(Instant::now() + BOOKMARKS, BOOKMARKS);
     bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let feed = Feed {
-        kind: target.kind,
+        kind: target.kind.clone(),
         form,
         filter,
         watch,
@@ -113,7 +113,7 @@ pub(crate) async fn watch(
 }
 
 struct Feed {
-    kind: &'static Kind,
+    kind: KindRef,
     form: Form,
     filter: Filter,
     /// `None` once the stream has said its last.
@@ -169,7 +169,7 @@ impl Feed {
         let mut piece = Vec::new();
         while piece.len() < PIECE {
             let Some((_, entry)) = self.initial.pop_front() else { break };
-            show::push_event("ADDED", &show::one(self.kind, &entry.value, self.form), &mut piece);
+            show::push_event("ADDED", &show::one(&self.kind, &entry.value, self.form), &mut piece);
         }
         if self.initial.is_empty()
             && let Some(revision) = self.initial_end.take()
@@ -181,7 +181,7 @@ impl Feed {
 
     fn bookmark(&self, revision: Revision, initial_events_end: bool) -> Bytes {
         let mut line = Vec::new();
-        let object = show::bookmark(self.kind, revision, initial_events_end, self.form);
+        let object = show::bookmark(&self.kind, revision, initial_events_end, self.form);
         show::push_event("BOOKMARK", &object, &mut line);
         line.into()
     }
@@ -212,13 +212,13 @@ impl Feed {
         };
         let Some(entry) = entry else { return };
         // Whole objects are in their final form already; only the revision of a deletion has to be written in, once.
-        let restamp = || object::restamped(object::stored_kind(self.kind), &entry.value, event.revision);
+        let restamp = || object::restamped(object::stored_kind(&self.kind), &entry.value, event.revision);
         let stored = match seen {
             _ if is => entry.value.clone(),
             Some(seen) => seen.deleted.get_or_init(restamp).clone(),
             None => restamp(),
         };
-        let shown = show::one(self.kind, &stored, self.form);
+        let shown = show::one(&self.kind, &stored, self.form);
         show::push_event(name, &shown, piece);
     }
 }

@@ -30,9 +30,9 @@ pub(crate) struct Asked<'a> {
     pub(crate) options: &'a Options,
 }
 
-impl Asked<'_> {
-    pub(crate) fn kind(&self) -> &'static Kind {
-        self.target.kind
+impl<'a> Asked<'a> {
+    pub(crate) fn kind(&self) -> &'a Kind {
+        &self.target.kind
     }
 
     pub(crate) fn namespace(&self) -> &str {

@@ -1,5 +1,9 @@
 //! One kind of object, and what the API server asks of it.
 
+use std::borrow::Cow;
+use std::ops::Deref;
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -26,6 +30,30 @@ pub struct Kind {
     pub(crate) strategy: Strategy,
 }
 
+/// A kind that is held on to: one of the program's own, or one that somebody defined and that may go again.
+#[derive(Clone, Debug)]
+pub enum KindRef {
+    Own(&'static Kind),
+    Defined(Arc<Kind>),
+}
+
+impl Deref for KindRef {
+    type Target = Kind;
+
+    fn deref(&self) -> &Kind {
+        match self {
+            Self::Own(kind) => kind,
+            Self::Defined(kind) => kind,
+        }
+    }
+}
+
+impl From<&'static Kind> for KindRef {
+    fn from(kind: &'static Kind) -> Self {
+        Self::Own(kind)
+    }
+}
+
 /// What an update goes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subresource {
@@ -43,14 +71,14 @@ pub enum FieldValidation {
 }
 
 /// A column of a `meta/v1` Table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// `string`, `integer` …
-    pub kind: &'static str,
+    pub kind: Cow<'static, str>,
     /// `name` marks the object's name.
-    pub format: &'static str,
-    pub description: &'static str,
+    pub format: Cow<'static, str>,
+    pub description: Cow<'static, str>,
     /// 0 is always shown; above that only with `-o wide`.
     pub priority: i32,
 }
@@ -149,7 +177,7 @@ impl Kind {
     }
 
     /// The Table's columns.
-    pub fn columns(&self) -> &'static [Column] {
+    pub fn columns(&self) -> &[Column] {
         table::columns(self.strategy)
     }
 

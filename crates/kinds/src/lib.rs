@@ -32,5 +32,5 @@ mod validate;
 pub use catalog::{all, find};
 pub use event::convert_event;
 pub use fields::UnsupportedField;
-pub use kind::{Column, FieldValidation, Kind, Subresource};
+pub use kind::{Column, FieldValidation, Kind, KindRef, Subresource};
 pub use status::{FieldError, FieldErrorKind, Status};

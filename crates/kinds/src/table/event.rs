@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{name, shown, since, wide};
+use super::{column, name, shown, since, wide};
 use crate::Column;
 use crate::look::Look;
 
@@ -17,13 +17,7 @@ pub(super) const EVENT: &[Column] = &[
     shown("Message", "string", "What happened."),
     wide("First Seen", "Time since it was first seen."),
     wide("Count", "How often it was seen."),
-    Column {
-        name: "Name",
-        kind: "string",
-        format: "name",
-        description: "Name must be unique within a namespace.",
-        priority: 1,
-    },
+    column("Name", "string", "name", "Name must be unique within a namespace.", 1),
 ];
 
 pub(super) fn event(object: &Value, now: Timestamp) -> Vec<Value> {

@@ -10,6 +10,8 @@ mod pod;
 mod rbac;
 mod workload;
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -19,23 +21,33 @@ use crate::look::Look;
 
 pub(crate) use duration::human;
 
+const fn column(
+    name: &'static str,
+    kind: &'static str,
+    format: &'static str,
+    description: &'static str,
+    priority: i32,
+) -> Column {
+    Column {
+        name: Cow::Borrowed(name),
+        kind: Cow::Borrowed(kind),
+        format: Cow::Borrowed(format),
+        description: Cow::Borrowed(description),
+        priority,
+    }
+}
+
 /// A column that is always shown.
 const fn shown(name: &'static str, kind: &'static str, description: &'static str) -> Column {
-    Column { name, kind, format: "", description, priority: 0 }
+    column(name, kind, "", description, 0)
 }
 
 /// A column of `-o wide`.
 const fn wide(name: &'static str, description: &'static str) -> Column {
-    Column { name, kind: "string", format: "", description, priority: 1 }
+    column(name, "string", "", description, 1)
 }
 
-const NAME: Column = Column {
-    name: "Name",
-    kind: "string",
-    format: "name",
-    description: "Name must be unique within a namespace.",
-    priority: 0,
-};
+const NAME: Column = column("Name", "string", "name", "Name must be unique within a namespace.", 0);
 
 const AGE: Column = shown("Age", "string", "Time since the object was created.");
 
