@@ -69,9 +69,9 @@ impl Row {
                 }
             }
         }
-        row.remember = forwarding
-            .affinity
-            .map(|timeout| u32::try_from(timeout.as_secs()).unwrap_or(LONGEST_REMEMBERED).clamp(1, LONGEST_REMEMBERED));
+        row.remember = forwarding.affinity.map(|affinity| {
+            u32::try_from(affinity.timeout.as_secs()).unwrap_or(LONGEST_REMEMBERED).clamp(1, LONGEST_REMEMBERED)
+        });
         row
     }
 
@@ -180,9 +180,10 @@ fn reassign(realized: &[Option<Backend>], desired: &[Backend]) -> Box<[Option<Ba
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+    use std::time::Duration;
 
     use portolan_model::Protocol;
-    use portolan_model::forwarding::{Family, FrontendKind};
+    use portolan_model::forwarding::{Affinity, Family, FrontendKind};
     use proptest::prelude::*;
 
     use super::super::entries::chain_of;
@@ -236,7 +237,7 @@ mod tests {
                 inside: target(inside, if open { Target::Reject } else { Target::Drop }),
                 outside: target(outside, Target::Drop),
                 masquerade: [Masquerade::Outsiders, Masquerade::Everybody, Masquerade::NodeItself][kind],
-                affinity: sticky.then(|| std::time::Duration::from_secs(10)),
+                affinity: sticky.then(|| Affinity { timeout: Duration::from_secs(10), together: frontend }),
                 sources: if open { Vec::new() } else { vec!["10.2.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()] },
             };
             let row = Row::desired(&forwarding, seed % 2 == 0, &Row::default());

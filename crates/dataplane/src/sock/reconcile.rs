@@ -236,7 +236,7 @@ fn wanted_of<'a>(forwarding: &'a FrontendForwarding, node: &NodeContext) -> Want
         Target::Drop => (Verdict::Leave, &[][..]),
     };
     let affinity = forwarding.affinity.filter(|_| verdict == Verdict::Forward);
-    let seconds = affinity.map_or(0, |timeout| u32::try_from(timeout.as_secs()).unwrap_or(u32::MAX).max(1));
+    let seconds = affinity.map_or(0, |affinity| u32::try_from(affinity.timeout.as_secs()).unwrap_or(u32::MAX).max(1));
     let is_tracked = seconds > 0 || (forwarding.frontend.protocol == Protocol::Udp && !backends.is_empty());
     Wanted { verdict, backends, affinity_seconds: seconds, is_tracked }
 }

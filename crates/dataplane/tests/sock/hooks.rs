@@ -10,7 +10,7 @@ use crate::lab;
 use portolan_dataplane::sock;
 use portolan_dataplane::sock::{Leads, Led};
 use portolan_model::Protocol;
-use portolan_model::forwarding::{Backend, FrontendForwarding, NodeContext, Target};
+use portolan_model::forwarding::{Affinity, Backend, FrontendForwarding, NodeContext, Target};
 use portolan_testkit::{Dial, Outcome, Transport};
 
 #[test]
@@ -152,9 +152,10 @@ fn a_session_stays_until_its_backend_goes_or_its_time_is_over() {
     bench(|bench| {
         bench.node().block_on(|| async {
             let sticky = |pods: &[&str], seconds| {
-                let one = |protocol| FrontendForwarding {
-                    affinity: Some(Duration::from_secs(seconds)),
-                    ..forwarding("10.96.1.1:80", protocol, &to(pods, false))
+                let one = |protocol| {
+                    let without = forwarding("10.96.1.1:80", protocol, &to(pods, false));
+                    let affinity = Affinity { timeout: Duration::from_secs(seconds), together: without.frontend };
+                    FrontendForwarding { affinity: Some(affinity), ..without }
                 };
                 service("web", vec![one(Protocol::Tcp), one(Protocol::Udp)])
             };

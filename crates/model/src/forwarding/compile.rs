@@ -7,9 +7,10 @@ use ipnet::IpNet;
 
 use super::endpoints::{Reachable, reachable};
 use super::{
-    Family, Frontend, FrontendForwarding, FrontendKind, Masquerade, NodeContext, Place, ServiceForwarding, Target,
+    Affinity, Family, Frontend, FrontendForwarding, FrontendKind, Masquerade, NodeContext, Place, ServiceForwarding,
+    Target,
 };
-use crate::{Diagnostic, Protocol, Service, ServiceId, ServicePort, Snapshot, TrafficPolicy};
+use crate::{Diagnostic, Service, ServiceId, ServicePort, Snapshot, TrafficPolicy};
 
 /// Backends one frontend may have in each of its two sets. Beyond it the rest is left out, with a diagnostic: the size of
 /// a slot index, and a bound on what one Service may cost a node.
@@ -28,6 +29,7 @@ pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (Serv
     let addresses = addresses(service, &mut diagnostics);
     let mut hairpins = BTreeSet::new();
     for port in &service.ports {
+        let protocol = port.protocol;
         for family in Family::BOTH {
             let of_family: Vec<_> = addresses.iter().filter(|(address, _)| Family::of(*address) == family).collect();
             // A NodePort is served in the families the Service has a ClusterIP in.
@@ -41,22 +43,21 @@ pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (Serv
                 // A pod elsewhere that asks this node's external address gets any backend, which may be itself.
                 hairpins.extend(reach.cluster.iter().map(|backend| backend.address));
             }
-            for (address, kind) in of_family {
-                let place = Place::Address(*address);
-                forwarding.frontends.push(frontend(service, port.protocol, port.port, place, *kind, &reach, node));
+            let mut of_port: Vec<FrontendForwarding> = Vec::new();
+            let at = |place, port| Frontend { place, protocol, port };
+            let asked = of_family.into_iter().map(|(address, kind)| (at(Place::Address(*address), port.port), *kind));
+            let node_port = port.node_port.filter(|_| has_family);
+            let asked = asked.chain(node_port.map(|port| (at(Place::Node(family), port.0), FrontendKind::NodePort)));
+            for (frontend, kind) in asked {
+                let mut forwarding = forward(service, frontend, kind, &reach, node);
+                if let Some(affinity) = &mut forwarding.affinity
+                    && let Some(first) = of_port.iter().find(|other| choose_alike(service, kind, other.kind))
+                {
+                    affinity.together = first.frontend;
+                }
+                of_port.push(forwarding);
             }
-            if let Some(node_port) = port.node_port.filter(|_| has_family) {
-                let place = Place::Node(family);
-                forwarding.frontends.push(frontend(
-                    service,
-                    port.protocol,
-                    node_port.0,
-                    place,
-                    FrontendKind::NodePort,
-                    &reach,
-                    node,
-                ));
-            }
+            forwarding.frontends.append(&mut of_port);
         }
     }
     forwarding.frontends.sort_by_key(|forwarding| forwarding.frontend);
@@ -94,11 +95,9 @@ fn addresses(service: &Service, diagnostics: &mut Vec<Diagnostic>) -> Vec<(IpAdd
     all
 }
 
-fn frontend(
+fn forward(
     service: &Service,
-    protocol: Protocol,
-    port: u16,
-    place: Place,
+    frontend: Frontend,
     kind: FrontendKind,
     reach: &Reachable,
     node: &NodeContext,
@@ -121,16 +120,18 @@ fn frontend(
         (false, TrafficPolicy::Cluster) => Masquerade::Everybody,
         (false, TrafficPolicy::Local) => Masquerade::NodeItself,
     };
-    let sources = if kind == FrontendKind::LoadBalancer { source_ranges(service, place, node) } else { Vec::new() };
-    FrontendForwarding {
-        frontend: Frontend { place, protocol, port },
-        kind,
-        inside,
-        outside,
-        masquerade,
-        affinity: service.affinity,
-        sources,
-    }
+    let sources =
+        if kind == FrontendKind::LoadBalancer { source_ranges(service, frontend.place, node) } else { Vec::new() };
+    let affinity = service.affinity.map(|timeout| Affinity { timeout, together: frontend });
+    FrontendForwarding { frontend, kind, inside, outside, masquerade, affinity, sources }
+}
+
+/// Whether frontends of these kinds choose among the same backends, whoever asks. Under `externalTrafficPolicy: Local`
+/// no external address does as a ClusterIP, and who was remembered at one may have no business at the other's backend.
+fn choose_alike(service: &Service, one: FrontendKind, other: FrontendKind) -> bool {
+    let is_internal = |kind| kind == FrontendKind::ClusterIp;
+    is_internal(one) == is_internal(other)
+        || (service.internal_policy, service.external_policy) == (TrafficPolicy::Cluster, TrafficPolicy::Cluster)
 }
 
 /// The ranges of the address's family, sorted. A range of all addresses means that anyone may come, and so does having
@@ -239,6 +240,35 @@ mod tests {
             json!({"externalIPs": ["192.0.2.1"], "ports": [{"port": 80, "nodePort": 30080}]}),
         ] {
             assert_eq!(compiled(spec.clone(), Value::Null).0, ServiceForwarding::default(), "{spec}");
+        }
+    }
+
+    #[test]
+    fn the_addresses_of_a_port_remember_together_where_they_choose_alike() {
+        let together = |internal: &str, external: &str| {
+            let spec = json!({"type": "NodePort", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.1"],
+                "internalTrafficPolicy": internal, "externalTrafficPolicy": external, "sessionAffinity": "ClientIP",
+                "ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81}]});
+            let (forwarding, _) = compiled(spec, Value::Null);
+            let word = |f: &FrontendForwarding| format!("{} by {}", f.frontend, f.affinity.unwrap().together);
+            forwarding.frontends.iter().map(word).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            together("Cluster", "Cluster"),
+            [
+                "TCP 10.96.0.1:80 by TCP 10.96.0.1:80",
+                "TCP 10.96.0.1:81 by TCP 10.96.0.1:81",
+                "TCP 192.0.2.1:80 by TCP 10.96.0.1:80",
+                "TCP 192.0.2.1:81 by TCP 10.96.0.1:81",
+                "TCP [fd00::1]:80 by TCP [fd00::1]:80",
+                "TCP [fd00::1]:81 by TCP [fd00::1]:81",
+                "TCP node:30080 by TCP 10.96.0.1:80",
+                "TCP node6:30080 by TCP [fd00::1]:80",
+            ]
+        );
+        for (internal, external) in [("Local", "Cluster"), ("Cluster", "Local"), ("Local", "Local")] {
+            let together = together(internal, external);
+            assert!(together.contains(&"TCP node:30080 by TCP 192.0.2.1:80".to_owned()), "{together:?}");
         }
     }
 

@@ -141,6 +141,16 @@ pub enum Masquerade {
     NodeItself,
 }
 
+/// A client stays with the backend it was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// For how long, counted from its latest connection.
+    pub timeout: Duration,
+    /// The frontend that stands for all of the Service that remember together: those of one port and family which choose
+    /// among the same backends.
+    pub together: Frontend,
+}
+
 /// All there is to know about one frontend on one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FrontendForwarding {
@@ -151,8 +161,7 @@ pub struct FrontendForwarding {
     /// For everyone else; differs from `inside` under `externalTrafficPolicy: Local` only.
     pub outside: Target,
     pub masquerade: Masquerade,
-    /// How long a client stays with the backend it was given, counted from its latest connection.
-    pub affinity: Option<Duration>,
+    pub affinity: Option<Affinity>,
     /// Who may come; empty means everyone.
     pub sources: Vec<IpNet>,
 }

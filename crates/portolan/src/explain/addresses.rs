@@ -95,7 +95,8 @@ fn what(kind: FrontendKind, frontend: Frontend, on_nodes: &[(&NodeContext, Front
 fn notes(snapshot: &Snapshot, service: &Service, on_nodes: &[(&NodeContext, FrontendForwarding)]) -> Vec<String> {
     let mut notes = Vec::new();
     let Some((_, forwarding)) = on_nodes.first() else { return notes };
-    if let Some(time) = forwarding.affinity {
+    if let Some(affinity) = forwarding.affinity {
+        let time = affinity.timeout;
         notes.push(format!("a client stays with the backend it was given, until it has been away for {time:?}"));
     }
     if let (FrontendKind::LoadBalancer, Place::Address(address)) = (forwarding.kind, forwarding.frontend.place) {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use portolan_model::forwarding::{Family, Masquerade, Place};
+use portolan_model::forwarding::{Affinity, Family, Masquerade, Place};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -87,7 +87,7 @@ fn forwarding(number: u8, protocol: Protocol, target: &Target, affinity: Option<
         inside: target.clone(),
         outside: target.clone(),
         masquerade: Masquerade::Outsiders,
-        affinity,
+        affinity: affinity.map(|timeout| Affinity { timeout, together: Frontend { place, protocol, port } }),
         sources: Vec::new(),
     };
     let frontends = vec![frontend(place, 80), frontend(Place::Node(Family::V4), 30_000 + u16::from(number))];
