@@ -1,9 +1,10 @@
-//! Events -> gone, an hour after they last had something to say, as upstream's are; so that they do not pile up.
+//! What is only kept for a while -> gone: Events an hour after they last had something to say, as upstream's are, and
+//! what watches and lists of the past are told from after as long as upstream's etcd keeps it.
 //!
 //! Invariant: what is removed is what was judged; an Event that is told again meanwhile stays.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 use jiff::{SignedDuration, Timestamp};
@@ -14,6 +15,8 @@ use crate::object;
 use crate::write;
 
 const KEPT: SignedDuration = SignedDuration::from_hours(1);
+/// A list that is read page by page, and a watch that was away, may take this long.
+const HISTORY: Duration = Duration::from_secs(300);
 const EVERY: Duration = Duration::from_secs(60);
 /// Events are removed this many at a time.
 const TOGETHER: usize = 64;
@@ -45,6 +48,9 @@ pub(crate) async fn run(store: &Store) -> Infallible {
     loop {
         tokio::time::sleep(EVERY).await;
         sweep(store, Timestamp::now()).await;
+        if let Some(then) = Instant::now().checked_sub(HISTORY) {
+            store.forget(then);
+        }
     }
 }
 

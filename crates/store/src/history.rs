@@ -1,11 +1,13 @@
 //! The recent changes of each resource, which watches read at their own pace.
 //!
 //! One lane a resource, so that a busy resource neither wakes the watches of a quiet one nor pushes its history out.
-//! Invariant: a lane holds every change of its resource after its floor.
+//! Invariant: a lane holds every change of its resource after its floor. What is too much or too old leaves at the other
+//! end, a few changes with each that comes, or by [`crate::Store::forget`].
 
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -25,12 +27,13 @@ pub struct Event {
     pub revision: Revision,
     pub new: Option<Entry>,
     pub old: Option<Entry>,
+    at: Instant,
     memo: OnceLock<Box<dyn Any + Send + Sync>>,
 }
 
 impl Event {
-    pub(crate) fn new(key: Key, revision: Revision, new: Option<Entry>, old: Option<Entry>) -> Self {
-        Self { key, revision, new, old, memo: OnceLock::new() }
+    pub(crate) fn new(key: Key, revision: Revision, new: Option<Entry>, old: Option<Entry>, at: Instant) -> Self {
+        Self { key, revision, new, old, at, memo: OnceLock::new() }
     }
 
     /// What `derive` makes of this event: made once, shared by all watches, and gone with the event. `None` if it was
@@ -39,7 +42,7 @@ impl Event {
         self.memo.get_or_init(|| Box::new(derive())).downcast_ref()
     }
 
-    fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         let size = |entry: &Option<Entry>| entry.as_ref().map_or(0, |entry| entry.value.len());
         size(&self.new) + size(&self.old)
     }
@@ -57,14 +60,40 @@ impl Lane {
         Self { events: VecDeque::new(), bytes: 0, floor, wake: watch::Sender::new(()) }
     }
 
-    pub(crate) fn push(&mut self, event: Arc<Event>, limits: &Limits) {
+    /// Takes in a change; says how many bytes the lane holds less because of what had to leave for it.
+    pub(crate) fn push(&mut self, event: Arc<Event>, limits: &Limits) -> usize {
         self.bytes += event.bytes();
         self.events.push_back(event);
+        let mut freed = 0;
         while self.events.len() > limits.history_events || self.bytes > limits.history_bytes {
-            let Some(forgotten) = self.events.pop_front() else { break };
-            self.bytes -= forgotten.bytes();
-            self.floor = forgotten.revision;
+            freed += self.pop();
         }
+        freed
+    }
+
+    /// The bytes that the oldest change held, which is forgotten.
+    pub(crate) fn pop(&mut self) -> usize {
+        let Some(forgotten) = self.events.pop_front() else { return 0 };
+        self.bytes -= forgotten.bytes();
+        self.floor = forgotten.revision;
+        forgotten.bytes()
+    }
+
+    /// Forgets at most `most` changes from before `then`; the bytes they held, and whether there are more.
+    pub(crate) fn forget(&mut self, then: Instant, most: usize) -> (usize, bool) {
+        let old = |lane: &Self| lane.events.front().is_some_and(|event| event.at < then);
+        let mut freed = 0;
+        for _ in 0..most {
+            if !old(self) {
+                return (freed, false);
+            }
+            freed += self.pop();
+        }
+        (freed, old(self))
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     pub(crate) fn wake(&self) {

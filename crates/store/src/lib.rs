@@ -17,6 +17,8 @@ mod disk;
 mod failing_disk;
 mod history;
 mod key;
+#[cfg(test)]
+mod power_cut;
 mod store;
 mod transaction;
 mod watch;

@@ -6,6 +6,7 @@ use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread::JoinHandle;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -47,13 +48,15 @@ pub struct Limits {
     pub history_events: usize,
     /// Before and after of each change together, though neighbouring changes share them.
     pub history_bytes: usize,
+    /// Of all resources together; then the largest history gives way first.
+    pub all_history_bytes: usize,
     /// Transactions that may wait for the disk; more make their writers wait to queue.
     pub queue: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { history_events: 4096, history_bytes: 32 << 20, queue: 1024 }
+        Self { history_events: 16_384, history_bytes: 32 << 20, all_history_bytes: 64 << 20, queue: 1024 }
     }
 }
 
@@ -97,6 +100,7 @@ pub(crate) struct State {
     pub(crate) revision: Revision,
     /// There is no history from before it.
     opened: Revision,
+    history_bytes: usize,
 }
 
 impl State {
@@ -110,7 +114,12 @@ impl State {
             None => self.objects.remove(&event.key),
         };
         let event = Arc::new(event);
-        self.lane(event.key.resource()).push(event.clone(), limits);
+        self.history_bytes += event.bytes();
+        self.history_bytes -= self.lane(event.key.resource()).push(event.clone(), limits);
+        while self.history_bytes > limits.all_history_bytes {
+            let Some(largest) = self.lanes.values_mut().max_by_key(|lane| lane.bytes()) else { break };
+            self.history_bytes -= largest.pop();
+        }
     }
 
     fn range(&self, prefix: &Prefix, after: Option<&Key>) -> impl Iterator<Item = (&Key, &Entry)> {
@@ -194,7 +203,8 @@ impl Store {
     pub(crate) fn open_place(place: Box<dyn Place>, limits: Limits) -> Result<Self, DiskError> {
         let mut disk = Disk::open(place)?;
         let (objects, revision) = disk.load()?;
-        let state = State { objects: objects.into_iter().collect(), lanes: HashMap::new(), revision, opened: revision };
+        let objects = objects.into_iter().collect();
+        let state = State { objects, lanes: HashMap::new(), revision, opened: revision, history_bytes: 0 };
         let shared = Arc::new(Shared { state: RwLock::new(state), limits, revision: watch::Sender::new(revision) });
         let (queue, requests) = mpsc::channel(limits.queue);
         let writer = Writer::new(disk, shared.clone());
@@ -261,6 +271,23 @@ impl Store {
         let _ = lane.after(from)?;
         let wake = lane.listen();
         Ok(Watch { shared: self.0.shared.clone(), prefix, place: from, wake })
+    }
+
+    /// Forgets changes from before `then`, in steps between which readers and writers have their turn. Watches that
+    /// had not seen them are told that they fell behind, and so are lists of a revision from before.
+    pub fn forget(&self, then: Instant) {
+        const STEP: usize = 512;
+        let resources: Vec<String> = self.0.shared.read().lanes.keys().cloned().collect();
+        for resource in resources {
+            let mut more = true;
+            while more {
+                let mut state = self.0.shared.write();
+                let Some(lane) = state.lanes.get_mut(&resource) else { break };
+                let freed;
+                (freed, more) = lane.forget(then, STEP);
+                state.history_bytes -= freed;
+            }
+        }
     }
 
     /// Returns once `revision` is visible.

@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -28,6 +29,7 @@ pub(crate) struct Request {
 struct Batch {
     from: Revision,
     to: Revision,
+    at: Instant,
     events: Vec<Event>,
     /// Where in `events` each key last changed.
     latest: HashMap<Key, usize>,
@@ -36,7 +38,7 @@ struct Batch {
 
 impl Batch {
     fn new(from: Revision) -> Self {
-        Self { from, to: from, events: Vec::new(), latest: HashMap::new(), bytes: 0 }
+        Self { from, to: from, at: Instant::now(), events: Vec::new(), latest: HashMap::new(), bytes: 0 }
     }
 
     fn find(&self, state: &State, key: &Key) -> Option<Entry> {
@@ -80,7 +82,7 @@ impl Batch {
         self.to = self.to.next();
         self.bytes += new.as_ref().map_or(0, |entry: &Entry| Bytes::len(&entry.value));
         self.latest.insert(key.clone(), self.events.len());
-        self.events.push(Event::new(key.clone(), self.to, new, old));
+        self.events.push(Event::new(key.clone(), self.to, new, old, self.at));
     }
 
     fn changes(&self) -> Vec<Changed> {
