@@ -21,7 +21,7 @@ use crate::respond::{self, Reply};
 use crate::route::Target;
 use crate::server::Server;
 use crate::services::{self, Allocation};
-use crate::show;
+use crate::show::{self, Listing};
 use crate::write::{Asked, Unwritten, commit};
 
 const TRIES: usize = 64;
@@ -210,7 +210,7 @@ pub(crate) async fn collection(server: &Server, asked: Asked<'_>, form: Form) ->
     let kind = asked.kind();
     let filter = Filter::parse(&asked.target.kind, None, asked.options)?;
     let page = Page { limit: asked.options.limit, ..Page::default() };
-    let (entries, meta) = read::select(&server.store, asked.target, &filter, page, false)?;
+    let (entries, meta) = read::select(server, &asked.user.name, asked.target, &filter, page, false).await?;
     let keys: Vec<_> = entries.iter().map(|(key, _)| key.clone()).collect();
     let outcomes = stream::iter(keys.into_iter().map(|key| async move {
         let target = Target {
@@ -225,7 +225,7 @@ pub(crate) async fn collection(server: &Server, asked: Asked<'_>, form: Form) ->
     }));
     let outcomes: Vec<_> = outcomes.buffer_unordered(TOGETHER).collect().await;
     outcomes.into_iter().collect::<Result<Vec<()>, Status>>()?;
-    Ok(respond::json(200, show::list(kind, &entries, &meta, form)))
+    Ok(respond::json(200, Listing::new(&asked.target.kind, entries, &meta, form).whole()))
 }
 
 /// The DeleteOptions that an eviction carries.

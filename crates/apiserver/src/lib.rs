@@ -1,6 +1,7 @@
 //! The Kubernetes REST API over a durable store: one binary's control plane, and the only door to its state.
 //!
-//! A request goes through the modules in this order: `listen` (connections), `server` (who, what, may they), `route`,
+//! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, what, may they)
+//! and `turns` (when), `route`,
 //! `options` and `accept` (what is asked), then `read`, `watch`, `write`, `patch`, `apply`, `delete`, `scale` or `pods`,
 //! and `show` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
 //! `portolan-store`.
@@ -27,6 +28,7 @@ mod object;
 mod options;
 mod patch;
 mod pki;
+mod places;
 mod pods;
 mod read;
 mod respond;
@@ -37,6 +39,7 @@ mod selector;
 mod server;
 mod services;
 mod show;
+mod turns;
 mod watch;
 mod write;
 

@@ -1,8 +1,13 @@
 //! Listeners -> TLS connections -> requests, within bounds of number and time.
+//!
+//! Nobody waits to be accepted, so nobody can make others wait by being slow. Three bounds hold instead, each with a rule
+//! for who goes ([`Places`]): of who has not shown who it is yet, of who need not, and of users. Thus whoever has a
+//! certificate or a token gets in, and stays.
 
 use std::convert::Infallible;
 use std::io;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper::service::service_fn;
@@ -11,18 +16,20 @@ use hyper_util::server::conn::auto::Builder;
 use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::pki;
+use crate::places::{Place, Places};
 use crate::server::{Peer, Server};
 
-/// Connections at one time, over all listeners. More wait to be accepted.
+/// Connections of users at one time, over all listeners.
 const CONNECTIONS: usize = 4096;
-/// Of them without a client certificate; who comes later is sent away. Their handshakes count only as connections.
+/// Those without a client certificate, until a request of theirs says who they are.
 const STRANGERS: usize = 256;
+/// TLS handshakes at one time.
+const HANDSHAKES: usize = 1024;
 const STREAMS: u32 = 1000;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// A request's head must arrive within this; so an idle HTTP/1 connection lives no longer.
@@ -36,20 +43,33 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// goes up to megabytes a connection, and a thousand idle readers of watches use up the memory of the whole TCP stack.
 const SEND_BUFFER: usize = 128 << 10;
 
+/// Where connections are counted.
+pub(crate) struct Rooms {
+    handshakes: Arc<Places>,
+    strangers: Arc<Places>,
+    users: Arc<Places>,
+}
+
+impl Rooms {
+    fn new() -> Arc<Self> {
+        let [handshakes, strangers, users] = [HANDSHAKES, STRANGERS, CONNECTIONS].map(Places::new);
+        Arc::new(Self { handshakes, strangers, users })
+    }
+}
+
 pub(crate) async fn serve(
     server: Arc<Server>,
     tls: Arc<ServerConfig>,
     listeners: Vec<std::net::TcpListener>,
     shutdown: CancellationToken,
 ) -> io::Result<()> {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
-    let strangers = Arc::new(Semaphore::new(STRANGERS));
+    let rooms = Rooms::new();
     let mut loops = JoinSet::new();
     for listener in listeners {
         listener.set_nonblocking(true)?;
         let listener = TcpListener::from_std(listener)?;
         let acceptor = TlsAcceptor::from(tls.clone());
-        loops.spawn(accept(server.clone(), acceptor, listener, room.clone(), strangers.clone(), shutdown.clone()));
+        loops.spawn(accept(server.clone(), acceptor, listener, rooms.clone(), shutdown.clone()));
     }
     while loops.join_next().await.is_some() {}
     Ok(())
@@ -59,8 +79,7 @@ async fn accept(
     server: Arc<Server>,
     acceptor: TlsAcceptor,
     listener: TcpListener,
-    room: Arc<Semaphore>,
-    strangers: Arc<Semaphore>,
+    rooms: Arc<Rooms>,
     shutdown: CancellationToken,
 ) {
     let mut connections = JoinSet::new();
@@ -68,16 +87,19 @@ async fn accept(
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
             Some(_) = connections.join_next() => continue,
-            accepted = next(&listener, &room) => accepted,
+            accepted = next(&listener) => accepted,
         };
-        let Some((stream, permit)) = accepted else { continue };
-        let (server, acceptor, shutdown) = (server.clone(), acceptor.clone(), shutdown.clone());
-        let strangers = strangers.clone();
+        let Some((stream, source)) = accepted else { continue };
+        let (server, acceptor, rooms, shutdown) = (server.clone(), acceptor.clone(), rooms.clone(), shutdown.clone());
         connections.spawn(async move {
-            if let Err(error) = connection(server, acceptor, stream, &strangers, shutdown).await {
+            let gone = CancellationToken::new();
+            let ended = tokio::select! {
+                ended = connection(server, acceptor, stream, source, rooms, gone.clone(), shutdown) => ended,
+                () = gone.cancelled() => Err("its place was taken by another".into()),
+            };
+            if let Err(error) = ended {
                 tracing::debug!(error = &*error, "connection ended");
             }
-            drop(permit);
         });
     }
     drop(listener);
@@ -85,10 +107,9 @@ async fn accept(
     let _ = tokio::time::timeout(FAREWELL, ended).await;
 }
 
-async fn next(listener: &TcpListener, room: &Arc<Semaphore>) -> Option<(TcpStream, OwnedSemaphorePermit)> {
-    let permit = room.clone().acquire_owned().await.ok()?;
+async fn next(listener: &TcpListener) -> Option<(TcpStream, IpAddr)> {
     match listener.accept().await {
-        Ok((stream, _)) => Some((stream, permit)),
+        Ok((stream, source)) => Some((stream, source.ip())),
         Err(error) => {
             // Out of file descriptors, most likely; the connection stays in the queue.
             tracing::warn!(%error, "cannot accept a connection");
@@ -104,9 +125,12 @@ async fn connection(
     server: Arc<Server>,
     acceptor: TlsAcceptor,
     stream: TcpStream,
-    strangers: &Semaphore,
+    source: IpAddr,
+    rooms: Arc<Rooms>,
+    gone: CancellationToken,
     shutdown: CancellationToken,
 ) -> Result<(), AnyError> {
+    let arriving = rooms.handshakes.enter(source.to_string(), gone.clone());
     stream.set_nodelay(true)?;
     let keepalive = TcpKeepalive::new().with_time(PING).with_interval(PONG).with_retries(3);
     SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
@@ -114,8 +138,13 @@ async fn connection(
     let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await??;
     let certificates = stream.get_ref().1.peer_certificates();
     let user = certificates.and_then(|chain| chain.first()).and_then(pki::user_of);
-    let _stranger = if user.is_none() { Some(strangers.try_acquire()?) } else { None };
-    let peer = Arc::new(Peer { user, shutdown: shutdown.clone() });
+    let place = match &user {
+        Some(user) => rooms.users.enter(user.name.clone(), gone.clone()),
+        None => rooms.strangers.enter(source.to_string(), gone.clone()),
+    };
+    drop(arriving);
+    let standing = Standing { rooms, gone, place: Mutex::new((user.is_some(), place)) };
+    let peer = Arc::new(Peer { user, standing, shutdown: shutdown.clone() });
     let service = service_fn(move |request| {
         let (server, peer) = (server.clone(), peer.clone());
         async move { Ok::<_, Infallible>(server.handle(request, peer).await) }
@@ -135,4 +164,22 @@ async fn connection(
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     connection.await
+}
+
+/// What a connection counts as.
+pub(crate) struct Standing {
+    rooms: Arc<Rooms>,
+    gone: CancellationToken,
+    /// Whether it is a user's, and its place among these or the strangers.
+    place: Mutex<(bool, Place)>,
+}
+
+impl Standing {
+    /// A request has said who it is, by more than the connection: from now on it is no stranger's.
+    pub(crate) fn is_users(&self, name: &str) {
+        let mut held = self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if !held.0 {
+            *held = (true, self.rooms.users.enter(name.to_owned(), self.gone.clone()));
+        }
+    }
 }

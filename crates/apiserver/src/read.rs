@@ -2,27 +2,35 @@
 //!
 //! What is read is never older than asked for: reads come from memory that holds every committed write, so "the
 //! freshest", "any" and "not older than" are the same, and a revision from the future is waited for.
+//!
+//! A list is a moment of the state, held by reference, and takes form as the client reads: what it costs at once, in time
+//! and in memory, is a piece of it, however long it is. Each piece is a turn.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use futures::stream;
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
 use portolan_kinds::{FieldError, Status};
-use portolan_store::{Key, Page, Revision, Store};
+use portolan_store::{Key, List, Page, Revision, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::accept::Form;
 use crate::filter::Filter;
 use crate::object;
 use crate::options::Options;
-use crate::respond::{self, Reply};
+use crate::respond::{self, BodyError, Packer, Reply};
 use crate::route::Target;
-use crate::show::{self, ListMeta};
+use crate::server::Server;
+use crate::show::{self, ListMeta, Listing, PIECE_OBJECTS};
+use crate::turns::LargeList;
 
 /// How long a request waits for a revision that does not exist yet.
 const FRESHNESS: Duration = Duration::from_secs(3);
-/// With a selector and a limit, the list is read in steps of this size.
-const STEP: usize = 1024;
 
 /// # Errors
 /// 504 when the revision is not there in time.
@@ -98,12 +106,14 @@ fn validate(options: &Options) -> Result<(), Status> {
 }
 
 pub(crate) async fn list(
-    store: &Store,
+    server: &Arc<Server>,
+    asker: &str,
     target: &Target,
     options: &Options,
     form: Form,
     accept_encoding: &str,
 ) -> Result<Reply, Status> {
+    let store = &server.store;
     validate(options)?;
     let asked = options.revision()?;
     let mut page = Page { at: None, after: None, limit: options.limit };
@@ -124,15 +134,65 @@ pub(crate) async fn list(
         page.after = Some(object::key(&target.kind, &namespace, &name));
     }
     let filter = Filter::parse(&target.kind, None, options)?;
-    let (entries, meta) = select(store, target, &filter, page, !options.continue_token.is_empty())?;
-    Ok(respond::large_json(show::list(&target.kind, &entries, &meta, form), accept_encoding))
+    let (entries, meta) = select(server, asker, target, &filter, page, !options.continue_token.is_empty()).await?;
+    let mut listing = Listing::new(&target.kind, entries, &meta, form);
+    let packed = respond::packs(listing.size(), accept_encoding);
+    let turn = server.admission.pieces.request(asker, 1).await?;
+    let first = listing.piece();
+    drop(turn);
+    if listing.is_over() {
+        return Ok(respond::json(200, first));
+    }
+    let held = server.admission.large_list(asker)?;
+    let sending = Sending {
+        server: server.clone(),
+        asker: asker.to_owned(),
+        listing,
+        next: Some(first),
+        packer: Packer::new(packed),
+        _held: held,
+    };
+    let body = stream::try_unfold(sending, |mut sending| async {
+        let piece = sending.next().await?;
+        Ok::<_, BodyError>(piece.map(|piece| (Frame::data(piece), sending)))
+    });
+    Ok(respond::json_pieces(StreamBody::new(body).boxed_unsync(), packed))
+}
+
+/// A list too large for one piece.
+struct Sending {
+    server: Arc<Server>,
+    asker: String,
+    listing: Listing,
+    /// Made, and not sent yet.
+    next: Option<Vec<u8>>,
+    packer: Packer,
+    _held: LargeList,
+}
+
+impl Sending {
+    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
+        loop {
+            let _turn = match &self.next {
+                None if self.listing.is_over() => return Ok(None),
+                None => self.server.admission.pieces.part(&self.asker).await,
+                Some(_) => None,
+            };
+            let piece = self.next.take().unwrap_or_else(|| self.listing.piece());
+            let packed = self.packer.pack(piece, self.listing.is_over())?;
+            if !packed.is_empty() {
+                return Ok(Some(packed));
+            }
+        }
+    }
 }
 
 type Entries = Vec<(Key, portolan_store::Entry)>;
 
 /// The page of those objects that the filter wants.
-pub(crate) fn select(
-    store: &Store,
+pub(crate) async fn select(
+    server: &Server,
+    asker: &str,
     target: &Target,
     filter: &Filter,
     mut page: Page,
@@ -149,36 +209,30 @@ pub(crate) fn select(
     };
     let prefix = object::prefix(&target.kind, target.namespace.as_deref());
     let limit = page.limit.unwrap_or(usize::MAX);
-    let mut chosen: Entries = Vec::new();
-    loop {
-        if !filter.takes_all() && page.limit.is_some() {
-            page.limit = Some(STEP);
-        }
-        let list = store.list(&prefix, &page).map_err(expired)?;
-        page.at = Some(list.revision);
-        page.after = list.entries.last().map(|(key, _)| key.clone());
-        let total = list.entries.len();
-        let mut looked_at = 0;
-        for (key, entry) in list.entries {
-            looked_at += 1;
-            if filter.matches(&key, &entry.value) {
-                chosen.push((key, entry));
-                if chosen.len() == limit {
-                    break;
-                }
-            }
-        }
-        let left = list.remaining + (total - looked_at);
-        if left == 0 || chosen.len() == limit {
-            let more = left > 0;
-            let token = chosen.last().filter(|_| more).map(|(key, _)| {
-                Continue { revision: list.revision.0, after: (key.namespace().to_owned(), key.name().to_owned()) }
-                    .encode()
-            });
-            let remaining = filter.takes_all().then_some(left);
-            return Ok((chosen, ListMeta { revision: list.revision, continue_token: token, remaining }));
-        }
+    if !filter.takes_all() {
+        page.limit = None;
     }
+    let List { entries, revision, mut remaining } = server.store.list(&prefix, &page).map_err(expired)?;
+    let entries = if filter.takes_all() {
+        entries
+    } else {
+        let mut chosen = Vec::new();
+        let mut all = entries.into_iter();
+        while chosen.len() < limit && all.len() > 0 {
+            let _turn = server.admission.pieces.request(asker, 1).await?;
+            let some = all.by_ref().take(PIECE_OBJECTS);
+            chosen.extend(some.filter(|(key, entry)| filter.matches(key, &entry.value)));
+        }
+        // Of the last step, what is beyond the limit belongs to the next page.
+        remaining = all.len() + chosen.len().saturating_sub(limit);
+        chosen.truncate(limit);
+        chosen
+    };
+    let token = entries.last().filter(|_| remaining > 0).map(|(key, _)| {
+        Continue { revision: revision.0, after: (key.namespace().to_owned(), key.name().to_owned()) }.encode()
+    });
+    let remaining = filter.takes_all().then_some(remaining);
+    Ok((entries, ListMeta { revision, continue_token: token, remaining }))
 }
 
 pub(crate) fn too_old(expired: &portolan_store::Expired) -> String {

@@ -1,7 +1,7 @@
 //! What is answered -> HTTP responses.
 
 use std::convert::Infallible;
-use std::io::Write;
+use std::io::{self, Write};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -97,21 +97,48 @@ pub(crate) fn keep_for_ever(response: &mut Reply) {
     }
 }
 
-/// JSON, compressed if it is large and `accept_encoding` allows it.
-pub(crate) fn large_json(bytes: Vec<u8>, accept_encoding: &str) -> Reply {
+/// Whether an answer of about `size` bytes should be compressed for who sends this `Accept-Encoding`.
+pub(crate) fn packs(size: usize, accept_encoding: &str) -> bool {
     let takes_gzip = accept_encoding.split(',').any(|coding| {
         let mut parts = coding.split(';').map(str::trim);
         parts.next() == Some("gzip") && parts.next() != Some("q=0")
     });
-    if bytes.len() < GZIP_FROM || !takes_gzip {
-        return json(200, bytes);
+    size >= GZIP_FROM && takes_gzip
+}
+
+/// JSON that comes piece by piece, and is `packed` or not.
+pub(crate) fn json_pieces(body: Body, packed: bool) -> Reply {
+    let mut response = stream("application/json", body);
+    if packed {
+        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
-    let mut encoder = GzEncoder::new(Vec::with_capacity(bytes.len() / 8), Compression::fast());
-    let Ok(packed) = encoder.write_all(&bytes).and_then(|()| encoder.finish()) else { return json(200, bytes) };
-    let mut response = json(200, packed);
-    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     response
+}
+
+/// Pieces of an answer -> pieces of it as it goes over the wire.
+pub(crate) enum Packer {
+    Plain,
+    Gzip(GzEncoder<Vec<u8>>),
+}
+
+impl Packer {
+    pub(crate) fn new(gzip: bool) -> Self {
+        if gzip { Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())) } else { Self::Plain }
+    }
+
+    /// What is ready after `piece`, which may be nothing yet; all of it if it was the `last`.
+    ///
+    /// # Errors
+    /// None that a `Vec` makes.
+    pub(crate) fn pack(&mut self, piece: Vec<u8>, last: bool) -> io::Result<Bytes> {
+        let Self::Gzip(encoder) = self else { return Ok(piece.into()) };
+        encoder.write_all(&piece)?;
+        if last {
+            encoder.try_finish()?;
+        }
+        Ok(std::mem::take(encoder.get_mut()).into())
+    }
 }
 
 #[cfg(test)]

@@ -1,7 +1,6 @@
 //! One request -> one reply: who asks, may they, what for, and whose job it is.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName, USER_AGENT};
@@ -11,7 +10,6 @@ use hyper::body::Incoming;
 use portolan_kinds::{FieldValidation, Status};
 use portolan_store::Store;
 use serde_json::Value;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,16 +17,17 @@ use crate::accept::{self, Discovery, Form};
 use crate::allocate::Allocator;
 use crate::authz::{self, User};
 use crate::body::{self, Budget};
+use crate::listen::Standing;
 use crate::nodes::Nodes;
 use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
+use crate::turns::{self, Admission};
 use crate::write::{Asked, Written};
 use crate::{apply, delete, discovery, patch, pods, read, scale, show, watch, write};
 
-/// Requests at work at one time, watches and logs aside. More wait, and are refused if they wait too long.
-const AT_WORK: usize = 512;
-const PATIENCE: Duration = Duration::from_secs(10);
+/// So many bytes of a body make a write count once more.
+const BODY_COST: u64 = 16 << 10;
 
 pub(crate) struct Server {
     pub(crate) store: Store,
@@ -36,8 +35,8 @@ pub(crate) struct Server {
     pub(crate) nodes: Nodes,
     /// Writes, which go on when their client goes away: what was allocated for one must not be forgotten half-way.
     pub(crate) tasks: TaskTracker,
+    pub(crate) admission: Admission,
     budget: Budget,
-    at_work: Semaphore,
     address: String,
 }
 
@@ -45,6 +44,7 @@ pub(crate) struct Server {
 pub(crate) struct Peer {
     /// `None` without a client certificate.
     pub(crate) user: Option<User>,
+    pub(crate) standing: Standing,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -59,8 +59,8 @@ impl Server {
             services,
             nodes,
             tasks: TaskTracker::new(),
+            admission: Admission::new(),
             budget: Budget::new(),
-            at_work: Semaphore::new(AT_WORK),
             address,
         }
     }
@@ -87,6 +87,11 @@ impl Server {
             None if parts.headers.contains_key(AUTHORIZATION) => return Err(Status::unauthorized()),
             None => User::anonymous(),
         };
+        if user != User::anonymous() {
+            peer.standing.is_users(&user.name);
+        }
+        // Work is shared out between who really asks.
+        let asker = user.name.clone();
         let user = user.impersonating(&parts.headers)?;
         if let Ok(Route::Review(review)) = route {
             authz::authorize_path(&user, "create", parts.uri.path())?;
@@ -106,7 +111,7 @@ impl Server {
             }
             return self.document(route?, header(&parts, ACCEPT), parts.uri.query().unwrap_or_default());
         };
-        self.object(user, target, parts, body, peer).await
+        self.object(&asker, user, target, parts, body, peer).await
     }
 
     /// What the server says about itself.
@@ -153,6 +158,7 @@ impl Server {
 
     async fn object(
         self: Arc<Self>,
+        asker: &str,
         user: User,
         target: Target,
         parts: Parts,
@@ -174,43 +180,39 @@ impl Server {
             },
         )?;
         let form = accept::form(header(&parts, ACCEPT), options.include_object);
-        // Long-running requests take no turn.
         match (verb, target.sub) {
-            ("watch", _) => return watch::watch(&self.store, &target, &options, form?, peer.shutdown.clone()).await,
+            ("watch", _) => return watch::watch(&self, asker, &target, &options, form?, peer.shutdown.clone()).await,
             ("get", Sub::Log) => {
                 let asked = Asked { user: &user, target: &target, options: &options };
                 return pods::logs(&self, asked, parts.uri.query().unwrap_or_default()).await;
+            }
+            ("get", Sub::Scale) => return scale::get(&self, Asked { user: &user, target: &target, options: &options }),
+            ("get", _) => return read::get(&self.store, &target, &options, form?).await,
+            ("list", _) => {
+                let accept_encoding = header(&parts, ACCEPT_ENCODING);
+                return read::list(&self, asker, &target, &options, form?, accept_encoding).await;
             }
             _ => {}
         }
         let form = form?;
         // Before its turn: who sends slowly must not keep others from theirs.
-        let bytes = match verb {
-            "get" | "list" => Bytes::new(),
-            _ => body::read(&parts, body, &self.budget).await?,
+        let bytes = body::read(&parts, body, &self.budget).await?;
+        let media = body::media_type(&parts);
+        if matches!(verb, "delete" | "deletecollection") && !bytes.is_empty() {
+            options.take_delete_body(&body::decode(&media, &bytes)?)?;
+        }
+        let turns = if turns::is_vital(&user, &target) { &self.admission.vital } else { &self.admission.writes };
+        let turn = turns.request(asker, 1 + bytes.len() as u64 / BODY_COST).await?;
+        let server = self.clone();
+        let write = async move {
+            let reply = server.write(&user, verb, &target, &options, form, &media, bytes).await;
+            drop(turn);
+            reply
         };
-        let busy =
-            |_| Status::too_many_requests("the server has received too many requests, please try again later", 1);
-        let turn = tokio::time::timeout(PATIENCE, self.at_work.acquire()).await.map_err(busy)?;
-        let reply = match (verb, target.sub) {
-            ("get", Sub::Scale) => scale::get(&self, Asked { user: &user, target: &target, options: &options }),
-            ("get", _) => read::get(&self.store, &target, &options, form).await,
-            ("list", _) => read::list(&self.store, &target, &options, form, header(&parts, ACCEPT_ENCODING)).await,
-            _ => {
-                let media = body::media_type(&parts);
-                if matches!(verb, "delete" | "deletecollection") && !bytes.is_empty() {
-                    options.take_delete_body(&body::decode(&media, &bytes)?)?;
-                }
-                let server = self.clone();
-                let write = async move { server.write(&user, verb, &target, &options, form, &media, bytes).await };
-                match self.tasks.spawn(write).await {
-                    Ok(reply) => reply,
-                    Err(_) => Err(Status::internal("the request was not carried out to its end")),
-                }
-            }
-        };
-        drop(turn);
-        reply
+        match self.tasks.spawn(write).await {
+            Ok(reply) => reply,
+            Err(_) => Err(Status::internal("the request was not carried out to its end")),
+        }
     }
 
     #[expect(clippy::too_many_arguments, reason = "what a request is made of")]

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use portolan_kinds::Kind;
+use portolan_kinds::{Kind, KindRef};
 use portolan_store::{Entry, Key, Revision};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -23,7 +23,8 @@ pub(crate) fn one(kind: &Kind, stored: &Bytes, form: Form) -> Bytes {
         }
         Form::Table(include) => {
             let revision = object::text(&object::decode(stored), "/metadata/resourceVersion").to_owned();
-            table(kind, [stored], json!({"resourceVersion": revision}), include).to_string().into()
+            let row = row(kind, stored, include, Timestamp::now());
+            table(kind, &[row], json!({"resourceVersion": revision})).to_string().into()
         }
     }
 }
@@ -61,23 +62,22 @@ fn columns(kind: &Kind) -> Vec<Value> {
     kind.columns().iter().map(column).collect()
 }
 
-fn table<'a>(kind: &Kind, objects: impl IntoIterator<Item = &'a Bytes>, metadata: Value, include: Include) -> Value {
-    let now = Timestamp::now();
-    let row = |stored: &Bytes| {
-        let mut object = converted(kind, stored);
-        let cells = kind.row(&object, now);
-        let object = match include {
-            Include::None => Value::Null,
-            Include::Metadata => partial(object["metadata"].take()),
-            Include::Object => object,
-        };
-        json!({"cells": cells, "object": object})
-    };
-    let rows: Vec<_> = objects.into_iter().map(row).collect();
+fn table(kind: &Kind, rows: &[Value], metadata: Value) -> Value {
     json!({
         "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
         "columnDefinitions": columns(kind), "rows": rows
     })
+}
+
+fn row(kind: &Kind, stored: &Bytes, include: Include, now: Timestamp) -> Value {
+    let mut object = converted(kind, stored);
+    let cells = kind.row(&object, now);
+    let object = match include {
+        Include::None => Value::Null,
+        Include::Metadata => partial(object["metadata"].take()),
+        Include::Object => object,
+    };
+    json!({"cells": cells, "object": object})
 }
 
 /// What a list says about itself.
@@ -100,45 +100,106 @@ impl ListMeta {
     }
 }
 
-pub(crate) fn list(kind: &Kind, entries: &[(Key, Entry)], meta: &ListMeta, form: Form) -> Vec<u8> {
-    if let Form::Table(include) = form {
-        let objects = entries.iter().map(|(_, entry)| &entry.value);
-        return table(kind, objects, meta.to_json(), include).to_string().into_bytes();
-    }
-    let (list_kind, api_version) = match form {
-        Form::Partial => ("PartialObjectMetadata", "meta.k8s.io/v1".to_owned()),
-        _ => (kind.kind, kind.api_version()),
-    };
-    let size: usize = entries.iter().map(|(_, entry)| entry.value.len() + 1).sum();
-    let mut bytes = Vec::with_capacity(size + 200);
-    bytes.extend_from_slice(
-        format!(r#"{{"kind":"{list_kind}List","apiVersion":"{api_version}","metadata":{},"items":["#, meta.to_json())
-            .as_bytes(),
-    );
-    for (index, (_, entry)) in entries.iter().enumerate() {
-        if index > 0 {
-            bytes.push(b',');
-        }
-        match form {
-            Form::Partial => {
-                bytes.extend_from_slice(br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","#);
-                push_metadata(&entry.value, &mut bytes);
+/// A piece of a list or of a watch's first events is not made larger than this, give or take one object.
+pub(crate) const PIECE: usize = 64 << 10;
+/// Nor of more objects, since each may take a while to be put into form.
+pub(crate) const PIECE_OBJECTS: usize = 256;
+
+/// A list on its way to a client, which takes form only as it is read.
+pub(crate) struct Listing {
+    kind: KindRef,
+    form: Form,
+    head: Option<String>,
+    entries: std::vec::IntoIter<(Key, Entry)>,
+    first: bool,
+    over: bool,
+    now: Timestamp,
+}
+
+impl Listing {
+    pub(crate) fn new(kind: &KindRef, entries: Vec<(Key, Entry)>, meta: &ListMeta, form: Form) -> Self {
+        let meta = meta.to_json();
+        let head = match form {
+            Form::Table(_) => format!(
+                r#"{{"kind":"Table","apiVersion":"meta.k8s.io/v1","metadata":{meta},"columnDefinitions":{},"rows":["#,
+                Value::from(columns(kind))
+            ),
+            Form::Partial => format!(
+                r#"{{"kind":"PartialObjectMetadataList","apiVersion":"meta.k8s.io/v1","metadata":{meta},"items":["#
+            ),
+            Form::Whole => {
+                format!(
+                    r#"{{"kind":"{}List","apiVersion":"{}","metadata":{meta},"items":["#,
+                    kind.kind,
+                    kind.api_version()
+                )
             }
-            _ if object::is_foreign(kind) => {
-                let mut item = converted(kind, &entry.value);
+        };
+        let entries = entries.into_iter();
+        Self { kind: kind.clone(), form, head: Some(head), entries, first: true, over: false, now: Timestamp::now() }
+    }
+
+    /// About how many bytes it will be.
+    pub(crate) fn size(&self) -> usize {
+        self.entries.as_slice().iter().map(|(_, entry)| entry.value.len()).sum()
+    }
+
+    pub(crate) fn is_over(&self) -> bool {
+        self.over
+    }
+
+    /// The next bytes of it.
+    pub(crate) fn piece(&mut self) -> Vec<u8> {
+        let mut piece = self.head.take().map(String::into_bytes).unwrap_or_default();
+        for _ in 0..PIECE_OBJECTS {
+            if piece.len() >= PIECE {
+                return piece;
+            }
+            let Some((_, entry)) = self.entries.next() else {
+                piece.extend_from_slice(b"]}");
+                self.over = true;
+                return piece;
+            };
+            if !std::mem::take(&mut self.first) {
+                piece.push(b',');
+            }
+            self.push(&entry.value, &mut piece);
+        }
+        piece
+    }
+
+    /// All of it at once.
+    pub(crate) fn whole(mut self) -> Vec<u8> {
+        let mut whole = Vec::new();
+        while !self.over {
+            whole.append(&mut self.piece());
+        }
+        whole
+    }
+
+    fn push(&self, stored: &Bytes, piece: &mut Vec<u8>) {
+        let kind = &self.kind;
+        match self.form {
+            Form::Table(include) => {
+                piece.extend_from_slice(row(kind, stored, include, self.now).to_string().as_bytes());
+            }
+            Form::Partial => {
+                piece.extend_from_slice(br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","#);
+                push_metadata(stored, piece);
+            }
+            Form::Whole if object::is_foreign(kind) => {
+                let mut item = converted(kind, stored);
                 let map = object::map_of(&mut item);
                 map.remove("apiVersion");
                 map.remove("kind");
-                bytes.extend_from_slice(item.to_string().as_bytes());
+                piece.extend_from_slice(item.to_string().as_bytes());
             }
-            _ => {
-                bytes.push(b'{');
-                bytes.extend_from_slice(object::without_type(kind, &entry.value));
+            Form::Whole => {
+                piece.push(b'{');
+                piece.extend_from_slice(object::without_type(kind, stored));
             }
         }
     }
-    bytes.extend_from_slice(b"]}");
-    bytes
 }
 
 /// A line of a watch: what happened, and to what.

@@ -2,9 +2,9 @@
 //!
 //! Source: the Kubernetes API concepts ("Efficient detection of changes", "Streaming lists"), KEP-3157, KEP-956.
 //! Invariants: every stream starts at one definite revision and misses nothing after it; an object that stops matching
-//! the selector is told as DELETED; falling behind ends the stream with an ERROR event, 410, never silently.
+//! the selector is told as DELETED; falling behind ends the stream with an ERROR event, 410, never silently. A watch
+//! holds a place in the state and in the history, and no objects but those of the piece that is being sent.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use futures::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use portolan_kinds::{FieldError, KindRef, Status};
-use portolan_store::{Entry, Event, Expired, Key, Page, Revision, Store, Watch};
+use portolan_store::{Entry, Event, Expired, Key, Page, Prefix, Revision, Watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -24,14 +24,13 @@ use crate::options::Options;
 use crate::read;
 use crate::respond::{self, BodyError, Reply};
 use crate::route::Target;
-use crate::show;
+use crate::server::Server;
+use crate::show::{self, PIECE, PIECE_OBJECTS};
 
 /// How often an idle watch says how far it is.
 const BOOKMARKS: Duration = Duration::from_secs(30);
 /// A watch without `timeoutSeconds` ends after half an hour to an hour, so that clients spread themselves again.
 const LONGEST: std::ops::Range<u64> = 1800..3600;
-/// A piece of the stream is not made larger than this, give or take one object.
-const PIECE: usize = 64 << 10;
 
 fn validate(options: &Options) -> Result<(), Status> {
     const NOT_OLDER: &str = "NotOlderThan";
@@ -56,7 +55,8 @@ fn validate(options: &Options) -> Result<(), Status> {
 }
 
 pub(crate) async fn watch(
-    store: &Store,
+    server: &Arc<Server>,
+    asker: &str,
     target: &Target,
     options: &Options,
     form: Form,
@@ -65,6 +65,7 @@ pub(crate) async fn watch(
     validate(options)?;
     let asked = options.revision()?;
     let filter = Filter::parse(&target.kind, target.name.as_deref(), options)?;
+    let store = &server.store;
     read::wait_for(store, asked).await?;
     let prefix = object::prefix(&target.kind, target.namespace.as_deref());
 
@@ -73,22 +74,22 @@ pub(crate) async fn watch(
         Some(wanted) => wanted,
         None => asked.unwrap_or(0) == 0,
     };
-    let mut initial = VecDeque::new();
-    let mut failed = None;
-    let start = if from_state {
-        let (entries, meta) = read::select(store, target, &filter, Page::default(), false)?;
-        initial.extend(entries);
-        meta.revision
-    } else {
-        asked.filter(|asked| *asked != 0).map_or_else(|| store.revision(), Revision)
+    let start = match asked.filter(|asked| !from_state && *asked != 0) {
+        Some(asked) => Revision(asked),
+        None => store.revision(),
     };
-    let watch = match store.watch(prefix, start) {
-        Ok(watch) => Some(watch),
-        Err(expired) => {
-            failed = Some(expired);
-            None
-        }
+    let (watch, failed) = match store.watch(prefix.clone(), start) {
+        Ok(watch) => (Some(watch), None),
+        Err(expired) => (None, Some(expired)),
     };
+    let initial = from_state.then(|| Initial {
+        server: server.clone(),
+        asker: asker.to_owned(),
+        prefix,
+        page: Page { at: Some(start), after: None, limit: Some(PIECE_OBJECTS) },
+        entries: Vec::new().into_iter(),
+        tells_end: options.send_initial_events == Some(true),
+    });
     let seconds = options.timeout_seconds.filter(|seconds| *seconds > 0);
     let lifetime = Duration::from_secs(seconds.unwrap_or_else(|| rand::random_range(LONGEST)).min(LONGEST.end));
     let mut bookmarks = tokio::time::interval_at(Instant::now() + BOOKMARKS, BOOKMARKS);
@@ -99,7 +100,6 @@ pub(crate) async fn watch(
         filter,
         watch,
         initial,
-        initial_end: (from_state && options.send_initial_events == Some(true)).then_some(start),
         failed,
         bookmarks: options.allow_bookmarks.then_some(bookmarks),
         end: Instant::now() + lifetime,
@@ -118,13 +118,25 @@ struct Feed {
     filter: Filter,
     /// `None` once the stream has said its last.
     watch: Option<Watch>,
-    initial: VecDeque<(Key, Entry)>,
-    /// The revision of the initial events, until their end has been told.
-    initial_end: Option<Revision>,
+    /// Until the state has been told.
+    initial: Option<Initial>,
     failed: Option<Expired>,
     bookmarks: Option<Interval>,
     end: Instant,
     shutdown: CancellationToken,
+}
+
+/// How far the telling of the state has come.
+struct Initial {
+    server: Arc<Server>,
+    asker: String,
+    prefix: Prefix,
+    /// What to read next.
+    page: Page,
+    /// What was read and not told yet.
+    entries: std::vec::IntoIter<(Key, Entry)>,
+    /// Whether the client wants to hear where it ends.
+    tells_end: bool,
 }
 
 impl Feed {
@@ -133,8 +145,19 @@ impl Feed {
         if let Some(expired) = self.failed.take() {
             return Some(self.fail(&expired));
         }
-        if !self.initial.is_empty() || self.initial_end.is_some() {
-            return Some(self.initial_piece());
+        while let Some(mut initial) = self.initial.take() {
+            let _turn = initial.server.admission.pieces.part(&initial.asker).await?;
+            match self.initial_piece(&mut initial) {
+                Err(expired) => return Some(self.fail(&expired)),
+                Ok((piece, more)) => {
+                    if more {
+                        self.initial = Some(initial);
+                    }
+                    if !piece.is_empty() {
+                        return Some(piece.into());
+                    }
+                }
+            }
         }
         loop {
             let watch = self.watch.as_mut()?;
@@ -165,18 +188,25 @@ impl Feed {
         }
     }
 
-    fn initial_piece(&mut self) -> Bytes {
-        let mut piece = Vec::new();
-        while piece.len() < PIECE {
-            let Some((_, entry)) = self.initial.pop_front() else { break };
-            show::push_event("ADDED", &show::one(&self.kind, &entry.value, self.form), &mut piece);
+    /// Some of the state, as it was when the watch began, and whether there is more.
+    fn initial_piece(&self, initial: &mut Initial) -> Result<(Vec<u8>, bool), Expired> {
+        if initial.entries.len() == 0 {
+            let list = initial.server.store.list(&initial.prefix, &initial.page)?;
+            initial.entries = list.entries.into_iter();
         }
-        if self.initial.is_empty()
-            && let Some(revision) = self.initial_end.take()
-        {
+        let mut piece = Vec::new();
+        let ended = initial.entries.len() == 0;
+        while piece.len() < PIECE {
+            let Some((key, entry)) = initial.entries.next() else { break };
+            if self.filter.matches(&key, &entry.value) {
+                show::push_event("ADDED", &show::one(&self.kind, &entry.value, self.form), &mut piece);
+            }
+            initial.page.after = Some(key);
+        }
+        if let Some(revision) = initial.page.at.filter(|_| ended && initial.tells_end) {
             piece.extend_from_slice(&self.bookmark(revision, true));
         }
-        piece.into()
+        Ok((piece, !ended))
     }
 
     fn bookmark(&self, revision: Revision, initial_events_end: bool) -> Bytes {

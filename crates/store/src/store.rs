@@ -131,33 +131,49 @@ impl State {
         self.objects.range((start, Bound::Unbounded)).take_while(|(key, _)| prefix.contains(key))
     }
 
-    /// The range as it was at `revision`: as it is now, with every later change taken back.
+    /// The first `limit` of the range as it was at `revision`, and how many there were in all: as it is now, with every
+    /// later change taken back. What is now beyond what those changes can reach is only counted.
     fn range_at(
         &self,
         prefix: &Prefix,
         after: Option<&Key>,
         revision: Revision,
-    ) -> Result<BTreeMap<Key, Entry>, Expired> {
+        limit: usize,
+    ) -> Result<(Vec<(Key, Entry)>, usize), Expired> {
+        let lane = self.lanes.get(prefix.of_resource());
+        // Nothing of a resource without a lane has changed since the store was opened.
+        if lane.is_none() && revision < self.opened {
+            return Err(Expired { requested: revision, oldest: self.opened });
+        }
+        let later = lane.map(|lane| lane.after(revision)).transpose()?;
+        let later: Vec<_> = later
+            .into_iter()
+            .flatten()
+            .rev()
+            .filter(|event| prefix.contains(&event.key) && after.is_none_or(|after| event.key > *after))
+            .collect();
+        let mut range = self.range(prefix, after);
+        let near = limit.saturating_add(later.len());
         let mut objects: BTreeMap<_, _> =
-            self.range(prefix, after).map(|(key, entry)| (key.clone(), entry.clone())).collect();
-        let Some(lane) = self.lanes.get(prefix.of_resource()) else {
-            // Nothing of this resource has changed since the store was opened.
-            return if revision < self.opened {
-                Err(Expired { requested: revision, oldest: self.opened })
-            } else {
-                Ok(objects)
-            };
-        };
-        for event in lane.after(revision)?.rev() {
-            if !prefix.contains(&event.key) || after.is_some_and(|after| event.key <= *after) {
+            range.by_ref().take(near).map(|(key, entry)| (key.clone(), entry.clone())).collect();
+        let beyond = range.next().map(|(key, _)| key.clone());
+        let mut total = objects.len() + usize::from(beyond.is_some()) + range.count();
+        let mut undone = BTreeMap::new();
+        for event in later {
+            undone.insert(event.key.clone(), event.old.clone());
+        }
+        for (key, old) in undone {
+            let is = self.objects.contains_key(&key);
+            total = total + usize::from(old.is_some()) - usize::from(is);
+            if beyond.as_ref().is_some_and(|beyond| key >= *beyond) {
                 continue;
             }
-            match &event.old {
-                Some(old) => objects.insert(event.key.clone(), old.clone()),
-                None => objects.remove(&event.key),
+            match old {
+                Some(old) => objects.insert(key, old),
+                None => objects.remove(&key),
             };
         }
-        Ok(objects)
+        Ok((objects.into_iter().take(limit).collect(), total))
     }
 }
 
@@ -235,9 +251,7 @@ impl Store {
             let total = entries.len() + range.count();
             (entries, total)
         } else {
-            let objects = state.range_at(prefix, page.after.as_ref(), revision)?;
-            let total = objects.len();
-            (objects.into_iter().take(limit).collect(), total)
+            state.range_at(prefix, page.after.as_ref(), revision, limit)?
         };
         let remaining = total - entries.len();
         Ok(List { entries, revision, remaining })

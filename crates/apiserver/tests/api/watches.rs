@@ -223,3 +223,33 @@ async fn a_client_that_does_not_read_stalls_nobody() {
     assert_eq!(seen.last().map(String::as_str), Some("ERROR"));
     assert!(seen.len() < 60);
 }
+
+/// The state of a streaming list is that of one revision, though it goes on changing while it is told.
+#[tokio::test]
+async fn a_long_state_is_told_as_of_one_moment() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    for index in 0..300 {
+        client.post(CONFIG_MAPS, &config_map(&format!("c{index:03}"))).await.ok();
+    }
+    let query = "watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let mut watch = client.watch(&format!("{CONFIG_MAPS}?{query}")).await;
+    let mut seen = vec![watch.short().await];
+    client.delete(&format!("{CONFIG_MAPS}/c299")).await.ok();
+    client.post(CONFIG_MAPS, &config_map("c2995")).await.ok();
+    let end = loop {
+        let event = watch.next().await.unwrap();
+        if event["type"] == "BOOKMARK" {
+            break event;
+        }
+        seen.push((
+            event["type"].as_str().unwrap().to_owned(),
+            event["object"]["metadata"]["name"].as_str().unwrap().to_owned(),
+        ));
+    };
+    let state: Vec<_> = (0..300).map(|index| pair("ADDED", &format!("c{index:03}"))).collect();
+    assert_eq!(seen, state);
+    assert_eq!(end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    assert_eq!(watch.short().await, pair("DELETED", "c299"));
+    assert_eq!(watch.short().await, pair("ADDED", "c2995"));
+}
