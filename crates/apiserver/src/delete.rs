@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::accept::Form;
 use crate::authz;
+use crate::custom;
 use crate::filter::Filter;
 use crate::object;
 use crate::options::{DeleteOptions, Propagation};
@@ -71,7 +72,8 @@ pub(crate) fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, now: Times
     if kind.plural == "namespaces" {
         return plan_namespace(old, now);
     }
-    let finalizers = finalizers(old, options.propagation);
+    let mut finalizers = finalizers(old, options.propagation);
+    let defines = custom::is_definition(kind) && !object::is_deleting(old);
     let was: Option<i64> = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let marked_at = object::text(old, "/metadata/deletionTimestamp").parse::<Timestamp>().ok();
     let (seconds, due) = match (marked_at, was) {
@@ -86,10 +88,14 @@ pub(crate) fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, now: Times
             (seconds, object::time_after(marked_at, seconds - was))
         }
     };
-    if seconds == 0 && finalizers.is_empty() {
+    if seconds == 0 && finalizers.is_empty() && !defines {
         return Plan::Remove;
     }
     let mut new = old.clone();
+    if defines {
+        custom::mark_deleted(&mut new, now);
+        finalizers = new["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
+    }
     let metadata = object::metadata(&mut new);
     metadata.insert("deletionTimestamp".into(), due.into());
     metadata.insert("deletionGracePeriodSeconds".into(), seconds.into());

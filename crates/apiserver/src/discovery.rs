@@ -2,9 +2,10 @@
 //!
 //! Source: `meta/v1` APIResourceList and APIGroupList, `apidiscovery.k8s.io` v2 and v2beta1.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use portolan_kinds::Kind;
+use portolan_kinds::{Catalog, Kind};
 use serde_json::{Value, json};
 
 use crate::accept::Discovery;
@@ -36,32 +37,62 @@ fn sub_kind(kind: &Kind, sub: Sub) -> (&'static str, &'static str, &'static str)
 }
 
 /// The kinds by group, then by version. The core group has no name.
-fn groups() -> BTreeMap<&'static str, BTreeMap<&'static str, Vec<&'static Kind>>> {
+fn groups(catalog: &Catalog) -> BTreeMap<&'static str, BTreeMap<Version, Vec<&Kind>>> {
     let mut groups: BTreeMap<_, BTreeMap<_, Vec<_>>> = BTreeMap::new();
-    for kind in portolan_kinds::all() {
-        groups.entry(kind.group).or_default().entry(kind.version).or_default().push(kind);
+    for kind in catalog.iter() {
+        groups.entry(kind.group).or_default().entry(Version::new(kind.version)).or_default().push(kind);
     }
     groups
 }
 
-fn of_group(name: &str) -> Option<Value> {
-    let versions = groups().remove(name)?;
-    let version = |version: &&str| json!({"groupVersion": format!("{name}/{version}"), "version": version});
+/// A version's name, in the order in which clients should like them: `v2`, `v1`, `v1beta1`, `v1alpha1`, and all others
+/// by name.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Version {
+    rank: Reverse<(u8, u64, u64)>,
+    name: &'static str,
+}
+
+impl Version {
+    fn new(name: &'static str) -> Self {
+        Self { rank: Reverse(Self::rank(name).unwrap_or_default()), name }
+    }
+
+    /// How stable it is, its number, and the number of its draft; the highest first.
+    fn rank(name: &str) -> Option<(u8, u64, u64)> {
+        let rest = name.strip_prefix('v')?;
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        let (major, draft) = rest.split_at(end);
+        let (stability, minor) = match (draft, draft.strip_prefix("beta"), draft.strip_prefix("alpha")) {
+            ("", ..) => (3, "0"),
+            (_, Some(minor), _) => (2, minor),
+            (.., Some(minor)) => (1, minor),
+            _ => return None,
+        };
+        Some((stability, major.parse().ok()?, minor.parse().ok()?))
+    }
+}
+
+fn of_group(catalog: &Catalog, name: &str) -> Option<Value> {
+    let versions = groups(catalog).remove(name)?;
+    let version =
+        |version: &Version| json!({"groupVersion": format!("{name}/{}", version.name), "version": version.name});
     let versions: Vec<_> = versions.keys().map(version).collect();
     Some(json!({"name": name, "versions": versions, "preferredVersion": versions[0]}))
 }
 
 /// `/apis/<group>`.
-pub(crate) fn group(name: &str) -> Option<Value> {
-    let mut group = of_group(name)?;
+pub(crate) fn group(catalog: &Catalog, name: &str) -> Option<Value> {
+    let mut group = of_group(catalog, name)?;
     group["kind"] = "APIGroup".into();
     group["apiVersion"] = "v1".into();
     Some(group)
 }
 
 /// `/apis`, as of old.
-pub(crate) fn group_list() -> Value {
-    let groups: Vec<_> = groups().keys().filter(|name| !name.is_empty()).filter_map(|name| of_group(name)).collect();
+pub(crate) fn group_list(catalog: &Catalog) -> Value {
+    let names = groups(catalog).into_keys().filter(|name| !name.is_empty());
+    let groups: Vec<_> = names.filter_map(|name| of_group(catalog, name)).collect();
     json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
 }
 
@@ -74,9 +105,9 @@ pub(crate) fn core_versions(address: &str) -> Value {
 }
 
 /// `/api/v1`, `/apis/apps/v1` …
-pub(crate) fn resources(group: &str, version: &str) -> Value {
+pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Value {
     let mut resources = Vec::new();
-    for kind in portolan_kinds::all().iter().filter(|kind| kind.group == group && kind.version == version) {
+    for kind in catalog.iter().filter(|kind| kind.group == group && kind.version == version) {
         let mut resource = json!({
             "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
             "kind": kind.kind, "verbs": VERBS
@@ -106,9 +137,9 @@ pub(crate) fn resources(group: &str, version: &str) -> Value {
 }
 
 /// `/api` (the core group) or `/apis` (the others) with everything in them.
-pub(crate) fn aggregated(core: bool, form: Discovery) -> Value {
+pub(crate) fn aggregated(catalog: &Catalog, core: bool, form: Discovery) -> Value {
     let version = if form == Discovery::AggregatedV2Beta1 { "v2beta1" } else { "v2" };
-    let items: Vec<_> = groups()
+    let items: Vec<_> = groups(catalog)
         .into_iter()
         .filter(|(name, _)| name.is_empty() == core)
         .map(|(name, versions)| {
@@ -116,7 +147,7 @@ pub(crate) fn aggregated(core: bool, form: Discovery) -> Value {
                 .into_iter()
                 .map(|(version, kinds)| {
                     let resources: Vec<_> = kinds.into_iter().map(aggregated_resource).collect();
-                    json!({"version": version, "resources": resources, "freshness": "Current"})
+                    json!({"version": version.name, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
             let metadata = if name.is_empty() { json!({}) } else { json!({"name": name}) };
@@ -176,12 +207,12 @@ fn architecture() -> &'static str {
 }
 
 /// `/`: where there is something to see.
-pub(crate) fn index() -> Value {
+pub(crate) fn index(catalog: &Catalog) -> Value {
     let mut paths: Vec<String> = ["/api", "/api/v1", "/apis"].map(str::to_owned).into();
-    for (group, versions) in groups() {
+    for (group, versions) in groups(catalog) {
         if !group.is_empty() {
             paths.push(format!("/apis/{group}"));
-            paths.extend(versions.keys().map(|version| format!("/apis/{group}/{version}")));
+            paths.extend(versions.keys().map(|version| format!("/apis/{group}/{}", version.name)));
         }
     }
     paths.extend(["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
@@ -194,13 +225,14 @@ mod tests {
 
     #[test]
     fn both_ways_of_discovery_tell_the_same() {
+        let catalog = Catalog::default();
         let mut seen = Vec::new();
         for core in [true, false] {
-            let list = aggregated(core, Discovery::AggregatedV2);
+            let list = aggregated(&catalog, core, Discovery::AggregatedV2);
             for group in list["items"].as_array().unwrap() {
                 let name = group["metadata"]["name"].as_str().unwrap_or_default();
                 for version in group["versions"].as_array().unwrap() {
-                    let plain = resources(name, version["version"].as_str().unwrap());
+                    let plain = resources(&catalog, name, version["version"].as_str().unwrap());
                     let plain: Vec<_> =
                         plain["resources"].as_array().unwrap().iter().map(|r| r["name"].clone()).collect();
                     for resource in version["resources"].as_array().unwrap() {
@@ -211,7 +243,18 @@ mod tests {
             }
         }
         assert_eq!(seen.len(), portolan_kinds::all().len());
-        assert_eq!(group_list()["groups"].as_array().unwrap().len(), groups().len() - 1);
-        assert!(group("nonsense").is_none());
+        assert_eq!(group_list(&catalog)["groups"].as_array().unwrap().len(), groups(&catalog).len() - 1);
+        assert!(group(&catalog, "nonsense").is_none());
+    }
+
+    #[test]
+    fn versions_are_told_the_best_first() {
+        let mut versions =
+            ["foo1", "v1alpha1", "v10", "v2", "v11beta2", "v1", "v10beta3", "v3beta1", "foo10", "v12alpha1"]
+                .map(Version::new);
+        versions.sort();
+        let names = versions.map(|version| version.name);
+        let expected = ["v10", "v2", "v1", "v11beta2", "v10beta3", "v3beta1", "v12alpha1", "v1alpha1", "foo1", "foo10"];
+        assert_eq!(names, expected);
     }
 }

@@ -17,6 +17,7 @@ mod apply;
 mod authz;
 mod body;
 mod bootstrap;
+mod custom;
 mod delete;
 mod discovery;
 mod expire;
@@ -129,6 +130,7 @@ impl ApiServer {
         let address = config.advertise.map_or_else(|| "127.0.0.1:6443".to_owned(), |address| address.to_string());
         let server = Arc::new(Server::new(store, services, nodes, address));
         bootstrap::restore_allocations(&server).map_err(Error::Bootstrap)?;
+        custom::restore(&server);
         bootstrap::run(&server, config.advertise).await.map_err(Error::Bootstrap)?;
         Ok(Self { server, pki, tls })
     }
@@ -162,6 +164,7 @@ impl ApiServer {
         let served = tokio::select! {
             served = listen::serve(self.server.clone(), self.tls.clone(), listeners, shutdown) => served,
             never = expire::run(&self.server.store) => match never {},
+            never = custom::run(self.server.clone()) => match never {},
         };
         self.server.tasks.close();
         self.server.tasks.wait().await;

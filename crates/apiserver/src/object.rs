@@ -27,36 +27,41 @@ pub(crate) fn prefix(kind: &Kind, namespace: Option<&str>) -> Prefix {
 }
 
 fn stored_group(kind: &Kind) -> &'static str {
-    if is_foreign(kind) { "" } else { kind.group }
+    if is_event(kind) { "" } else { kind.group }
 }
 
-/// Whether objects of this kind are stored as another kind.
-pub(crate) fn is_foreign(kind: &Kind) -> bool {
+fn is_event(kind: &Kind) -> bool {
     kind.group == "events.k8s.io"
+}
+
+/// Whether objects of this kind may look otherwise than they are stored: stored as another kind or version, or written
+/// before their definition was changed.
+pub(crate) fn is_foreign(kind: &Kind) -> bool {
+    is_event(kind) || kind.is_custom()
 }
 
 /// The kind that objects of `kind` are stored as.
 pub(crate) fn stored_kind(kind: &Kind) -> &Kind {
-    if is_foreign(kind) { portolan_kinds::find("", "v1", kind.plural).unwrap_or(kind) } else { kind }
+    if is_event(kind) { portolan_kinds::find("", "v1", kind.plural).unwrap_or(kind) } else { kind }
 }
 
 /// What is stored for an object that came in as `kind`.
 pub(crate) fn to_stored(kind: &Kind, object: Value) -> Value {
-    if is_foreign(kind) { convert_event(&object, &stored_kind(kind).api_version()) } else { object }
+    if is_event(kind) { convert_event(&object, &stored_kind(kind).api_version()) } else { object }
 }
 
 /// A stored object as `kind`.
 pub(crate) fn from_stored(kind: &Kind, stored: Value) -> Value {
-    if is_foreign(kind) { convert_event(&stored, &kind.api_version()) } else { stored }
+    if is_event(kind) { convert_event(&stored, &kind.api_version()) } else { kind.read(stored) }
 }
 
 fn type_meta(kind: &Kind) -> String {
-    format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.api_version(), kind.kind)
+    format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.stored_api_version(), kind.kind)
 }
 
-fn type_meta_len(kind: &Kind) -> usize {
-    let group = if kind.group.is_empty() { 0 } else { kind.group.len() + 1 };
-    "{\"apiVersion\":\"\",\"kind\":\"\",".len() + group + kind.version.len() + kind.kind.len()
+/// How long the type is in a stored object. Objects of one kind may have been stored as different versions.
+fn type_meta_len(stored: &[u8]) -> usize {
+    stored.windows(METADATA.len()).position(|window| window == METADATA.as_bytes()).unwrap_or(stored.len())
 }
 
 /// The bytes to store, with the place for the revision.
@@ -88,13 +93,13 @@ fn write(bytes: &mut Vec<u8>, value: &(impl serde::Serialize + ?Sized)) {
 }
 
 /// A stored object without its `apiVersion` and `kind`, as it stands in a list: `{`, and then these bytes.
-pub(crate) fn without_type<'a>(kind: &Kind, stored: &'a [u8]) -> &'a [u8] {
-    stored.get(type_meta_len(kind)..).unwrap_or(stored)
+pub(crate) fn without_type(stored: &[u8]) -> &[u8] {
+    stored.get(type_meta_len(stored)..).unwrap_or(stored)
 }
 
 /// A stored object with another revision: a deleted one carries that of its deletion.
-pub(crate) fn restamped(kind: &Kind, stored: &[u8], revision: Revision) -> Bytes {
-    let digits_at = type_meta_len(kind) + METADATA.len();
+pub(crate) fn restamped(stored: &[u8], revision: Revision) -> Bytes {
+    let digits_at = type_meta_len(stored) + METADATA.len();
     let (before, after) = stored.split_at(digits_at.min(stored.len()));
     let end = after.iter().position(|byte| *byte == b'"').unwrap_or(0);
     let mut bytes = Vec::with_capacity(stored.len() + 20);
@@ -211,9 +216,9 @@ mod tests {
             expected["metadata"]["resourceVersion"] = "12".into();
             assert_eq!(decode(&bytes), expected);
             expected["metadata"]["resourceVersion"] = "345".into();
-            assert_eq!(decode(&restamped(kind, &bytes, Revision(345))), expected);
+            assert_eq!(decode(&restamped(&bytes, Revision(345))), expected);
             let mut bare = vec![b'{'];
-            bare.extend_from_slice(without_type(kind, &bytes));
+            bare.extend_from_slice(without_type(&bytes));
             let bare = decode(&bare);
             assert_eq!(bare["kind"], Value::Null);
             assert_eq!(bare["metadata"], decode(&bytes)["metadata"]);

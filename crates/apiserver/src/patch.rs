@@ -17,7 +17,7 @@ const MANAGED_FIELDS: &[u8] = b"managedFields";
 
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes: &[u8]) -> Result<Written, Status> {
     let kind = asked.kind();
-    let patch = Patch::parse(media, bytes)?;
+    let patch = Patch::parse(kind, media, bytes)?;
     // Few patches are about owners, and the others need not carry them along.
     let about_owners = bytes.windows(MANAGED_FIELDS.len()).any(|window| window == MANAGED_FIELDS);
     write::change(server, asked, false, |old, held| {
@@ -44,7 +44,7 @@ impl Patch {
     /// As kube-apiserver's own limit.
     const MOST_OPERATIONS: usize = 10_000;
 
-    pub(crate) fn parse(media: &str, bytes: &[u8]) -> Result<Self, Status> {
+    pub(crate) fn parse(kind: &Kind, media: &str, bytes: &[u8]) -> Result<Self, Status> {
         let json = || body::json(bytes);
         match media {
             "application/json-patch+json" => {
@@ -59,7 +59,13 @@ impl Patch {
                 Ok(Self::Json(patch))
             }
             "application/merge-patch+json" => Ok(Self::Merge(json()?)),
-            "application/strategic-merge-patch+json" => Ok(Self::Strategic(json()?)),
+            // Nobody knows how the lists of a defined kind merge.
+            "application/strategic-merge-patch+json" if !kind.is_custom() => Ok(Self::Strategic(json()?)),
+            _ if kind.is_custom() => Err(Status::unsupported_media_type(&[
+                "application/json-patch+json",
+                "application/merge-patch+json",
+                crate::apply::MEDIA_TYPE,
+            ])),
             _ => Err(Status::unsupported_media_type(&[
                 "application/json-patch+json",
                 "application/merge-patch+json",

@@ -1,12 +1,15 @@
 //! What is answered -> HTTP responses.
 
 use std::convert::Infallible;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, Write};
 
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, EXPIRES, HeaderValue, RETRY_AFTER, VARY, WARNING};
+use http::header::{
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, HeaderValue, RETRY_AFTER, VARY, WARNING,
+};
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use portolan_kinds::Status;
@@ -84,6 +87,23 @@ pub(crate) fn warn(response: &mut Reply, warnings: &[String]) {
             response.headers_mut().append(WARNING, header);
         }
     }
+}
+
+/// A document under the hash of its text, or 304 for who has that already.
+pub(crate) fn unless_known(content_type: &'static str, text: String, known: &str) -> Reply {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    let tag = format!("\"{:016X}\"", hasher.finish());
+    let mut response = typed(content_type, text);
+    if known.split(',').any(|known| known.trim() == tag) {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+        *response.body_mut() = full(Bytes::new());
+    }
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    response
 }
 
 /// What will never be different under the same URL.

@@ -1,9 +1,9 @@
 //! A URL path -> what it names.
 //!
-//! Invariant: only kinds that `portolan-kinds` knows become a [`Target`]; all else is Kubernetes' 404.
+//! Invariant: only kinds that the catalog has become a [`Target`]; all else is Kubernetes' 404.
 
 use percent_encoding::percent_decode_str;
-use portolan_kinds::{Kind, KindRef, Status};
+use portolan_kinds::{Catalog, Kind, KindRef, Status};
 
 use crate::review::Review;
 
@@ -95,7 +95,7 @@ impl Sub {
 
 /// # Errors
 /// 404, in Kubernetes' words.
-pub(crate) fn parse(path: &str) -> Result<Route, Status> {
+pub(crate) fn parse(path: &str, catalog: &Catalog) -> Result<Route, Status> {
     let mut segments = Vec::new();
     for segment in path.trim_matches('/').split('/') {
         let decoded = percent_decode_str(segment).decode_utf8().map_err(|_| Status::unknown_resource())?;
@@ -114,25 +114,25 @@ pub(crate) fn parse(path: &str) -> Result<Route, Status> {
         ["openapi", "v3"] => Ok(Route::OpenApiV3Index),
         ["openapi", "v3", rest @ ..] => Ok(Route::OpenApiV3(rest.join("/"))),
         ["api"] => Ok(Route::CoreVersions),
-        ["api", version] => resources("", version),
-        ["api", version, rest @ ..] => target("", version, rest),
+        ["api", version] => resources(catalog, "", version),
+        ["api", version, rest @ ..] => target(catalog, "", version, rest),
         ["apis"] => Ok(Route::Groups),
         ["apis", group] => Ok(Route::Group((*group).to_owned())),
-        ["apis", group, version] => resources(group, version),
-        ["apis", group, version, rest @ ..] => target(group, version, rest),
+        ["apis", group, version] => resources(catalog, group, version),
+        ["apis", group, version, rest @ ..] => target(catalog, group, version, rest),
         _ => Err(Status::unknown_resource()),
     }
 }
 
-fn resources(group: &str, version: &str) -> Result<Route, Status> {
-    if portolan_kinds::all().iter().any(|kind| kind.group == group && kind.version == version) {
+fn resources(catalog: &Catalog, group: &str, version: &str) -> Result<Route, Status> {
+    if catalog.iter().any(|kind| kind.group == group && kind.version == version) {
         Ok(Route::Resources { group: group.to_owned(), version: version.to_owned() })
     } else {
         Err(Status::unknown_resource())
     }
 }
 
-fn target(group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
+fn target(catalog: &Catalog, group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
     if let [plural] = rest
         && let Some(review) = Review::of(group, version, plural)
     {
@@ -150,10 +150,10 @@ fn target(group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
         [plural, name, sub] => (*plural, Some(*name), Some(*sub)),
         _ => return Err(Status::unknown_resource()),
     };
-    let kind = portolan_kinds::find(group, version, plural).ok_or_else(Status::unknown_resource)?;
+    let kind = catalog.find(group, version, plural).ok_or_else(Status::unknown_resource)?;
     let sub = match sub {
         None => Sub::None,
-        Some(sub) => Sub::of(kind, sub).ok_or_else(Status::unknown_resource)?,
+        Some(sub) => Sub::of(&kind, sub).ok_or_else(Status::unknown_resource)?,
     };
     let fits = match namespace {
         Some(namespace) => kind.namespaced && !namespace.is_empty(),
@@ -163,7 +163,7 @@ fn target(group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
         return Err(Status::unknown_resource());
     }
     let owned = |part: Option<&str>| part.map(str::to_owned);
-    Ok(Route::Object(Target { kind: kind.into(), namespace: owned(namespace), name: owned(name), sub }))
+    Ok(Route::Object(Target { kind, namespace: owned(namespace), name: owned(name), sub }))
 }
 
 #[cfg(test)]
@@ -171,7 +171,7 @@ mod tests {
     use super::*;
 
     fn short(path: &str) -> String {
-        match parse(path) {
+        match parse(path, &Catalog::default()) {
             Ok(Route::Object(t)) => format!(
                 "{} ns={} name={} sub={}",
                 t.kind.plural,

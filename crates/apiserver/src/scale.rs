@@ -1,6 +1,6 @@
-//! `/scale`: a Deployment or ReplicaSet seen as `autoscaling/v1` Scale.
+//! `/scale`: a Deployment, a ReplicaSet or what somebody defined, seen as `autoscaling/v1` Scale.
 
-use portolan_kinds::{FieldError, Status};
+use portolan_kinds::{FieldError, Kind, Scale, Status};
 use serde_json::{Value, json};
 
 use crate::apply;
@@ -11,20 +11,40 @@ use crate::respond::{self, Reply};
 use crate::server::Server;
 use crate::write::{self, Asked, Changed};
 
-fn scale_of(object: &Value) -> Value {
+fn scale_of(kind: &Kind, object: &Value) -> Value {
     let metadata = &object["metadata"];
+    let paths = paths(kind);
+    let number = |path: &[String]| at(object, path).and_then(Value::as_i64).unwrap_or(0);
+    let selector = match &paths.selector {
+        Some(path) => at(object, path).and_then(Value::as_str).unwrap_or_default().to_owned(),
+        None if kind.is_custom() => String::new(),
+        None => selector_text(&object["spec"]["selector"]),
+    };
     let mut scale = json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {},
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)},
-        "status": {
-            "replicas": object["status"]["replicas"].as_i64().unwrap_or(0),
-            "selector": selector_text(&object["spec"]["selector"])
-        }
+        "spec": {"replicas": number(&paths.replicas)},
+        "status": {"replicas": number(&paths.status_replicas), "selector": selector}
     });
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         scale["metadata"][field] = metadata[field].clone();
     }
     scale
+}
+
+/// A kind without a scale has none of its paths; nobody comes here for it.
+fn paths(kind: &Kind) -> Scale {
+    kind.scale().unwrap_or(Scale { replicas: Vec::new(), status_replicas: Vec::new(), selector: None })
+}
+
+fn at<'a>(object: &'a Value, path: &[String]) -> Option<&'a Value> {
+    path.iter().try_fold(object, |value, name| value.get(name))
+}
+
+fn put(object: &mut Value, path: &[String], value: Value) {
+    let Some((last, parents)) = path.split_last() else { return };
+    let parent =
+        parents.iter().fold(object, |value, name| object::map_of(value).entry(name.as_str()).or_insert(Value::Null));
+    object::map_of(parent).insert(last.clone(), value);
 }
 
 /// A label selector in the form of a query.
@@ -49,7 +69,7 @@ fn selector_text(selector: &Value) -> String {
 }
 
 /// The object with the replicas that a Scale asks for.
-fn scaled(old: &Value, scale: &Value) -> Result<Value, Status> {
+fn scaled(kind: &Kind, old: &Value, scale: &Value) -> Result<Value, Status> {
     let name = object::name(old);
     let replicas = match &scale["spec"]["replicas"] {
         Value::Null => 0,
@@ -60,7 +80,7 @@ fn scaled(old: &Value, scale: &Value) -> Result<Value, Status> {
         return Err(Status::invalid("autoscaling", "Scale", name, &[error]));
     }
     let mut new = old.clone();
-    object::spec(&mut new).insert("replicas".into(), replicas.into());
+    put(&mut new, &paths(kind).replicas, replicas.into());
     // The revision that the client saw, if it named one, is checked like any update's.
     let seen = object::text(scale, "/metadata/resourceVersion");
     object::metadata(&mut new).insert("resourceVersion".into(), seen.into());
@@ -69,27 +89,35 @@ fn scaled(old: &Value, scale: &Value) -> Result<Value, Status> {
 
 pub(crate) fn get(server: &Server, asked: Asked<'_>) -> Result<Reply, Status> {
     let (_, entry) = read::stored(&server.store, asked.target)?;
-    Ok(respond::value(200, &scale_of(&object::decode(&entry.value))))
+    Ok(respond::value(200, &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&entry.value)))))
 }
 
 pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> Result<Reply, Status> {
     let strict = !object::text(scale, "/metadata/resourceVersion").is_empty();
-    let written = write::change(server, asked, strict, |old, _| Ok(scaled(old, scale)?.into())).await?;
-    Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))
+    let written = write::change(server, asked, strict, |old, _| Ok(scaled(asked.kind(), old, scale)?.into())).await?;
+    Ok(respond::value(
+        200,
+        &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&written.stored))),
+    ))
 }
 
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Reply, Status> {
-    let patch = Patch::parse(media, body)?;
+    let patch = Patch::parse(asked.kind(), media, body)?;
     let written = write::change(server, asked, false, |old, _| {
         let scale = match &patch {
             // A Scale has no lists, so that both ways of merging are one.
-            Patch::Merge(patch) | Patch::Strategic(patch) => portolan_kinds::patch::json_merge(&scale_of(old), patch),
-            Patch::Json(_) => patch.to(asked.kind(), &scale_of(old))?,
+            Patch::Merge(patch) | Patch::Strategic(patch) => {
+                portolan_kinds::patch::json_merge(&scale_of(asked.kind(), old), patch)
+            }
+            Patch::Json(_) => patch.to(asked.kind(), &scale_of(asked.kind(), old))?,
         };
-        Ok(scaled(old, &scale)?.into())
+        Ok(scaled(asked.kind(), old, &scale)?.into())
     })
     .await?;
-    Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))
+    Ok(respond::value(
+        200,
+        &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&written.stored))),
+    ))
 }
 
 /// Server-side apply of a Scale: the replicas are a field of the object, so who applies them owns that field.
@@ -100,17 +128,20 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Res
         return Err(Status::bad_request(format!("invalid object type: {version}, Kind={sent}")));
     }
     let kind = asked.kind();
-    let config = json!({
-        "apiVersion": kind.api_version(), "kind": kind.kind, "metadata": config["metadata"],
-        "spec": {"replicas": config["spec"]["replicas"]}
-    });
+    let replicas = config["spec"]["replicas"].clone();
+    let mut config = json!({"apiVersion": kind.api_version(), "kind": kind.kind, "metadata": config["metadata"]});
+    put(&mut config, &paths(kind).replicas, replicas);
     let written = write::change(server, asked, false, |old, held| {
         let changed = apply::applied(asked, (Some(old), held), &config)?;
-        let replicas = json!({"spec": {"replicas": changed.object["spec"]["replicas"]}});
-        Ok(Changed { object: scaled(&changed.object, &replicas)?, ..changed })
+        let replicas = at(&changed.object, &paths(kind).replicas).cloned().unwrap_or_default();
+        let scale = json!({"spec": {"replicas": replicas}});
+        Ok(Changed { object: scaled(kind, &changed.object, &scale)?, ..changed })
     })
     .await?;
-    Ok(respond::value(200, &scale_of(&object::decode(&written.stored))))
+    Ok(respond::value(
+        200,
+        &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&written.stored))),
+    ))
 }
 
 #[cfg(test)]
@@ -131,8 +162,22 @@ mod tests {
     #[test]
     fn replicas() {
         let old = json!({"metadata": {"name": "x"}, "spec": {"replicas": 1}});
-        assert_eq!(scaled(&old, &json!({"spec": {"replicas": 3}})).unwrap()["spec"]["replicas"], 3);
-        assert_eq!(scaled(&old, &json!({"spec": {"replicas": -1}})).unwrap_err().code(), 422);
-        assert_eq!(scaled(&old, &json!({"spec": {"replicas": "x"}})).unwrap_err().code(), 400);
+        assert_eq!(
+            scaled(crate::known_kind("apps", "deployments"), &old, &json!({"spec": {"replicas": 3}})).unwrap()["spec"]
+                ["replicas"],
+            3
+        );
+        assert_eq!(
+            scaled(crate::known_kind("apps", "deployments"), &old, &json!({"spec": {"replicas": -1}}))
+                .unwrap_err()
+                .code(),
+            422
+        );
+        assert_eq!(
+            scaled(crate::known_kind("apps", "deployments"), &old, &json!({"spec": {"replicas": "x"}}))
+                .unwrap_err()
+                .code(),
+            400
+        );
     }
 }

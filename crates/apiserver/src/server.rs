@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName, USER_AGENT};
+use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName, IF_NONE_MATCH, USER_AGENT};
 use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
-use portolan_kinds::{FieldValidation, Status};
+use portolan_kinds::{Catalog, FieldValidation, Status};
 use portolan_store::Store;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +17,7 @@ use crate::accept::{self, Discovery, Form};
 use crate::allocate::Allocator;
 use crate::authz::{self, User};
 use crate::body::{self, Budget};
+use crate::custom::Kinds;
 use crate::listen::Standing;
 use crate::nodes::Nodes;
 use crate::options::Options;
@@ -33,6 +34,7 @@ pub(crate) struct Server {
     pub(crate) store: Store,
     pub(crate) services: Arc<Allocator>,
     pub(crate) nodes: Nodes,
+    pub(crate) kinds: Kinds,
     /// Writes, which go on when their client goes away: what was allocated for one must not be forgotten half-way.
     pub(crate) tasks: TaskTracker,
     pub(crate) admission: Admission,
@@ -58,6 +60,7 @@ impl Server {
             store,
             services,
             nodes,
+            kinds: Kinds::new(),
             tasks: TaskTracker::new(),
             admission: Admission::new(),
             budget: Budget::new(),
@@ -74,7 +77,8 @@ impl Server {
     }
 
     async fn answer(self: Arc<Self>, parts: Parts, body: Incoming, peer: &Peer) -> Result<Reply, Status> {
-        let route = route::parse(parts.uri.path());
+        let catalog = self.kinds.now();
+        let route = route::parse(parts.uri.path(), &catalog);
         if matches!(route, Ok(Route::Health)) {
             return Ok(respond::typed("text/plain; charset=utf-8", "ok"));
         }
@@ -109,18 +113,22 @@ impl Server {
             if !matches!(parts.method, Method::GET | Method::HEAD) {
                 return Err(Status::unknown_resource());
             }
-            return self.document(route?, header(&parts, ACCEPT), parts.uri.query().unwrap_or_default());
+            return self.document(&catalog, route?, &parts);
         };
-        self.object(&asker, user, target, parts, body, peer).await
+        let kind = target.kind.clone();
+        let mut reply = self.object(&asker, user, target, parts, body, peer).await?;
+        respond::warn(&mut reply, kind.deprecation().map(str::to_owned).as_slice());
+        Ok(reply)
     }
 
     /// What the server says about itself.
-    fn document(&self, route: Route, accept: &str, query: &str) -> Result<Reply, Status> {
+    fn document(&self, catalog: &Catalog, route: Route, parts: &Parts) -> Result<Reply, Status> {
+        let (accept, query) = (header(parts, ACCEPT), parts.uri.query().unwrap_or_default());
         let core = route == Route::CoreVersions;
         Ok(match route {
             Route::CoreVersions | Route::Groups => match accept::discovery(accept) {
                 Discovery::Plain if core => respond::value(200, &discovery::core_versions(&self.address)),
-                Discovery::Plain => respond::value(200, &discovery::group_list()),
+                Discovery::Plain => respond::value(200, &discovery::group_list(catalog)),
                 form => {
                     let content_type = match form {
                         Discovery::AggregatedV2Beta1 => {
@@ -128,21 +136,26 @@ impl Server {
                         }
                         _ => "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList",
                     };
-                    respond::typed(content_type, discovery::aggregated(core, form).to_string())
+                    let document = discovery::aggregated(catalog, core, form).to_string();
+                    respond::unless_known(content_type, document, header(parts, IF_NONE_MATCH))
                 }
             },
-            Route::Index => respond::value(200, &discovery::index()),
-            Route::Group(name) => respond::value(200, &discovery::group(&name).ok_or_else(Status::unknown_resource)?),
-            Route::Resources { group, version } => respond::value(200, &discovery::resources(&group, &version)),
+            Route::Index => respond::value(200, &discovery::index(catalog)),
+            Route::Group(name) => {
+                respond::value(200, &discovery::group(catalog, &name).ok_or_else(Status::unknown_resource)?)
+            }
+            Route::Resources { group, version } => {
+                respond::value(200, &discovery::resources(catalog, &group, &version))
+            }
             // kubectl looks here, in protobuf only, for kinds that it found nowhere else.
             Route::OpenApiV2 if accept.contains("proto-openapi") => respond::typed(
                 "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
                 discovery::OPENAPI_V2_PROTOBUF,
             ),
             Route::OpenApiV2 => respond::value(200, &portolan_kinds::openapi::v2()),
-            Route::OpenApiV3Index => respond::value(200, &portolan_kinds::openapi::v3_index()),
+            Route::OpenApiV3Index => respond::value(200, &portolan_kinds::openapi::v3_index(catalog)),
             Route::OpenApiV3(path) => {
-                let document = portolan_kinds::openapi::v3(&path).ok_or_else(Status::unknown_resource)?;
+                let document = portolan_kinds::openapi::v3(catalog, &path).ok_or_else(Status::unknown_resource)?;
                 let mut reply = respond::value(200, &document);
                 // The index names each document by its hash, so that clients can keep it.
                 if query.contains("hash=") {

@@ -129,8 +129,8 @@ impl Listing {
             ),
             Form::Whole => {
                 format!(
-                    r#"{{"kind":"{}List","apiVersion":"{}","metadata":{meta},"items":["#,
-                    kind.kind,
+                    r#"{{"kind":"{}","apiVersion":"{}","metadata":{meta},"items":["#,
+                    kind.list_kind(),
                     kind.api_version()
                 )
             }
@@ -196,7 +196,7 @@ impl Listing {
             }
             Form::Whole => {
                 piece.push(b'{');
-                piece.extend_from_slice(object::without_type(kind, stored));
+                piece.extend_from_slice(object::without_type(stored));
             }
         }
     }

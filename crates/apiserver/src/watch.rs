@@ -242,7 +242,7 @@ impl Feed {
         };
         let Some(entry) = entry else { return };
         // Whole objects are in their final form already; only the revision of a deletion has to be written in, once.
-        let restamp = || object::restamped(object::stored_kind(&self.kind), &entry.value, event.revision);
+        let restamp = || object::restamped(&entry.value, event.revision);
         let stored = match seen {
             _ if is => entry.value.clone(),
             Some(seen) => seen.deleted.get_or_init(restamp).clone(),

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::authz::{self, User};
 use crate::body;
+use crate::custom;
 use crate::object;
 use crate::options::Options;
 use crate::route::{Sub, Target};
@@ -175,6 +176,10 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     let kind = asked.kind();
     let now = Timestamp::now();
     let Changed { object: body, owners, mut warnings } = body.into();
+    if kind.is_terminating() {
+        let why = "create not allowed while custom resource definition is terminating";
+        return Err(Status::method_not_allowed(kind.group, kind.plural, why));
+    }
     let (mut object, more) = kind.decode(body, asked.options.field_validation)?;
     warnings.extend(more);
     let sent = apply::take_managed_fields(&mut object);
@@ -192,6 +197,10 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     });
     kind.prepare_create(&mut object);
     refuse_invalid(kind, &object, &kind.validate_create(&object))?;
+    if custom::is_definition(kind) {
+        custom::refuse_too_many(&server.store, object::name(&object), &object)?;
+    }
+    warnings.extend(kind.warnings(&object));
     authz::node_may_touch(asked.user, kind.group, kind.plural, &object)?;
     set_managed_fields(&mut object, owners.managed_fields);
 
@@ -221,7 +230,9 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
         ops.push(Op::Put { key, expect: Expect::Absent, value: document });
         match commit_allocated(&server.store, ops, allocation).await {
             Ok(mut entries) => {
-                let stored = entries.swap_remove(own).map(|entry| entry.value).unwrap_or_default();
+                let entry = entries.swap_remove(own);
+                in_force(server, kind, entry.as_ref()).await;
+                let stored = entry.map(|entry| entry.value).unwrap_or_default();
                 return Ok(Written { stored, created: true, warnings });
             }
             Err(Unwritten::Failed(status)) => return Err(status),
@@ -299,7 +310,7 @@ pub(crate) async fn change(
         let mut old = object::from_stored(kind, object::decode(&entry.value));
         authz::node_may_touch(asked.user, kind.group, kind.plural, &old)?;
         let held = apply::take_managed_fields(&mut old);
-        let Changed { object: new, warnings, owners } = change(&old, &held)?;
+        let Changed { object: new, mut warnings, owners } = change(&old, &held)?;
         let now = Timestamp::now();
         let (mut new, owners) = settle_update(&asked, (new, owners), (&old, held), now)?;
         let gone = is_finished(kind, &new, &old);
@@ -310,6 +321,10 @@ pub(crate) async fn change(
         };
         if new == old && !gone && !owners.changed {
             return Ok(Written { stored: entry.value, created: false, warnings });
+        }
+        if custom::is_definition(kind) && new["spec"] != old["spec"] {
+            custom::refuse_too_many(&server.store, name, &new)?;
+            warnings.extend(kind.warnings(&new));
         }
         set_managed_fields(&mut new, owners.managed_fields);
         let new = object::to_stored(kind, new);
@@ -324,11 +339,10 @@ pub(crate) async fn change(
         }];
         match commit_allocated(&server.store, ops, allocation).await {
             Ok(mut entries) => {
-                let stored = if gone {
-                    new.to_string().into()
-                } else {
-                    entries.swap_remove(0).map(|entry| entry.value).unwrap_or_default()
-                };
+                let entry = entries.swap_remove(0);
+                in_force(server, kind, entry.as_ref()).await;
+                let stored =
+                    if gone { new.to_string().into() } else { entry.map(|entry| entry.value).unwrap_or_default() };
                 return Ok(Written { stored, created: false, warnings });
             }
             Err(Unwritten::Failed(status)) => return Err(status),
@@ -337,6 +351,13 @@ pub(crate) async fn change(
         }
     }
     Err(Status::stale(kind.group, kind.plural, name))
+}
+
+/// A definition is answered when what it says is served.
+async fn in_force(server: &Server, kind: &Kind, entry: Option<&portolan_store::Entry>) {
+    if let Some(entry) = entry.filter(|_| custom::is_definition(kind)) {
+        server.kinds.reached(entry.revision).await;
+    }
 }
 
 pub(crate) fn set_managed_fields(object: &mut Value, managed_fields: Value) {

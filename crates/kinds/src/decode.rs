@@ -13,7 +13,7 @@ use crate::schema::{Field, Scalar, Shape, Table, Type, table};
 use crate::{FieldValidation, Kind, Status};
 
 /// At most this many unknown fields are named.
-const MAX_WARNINGS: usize = 100;
+pub(crate) const MAX_WARNINGS: usize = 100;
 
 pub(crate) fn decode(
     kind: &Kind,
@@ -21,6 +21,9 @@ pub(crate) fn decode(
     validation: FieldValidation,
 ) -> Result<(Value, Vec<String>), Status> {
     let sent_kind = header(kind, &mut body)?;
+    if let Some(custom) = &kind.custom {
+        return custom.decode(kind, &sent_kind, body, validation);
+    }
     let mut unknown = Vec::new();
     check(kind.type_name(), &mut body, validation, &mut unknown).map_err(|why| {
         Status::bad_request(format!(
@@ -50,10 +53,21 @@ pub(crate) fn check(
     validation: FieldValidation,
     unknown: &mut Vec<String>,
 ) -> Result<(), String> {
+    check_at(type_name, body, &Path::Root, validation, unknown)
+}
+
+/// The same for a part of a body.
+pub(crate) fn check_at(
+    type_name: &str,
+    part: &mut Value,
+    path: &Path<'_>,
+    validation: FieldValidation,
+    unknown: &mut Vec<String>,
+) -> Result<(), String> {
     let table = table();
     let Some(schema) = table.find(type_name) else { return Err(format!("no kind \"{type_name}\" is registered")) };
     let mut walk = Walk { table, unknown, count: validation != FieldValidation::Ignore };
-    walk.object(schema, body, &Path::Root, None)
+    walk.object(schema, part, path, None)
 }
 
 /// Checks and completes `apiVersion` and `kind`.
@@ -251,7 +265,7 @@ fn scalar_value(
             }
             other => return Err(format!("json: cannot unmarshal {} into Go value of type int32", json_name(other))),
         },
-        Scalar::Any => {}
+        Scalar::Any | Scalar::Json => {}
     }
     Ok(())
 }
@@ -315,6 +329,7 @@ fn empty_of(shape: &Shape) -> Value {
         Shape::Scalar(Scalar::Bool) => false.into(),
         Shape::Scalar(Scalar::Int32 | Scalar::Int64 | Scalar::Float64) => 0.into(),
         Shape::Scalar(Scalar::Quantity) => "0".into(),
+        Shape::Scalar(Scalar::Json) => Value::Null,
         Shape::Scalar(_) => "".into(),
         Shape::List(_) => Value::Array(Vec::new()),
         Shape::Object(_) | Shape::Map(_) => Value::Object(serde_json::Map::new()),
@@ -322,7 +337,7 @@ fn empty_of(shape: &Shape) -> Value {
 }
 
 /// The first byte that is not standard base64 with padding.
-fn bad_base64(text: &str) -> Option<usize> {
+pub(crate) fn bad_base64(text: &str) -> Option<usize> {
     let bytes: Vec<(usize, u8)> = text.bytes().enumerate().filter(|(_, byte)| !matches!(byte, b'\r' | b'\n')).collect();
     let padding = bytes.iter().rev().take(2).take_while(|(_, byte)| *byte == b'=').count();
     let (data, _) = bytes.split_at(bytes.len() - padding);

@@ -64,9 +64,13 @@ fn fields(strategy: Strategy) -> &'static [&'static str] {
         Strategy::ClusterRole
         | Strategy::ClusterRoleBinding
         | Strategy::ConfigMap
+        | Strategy::Custom
+        | Strategy::CustomResourceDefinition
         | Strategy::Deployment
         | Strategy::EndpointSlice
         | Strategy::Endpoints
+        | Strategy::Ingress
+        | Strategy::IngressClass
         | Strategy::Lease
         | Strategy::Role
         | Strategy::RoleBinding

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::catalog::Strategy;
+use crate::custom::{self, Custom};
 use crate::{FieldError, Status, UnsupportedField, decode, defaults, fields, prepare, table, validate};
 
 /// A kind of object that is stored and served.
@@ -28,6 +29,17 @@ pub struct Kind {
     /// Whether `/scale` exists.
     pub has_scale: bool,
     pub(crate) strategy: Strategy,
+    /// What a defined kind has beside.
+    pub(crate) custom: Option<Custom>,
+}
+
+/// Where `/scale` finds what it is about, as paths of fields.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Scale {
+    pub replicas: Vec<String>,
+    pub status_replicas: Vec<String>,
+    /// Where the selector stands as text. The program's own kinds have one of labels, in `spec.selector`.
+    pub selector: Option<Vec<String>>,
 }
 
 /// A kind that is held on to: one of the program's own, or one that somebody defined and that may go again.
@@ -95,11 +107,16 @@ impl Kind {
             Strategy::ClusterRole => "rbac.v1.ClusterRole",
             Strategy::ClusterRoleBinding => "rbac.v1.ClusterRoleBinding",
             Strategy::ConfigMap => "core.v1.ConfigMap",
+            // All that is known of it beforehand.
+            Strategy::Custom => "meta.v1.ObjectMeta",
+            Strategy::CustomResourceDefinition => "apiextensions.v1.CustomResourceDefinition",
             Strategy::Deployment => "apps.v1.Deployment",
             Strategy::EndpointSlice => "discovery.v1.EndpointSlice",
             Strategy::Endpoints => "core.v1.Endpoints",
             Strategy::Event => "core.v1.Event",
             Strategy::EventsEvent => "events.v1.Event",
+            Strategy::Ingress => "networking.v1.Ingress",
+            Strategy::IngressClass => "networking.v1.IngressClass",
             Strategy::IpAddress => "networking.v1.IPAddress",
             Strategy::Lease => "coordination.v1.Lease",
             Strategy::Namespace => "core.v1.Namespace",
@@ -117,7 +134,10 @@ impl Kind {
 
     /// Whether an update may leave out the resourceVersion.
     pub fn allows_unconditional_update(&self) -> bool {
-        !matches!(self.strategy, Strategy::Lease | Strategy::ServiceCidr)
+        !matches!(
+            self.strategy,
+            Strategy::Custom | Strategy::CustomResourceDefinition | Strategy::Lease | Strategy::ServiceCidr
+        )
     }
 
     /// Whether a PUT of an absent object makes it.
@@ -153,41 +173,119 @@ impl Kind {
         Err(decode::not_strict(self, self.kind, repeated))
     }
 
+    /// Whether somebody defined it.
+    pub fn is_custom(&self) -> bool {
+        self.custom.is_some()
+    }
+
+    /// What lists of it call themselves.
+    pub fn list_kind(&self) -> Cow<'static, str> {
+        match &self.custom {
+            Some(custom) => custom.list_kind().into(),
+            None => format!("{}List", self.kind).into(),
+        }
+    }
+
+    /// The `apiVersion` that its objects are stored with.
+    pub fn stored_api_version(&self) -> String {
+        self.custom.as_ref().map_or_else(|| self.api_version(), |custom| custom.stored_api_version().to_owned())
+    }
+
+    /// A stored object, seen as this version of a defined kind: with the fields it has now, and its defaults.
+    pub fn read(&self, stored: Value) -> Value {
+        match &self.custom {
+            Some(custom) => custom.read(stored),
+            None => stored,
+        }
+    }
+
+    /// Whether its definition is being deleted, so that nothing new is made.
+    pub fn is_terminating(&self) -> bool {
+        self.custom.as_ref().is_some_and(Custom::is_terminating)
+    }
+
+    /// What to tell whoever still uses this version.
+    pub fn deprecation(&self) -> Option<&str> {
+        self.custom.as_ref().and_then(Custom::warning)
+    }
+
+    /// What `/scale` is about, if it exists.
+    pub fn scale(&self) -> Option<Scale> {
+        let path = |parts: [&str; 2]| parts.map(str::to_owned).to_vec();
+        match &self.custom {
+            Some(custom) => custom.scale().cloned(),
+            None => self.has_scale.then(|| Scale {
+                replicas: path(["spec", "replicas"]),
+                status_replicas: path(["status", "replicas"]),
+                selector: None,
+            }),
+        }
+    }
+
+    /// What whoever writes such an object is told, beside what is wrong with it.
+    pub fn warnings(&self, object: &Value) -> Vec<String> {
+        if self.strategy == Strategy::CustomResourceDefinition { custom::warnings(object) } else { Vec::new() }
+    }
+
     /// Fills in what the client left out. Idempotent.
     pub fn default(&self, object: &mut Value) {
-        defaults::default(self.strategy, object);
+        match &self.custom {
+            Some(custom) => custom.default(object),
+            None => defaults::default(self.strategy, object),
+        }
     }
 
     /// Clears what a client may not set at creation (status), and sets the first generation.
     pub fn prepare_create(&self, object: &mut Value) {
-        prepare::create(self.strategy, self.has_status, object);
+        match &self.custom {
+            Some(custom) => custom.prepare_create(object),
+            None => prepare::create(self.strategy, self.has_status, object),
+        }
     }
 
     /// Keeps what this way of updating may not touch, and raises the generation when the spec changed.
     pub fn prepare_update(&self, new: &mut Value, old: &Value, sub: Subresource) {
-        prepare::update(self.strategy, self.has_status, new, old, sub);
+        match &self.custom {
+            Some(custom) => custom.prepare_update(new, old, sub),
+            None => prepare::update(self.strategy, self.has_status, new, old, sub),
+        }
     }
 
     pub fn validate_create(&self, object: &Value) -> Vec<FieldError> {
-        validate::create(self, object)
+        match &self.custom {
+            Some(custom) => custom.validate(self, object, None, Subresource::None),
+            None => validate::create(self, object),
+        }
     }
 
     pub fn validate_update(&self, new: &Value, old: &Value, sub: Subresource) -> Vec<FieldError> {
-        validate::update(self, new, old, sub)
+        match &self.custom {
+            Some(custom) => custom.validate(self, new, Some(old), sub),
+            None => validate::update(self, new, old, sub),
+        }
     }
 
     /// The Table's columns.
     pub fn columns(&self) -> &[Column] {
-        table::columns(self.strategy)
+        match &self.custom {
+            Some(custom) => custom.columns(),
+            None => table::columns(self.strategy),
+        }
     }
 
     /// One cell for each of [`Kind::columns`].
     pub fn row(&self, object: &Value, now: Timestamp) -> Vec<Value> {
-        table::row(self.strategy, object, now)
+        match &self.custom {
+            Some(custom) => custom.row(object, now),
+            None => table::row(self.strategy, object, now),
+        }
     }
 
     /// Value of a field-selector field (empty when the object has none).
     pub fn field(&self, object: &Value, field: &str) -> Result<String, UnsupportedField> {
-        fields::value(self.strategy, object, field)
+        match &self.custom {
+            Some(custom) => custom.field(object, field),
+            None => fields::value(self.strategy, object, field),
+        }
     }
 }

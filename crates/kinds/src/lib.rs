@@ -10,6 +10,7 @@
 
 pub mod apply;
 mod catalog;
+pub mod custom;
 mod decode;
 mod defaults;
 mod event;
@@ -29,8 +30,8 @@ mod status;
 mod table;
 mod validate;
 
-pub use catalog::{all, find};
+pub use catalog::{Catalog, all, find};
 pub use event::convert_event;
 pub use fields::UnsupportedField;
-pub use kind::{Column, FieldValidation, Kind, KindRef, Subresource};
+pub use kind::{Column, FieldValidation, Kind, KindRef, Scale, Subresource};
 pub use status::{FieldError, FieldErrorKind, Status};

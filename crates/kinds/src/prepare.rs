@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::Subresource;
 use crate::catalog::Strategy;
+use crate::custom::definition;
 use crate::look::{Look, child, items_mut, map_of, remove};
 use crate::qos;
 use crate::service::{externally_accessible, needs_cluster_ip, needs_health_check, needs_node_port, spec_type};
@@ -23,7 +24,7 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
     let status = match strategy {
         Strategy::Pod => json!({"phase": "Pending", "qosClass": qos::class(&object["spec"])}),
         Strategy::Namespace => json!({"phase": "Active"}),
-        Strategy::Service => json!({"loadBalancer": {}}),
+        Strategy::Ingress | Strategy::Service => json!({"loadBalancer": {}}),
         // A node writes its own object, status and all.
         Strategy::Node => object.get("status").cloned().unwrap_or_else(|| json!({})),
         _ => json!({}),
@@ -40,6 +41,7 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
                 list.push("kubernetes".into());
             }
         }
+        Strategy::CustomResourceDefinition => definition::prepare_create(object),
         Strategy::Service => {
             let spec = child(object, "spec");
             if !spec.text("clusterIP").is_empty() && spec.list("clusterIPs").is_empty() {
@@ -87,6 +89,7 @@ pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old:
             }
             match strategy {
                 Strategy::Namespace => restore(child(new, "spec"), &old["spec"], "finalizers"),
+                Strategy::CustomResourceDefinition => definition::remember_storage(new),
                 Strategy::Service => service(new, &old["spec"]),
                 _ => {}
             }
@@ -100,7 +103,16 @@ pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old:
 
 /// Kinds whose `metadata.generation` counts changes of what is wanted. Services are not among them.
 fn has_generation(strategy: Strategy) -> bool {
-    matches!(strategy, Strategy::Deployment | Strategy::EndpointSlice | Strategy::Pod | Strategy::ReplicaSet)
+    matches!(
+        strategy,
+        Strategy::CustomResourceDefinition
+            | Strategy::Deployment
+            | Strategy::EndpointSlice
+            | Strategy::Ingress
+            | Strategy::IngressClass
+            | Strategy::Pod
+            | Strategy::ReplicaSet
+    )
 }
 
 fn changed(strategy: Strategy, new: &Value, old: &Value) -> bool {

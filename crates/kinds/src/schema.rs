@@ -62,7 +62,10 @@ pub(crate) enum Scalar {
     MicroTime,
     Quantity,
     IntOrString,
+    /// The fields of `managedFields`.
     Any,
+    /// Any JSON.
+    Json,
 }
 
 #[derive(Debug)]
@@ -190,6 +193,7 @@ fn parse_shape(word: &str, names: &[&'static str]) -> Shape {
         "microtime" => Scalar::MicroTime,
         "quantity" => Scalar::Quantity,
         "intstr" => Scalar::IntOrString,
+        "json" => Scalar::Json,
         name => match names.binary_search(&name) {
             Ok(index) => return Shape::Object(index),
             Err(_) => Scalar::Any,

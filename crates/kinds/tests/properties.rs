@@ -104,7 +104,7 @@ fn body(schemas: &Value, schema: &Value, random: &mut impl FnMut(usize) -> usize
 
 fn document(kind: &Kind) -> (Value, String) {
     let path = if kind.group.is_empty() { "api/v1".to_owned() } else { format!("apis/{}/v1", kind.group) };
-    let document = openapi::v3(&path).unwrap();
+    let document = openapi::v3(&portolan_kinds::Catalog::default(), &path).unwrap();
     let schemas = document["components"]["schemas"].clone();
     let suffix = format!(".{}", kind.kind);
     let group = if kind.group.is_empty() { "core" } else { kind.group.split('.').next().unwrap() };

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 /// Types that are served, and those that requests and answers carry beside them.
 const ROOTS: &[&str] = &[
+    "apiextensions.v1.CustomResourceDefinition",
     "apps.v1.Deployment",
     "apps.v1.ReplicaSet",
     "authentication.v1.SelfSubjectReview",
@@ -42,6 +43,8 @@ const ROOTS: &[&str] = &[
     "meta.v1.ListMeta",
     "meta.v1.Status",
     "networking.v1.IPAddress",
+    "networking.v1.Ingress",
+    "networking.v1.IngressClass",
     "networking.v1.ServiceCIDR",
     "policy.v1.Eviction",
     "rbac.v1.ClusterRole",
@@ -107,6 +110,7 @@ fn table_is_current() {
     let packages: BTreeSet<&str> = types.keys().map(|name| name.rsplit_once('.').unwrap().0).collect();
     for package in packages {
         let path = match package {
+            "apiextensions.v1" => "src/apiextensions_apiserver/pkg/apis/apiextensions/v1/mod.rs".to_owned(),
             "meta.v1" => "src/apimachinery/pkg/apis/meta/v1/mod.rs".to_owned(),
             other => format!("src/api/{}/mod.rs", other.replace('.', "/")),
         };
@@ -183,6 +187,7 @@ fn escape(text: &str) -> String {
 fn parse_type(root: &Path, name: &str) -> Type {
     let (package, short) = name.rsplit_once('.').unwrap();
     let folder = match package {
+        "apiextensions.v1" => root.join("apiextensions_apiserver/pkg/apis/apiextensions/v1"),
         "meta.v1" => root.join("apimachinery/pkg/apis/meta/v1"),
         other => root.join("api").join(other.replace('.', "/")),
     };
@@ -253,6 +258,9 @@ fn kind_name(rust: &str) -> String {
     if let Some(inner) = rust.strip_prefix("std::vec::Vec<").and_then(|r| r.strip_suffix('>')) {
         return format!("[]{}", kind_name(inner));
     }
+    if let Some(inner) = rust.strip_prefix("std::boxed::Box<").and_then(|r| r.strip_suffix('>')) {
+        return kind_name(inner);
+    }
     if let Some(inner) =
         rust.strip_prefix("std::collections::BTreeMap<std::string::String, ").and_then(|r| r.strip_suffix('>'))
     {
@@ -272,7 +280,15 @@ fn kind_name(rust: &str) -> String {
         "crate::apimachinery::pkg::util::intstr::IntOrString" => "intstr".to_owned(),
         other => {
             let parts: Vec<&str> = other.split("::").collect();
-            parts[parts.len() - 3..].join(".")
+            match parts[parts.len() - 3..].join(".").as_str() {
+                "apiextensions.v1.JSON"
+                | "apiextensions.v1.JSONSchemaPropsOrBool"
+                | "apiextensions.v1.JSONSchemaPropsOrStringArray"
+                | "apiextensions.v1.CustomResourceSubresourceStatus" => "json".to_owned(),
+                // A list of schemas is not structural, so that there is only one.
+                "apiextensions.v1.JSONSchemaPropsOrArray" => "apiextensions.v1.JSONSchemaProps".to_owned(),
+                name => name.to_owned(),
+            }
         }
     }
 }

@@ -7,7 +7,7 @@ use portolan_apiserver::User;
 
 use crate::harness::Cluster;
 
-fn has_kubectl() -> bool {
+pub(crate) fn has_kubectl() -> bool {
     let found =
         Command::new("kubectl").args(["version", "--client"]).output().is_ok_and(|output| output.status.success());
     if !found {
@@ -18,7 +18,7 @@ fn has_kubectl() -> bool {
 }
 
 /// Every version that is here: `kubectl` itself, and such as `kubectl.1.30` beside it.
-fn versions() -> Vec<PathBuf> {
+pub(crate) fn versions() -> Vec<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let Some(first) = std::env::split_paths(&path).find_map(|folder| folder.join("kubectl").canonicalize().ok()) else {
         return Vec::new();
@@ -31,20 +31,20 @@ fn versions() -> Vec<PathBuf> {
     versions
 }
 
-struct Kubectl {
-    program: PathBuf,
-    home: tempfile::TempDir,
+pub(crate) struct Kubectl {
+    pub(crate) program: PathBuf,
+    pub(crate) home: tempfile::TempDir,
 }
 
 impl Kubectl {
-    fn new(cluster: &Cluster) -> Self {
+    pub(crate) fn new(cluster: &Cluster) -> Self {
         let home = tempfile::tempdir().unwrap();
         let url = format!("https://{}", cluster.address);
         std::fs::write(home.path().join("config"), cluster.api.kubeconfig(&url, &User::admin()).unwrap()).unwrap();
         Self { program: "kubectl".into(), home }
     }
 
-    async fn output(&self, arguments: &str, manifest: &str) -> Output {
+    pub(crate) async fn output(&self, arguments: &str, manifest: &str) -> Output {
         let file = self.home.path().join("manifest.yaml");
         std::fs::write(&file, manifest).unwrap();
         let mut command = Command::new(&self.program);
@@ -54,7 +54,7 @@ impl Kubectl {
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 
-    async fn run(&self, arguments: &str, manifest: &str) -> String {
+    pub(crate) async fn run(&self, arguments: &str, manifest: &str) -> String {
         let output = self.output(arguments, manifest).await;
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "kubectl {arguments}: {out}{err}");

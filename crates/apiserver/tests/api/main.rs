@@ -4,6 +4,7 @@
 
 mod access;
 mod apply;
+mod custom;
 mod fairness;
 mod harness;
 mod hostile;

@@ -9,15 +9,19 @@ use serde_json::Value;
 
 use super::element;
 use super::form::{Form, List};
+use crate::custom::{Additional, Schema, Type as Kind};
 use crate::schema::{Scalar, Shape, Type, table};
 
 /// At most this many mistakes are named.
 const MOST: usize = 20;
 
-/// Everything that is wrong, in one text.
-pub(super) fn mistakes(schema: &'static Type, config: &Value) -> Option<String> {
+/// Everything that is wrong with a configuration of this form, in one text.
+pub(super) fn mistakes(form: Form<'_>, config: &Value) -> Option<String> {
     let mut check = Check { path: String::new(), found: Vec::new() };
-    check.object(schema, config);
+    match form {
+        Form::Struct(schema) => check.object(schema, config),
+        form => check.defined(form, config),
+    }
     match check.found.as_slice() {
         [] => None,
         [one] => Some(one.clone()),
@@ -53,7 +57,9 @@ impl Check {
         for (name, value) in map {
             self.within(&element::field(name), |check| match schema.field(name) {
                 Some(field) => match (&field.shape, Form::of(field)) {
-                    (Shape::List(item), Form::List(list)) => check.items(list, item, value),
+                    (Shape::List(item), Form::List(list)) => {
+                        check.items(list, value, |check, value| check.value(item, value))
+                    }
                     (shape, _) => check.value(shape, value),
                 },
                 None => check.say("field not declared in schema"),
@@ -86,7 +92,63 @@ impl Check {
         }
     }
 
-    fn items(&mut self, list: List, shape: &'static Shape, value: &Value) {
+    /// An object of a defined kind, or what is in one.
+    fn defined(&mut self, form: Form<'_>, value: &Value) {
+        match (form, value) {
+            (_, Value::Null) | (Form::Free, _) => {}
+            (Form::Struct(schema), value) => self.object(schema, value),
+            (Form::Defined { schema, whole }, Value::Object(map)) => {
+                for (name, value) in map {
+                    let known = form.names(name) || schema.field(name).is_some() || schema.preserves_unknown;
+                    let known = known || !matches!(schema.additional, Additional::Unsaid);
+                    self.within(&element::field(name), |check| match schema.field(name) {
+                        _ if !known => check.say("field not declared in schema"),
+                        Some(field) if !(whole && name == "metadata") => check.schema(field, form.child(name), value),
+                        _ => check.defined(form.child(name), value),
+                    });
+                }
+            }
+            (Form::Defined { schema, .. }, other) if schema.kind.is_some() => {
+                self.say(&format!("expected map, got {}", shown(other)));
+            }
+            _ => {}
+        }
+    }
+
+    fn schema(&mut self, schema: &Schema, form: Form<'_>, value: &Value) {
+        if value.is_null() {
+            return;
+        }
+        let expected = match schema.kind {
+            Some(Kind::Array) if !value.is_array() => "list",
+            Some(Kind::Boolean) if !value.is_boolean() => "boolean",
+            Some(Kind::Integer | Kind::Number) if !value.is_number() => "numeric (int or float)",
+            Some(Kind::Object) if !value.is_object() => "map",
+            Some(Kind::String) if !value.is_string() => "string",
+            _ => match (form, &schema.items, value) {
+                (Form::List(list), _, value) => {
+                    return self.items(list, value, |check, item| check.item(schema, list.item(), item));
+                }
+                (_, Some(_), Value::Array(items)) => {
+                    for (index, value) in items.iter().enumerate() {
+                        self.within(&element::index(index), |check| check.item(schema, Form::of_item(schema), value));
+                    }
+                    return;
+                }
+                _ => return self.defined(form, value),
+            },
+        };
+        self.say(&format!("expected {expected}, got {}", shown(value)));
+    }
+
+    /// An item of a list with this schema.
+    fn item(&mut self, list: &Schema, form: Form<'_>, value: &Value) {
+        if let Some(schema) = &list.items {
+            self.schema(schema, form, value);
+        }
+    }
+
+    fn items(&mut self, list: List<'_>, value: &Value, check_item: impl Fn(&mut Self, &Value)) {
         let items = match value {
             Value::Array(items) => items,
             Value::Null => return,
@@ -102,7 +164,7 @@ impl Check {
             if seen.contains(&element) {
                 self.say(&format!("duplicate entries for key {}", element::shown(&element)));
             }
-            self.within(&element, |check| check.value(shape, item));
+            self.within(&element, |check| check_item(check, item));
             seen.insert(element);
         }
     }
@@ -121,18 +183,21 @@ impl Check {
 }
 
 /// Why an item cannot be one of the list.
-fn unfit(list: List, item: &Value) -> Option<String> {
+fn unfit(list: List<'_>, item: &Value) -> Option<String> {
     match (list, item) {
-        (List::Keyed { keys, item: schema }, Value::Object(map)) => {
-            let missing = keys.iter().find(|key| {
-                !map.contains_key(**key) && schema.field(key).is_none_or(|field| field.default.is_none())
-            })?;
+        (List::Keyed { .. } | List::Defined(_), Value::Object(map)) => {
+            let keys = list.keys();
+            let missing = keys.iter().find(|key| !map.contains_key(**key) && list.default(key).is_none())?;
             Some(format!(
                 "associative list with keys has an element that omits key field \"{missing}\" (and doesn't have default value)"
             ))
         }
-        (List::Keyed { .. }, Value::Null) => Some("associative list with keys may not have a null element".to_owned()),
-        (List::Keyed { .. }, _) => Some("associative list with keys may not have non-map elements".to_owned()),
+        (List::Keyed { .. } | List::Defined(_), Value::Null) => {
+            Some("associative list with keys may not have a null element".to_owned())
+        }
+        (List::Keyed { .. } | List::Defined(_), _) => {
+            Some("associative list with keys may not have non-map elements".to_owned())
+        }
         (List::Set, Value::Object(_)) => {
             Some("associative list without keys has an element that's a map type".to_owned())
         }
@@ -191,7 +256,7 @@ mod tests {
                 ),
             ),
         ] {
-            assert_eq!(mistakes(schema, &config).as_deref(), words, "{config}");
+            assert_eq!(mistakes(Form::of_type(schema), &config).as_deref(), words, "{config}");
         }
     }
 }

@@ -38,13 +38,13 @@ static NOTHING: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
 /// Either value may be absent, and must be what `form` says it is.
 type Pair<'a> = (Option<&'a Value>, Option<&'a Value>);
 
-pub(super) fn compare(form: Form, old: &Value, new: &Value) -> Changes {
+pub(super) fn compare(form: Form<'_>, old: &Value, new: &Value) -> Changes {
     let mut changes = Changes::default();
     parts(form, (Some(old), Some(new)), &mut changes);
     changes
 }
 
-fn parts(form: Form, (old, new): Pair<'_>, changes: &mut Changes) {
+fn parts(form: Form<'_>, (old, new): Pair<'_>, changes: &mut Changes) {
     if let Form::List(list) = form {
         return list_items(list, items(old), items(new), changes);
     }
@@ -68,7 +68,7 @@ fn parts(form: Form, (old, new): Pair<'_>, changes: &mut Changes) {
     }
 }
 
-fn value(form: Form, (old, new): Pair<'_>, element: impl Fn() -> String, changes: &mut Changes) {
+fn value(form: Form<'_>, (old, new): Pair<'_>, element: impl Fn() -> String, changes: &mut Changes) {
     let has_parts = |value: Option<&Value>| value.is_some_and(|value| !is_empty(value));
     let fits = |value: Option<&Value>| value.is_none_or(|value| form.fits(value));
     let mut below = Changes::default();
@@ -82,7 +82,7 @@ fn value(form: Form, (old, new): Pair<'_>, element: impl Fn() -> String, changes
     set::put(&mut changes.modified, &element, modified, below.modified);
 }
 
-fn list_items(list: List, old: &[Value], new: &[Value], changes: &mut Changes) {
+fn list_items(list: List<'_>, old: &[Value], new: &[Value], changes: &mut Changes) {
     if old == new {
         return;
     }
@@ -117,7 +117,7 @@ mod tests {
     use crate::find;
     use crate::schema::table;
 
-    fn form(group: &str, plural: &str) -> Form {
+    fn form(group: &str, plural: &str) -> Form<'static> {
         Form::of_type(table().find(find(group, "v1", plural).unwrap().type_name()).unwrap())
     }
 

@@ -8,11 +8,11 @@ use super::element;
 use super::form::{Form, is_empty};
 use super::set::{self, Set};
 
-pub(super) fn extract(form: Form, value: &Value) -> Set {
+pub(super) fn extract(form: Form<'_>, value: &Value) -> Set {
     parts(form, value)
 }
 
-fn parts(form: Form, value: &Value) -> Set {
+fn parts(form: Form<'_>, value: &Value) -> Set {
     let mut found = Set::new();
     match (form, value) {
         (Form::List(list), Value::Array(items)) => {
@@ -37,13 +37,13 @@ fn parts(form: Form, value: &Value) -> Set {
     found
 }
 
-fn has_parts(form: Form, value: &Value) -> bool {
+fn has_parts(form: Form<'_>, value: &Value) -> bool {
     form.fits(value) && !is_empty(value)
 }
 
 /// The set with every struct's named field that has something below it in the set itself. So that a field goes with the
 /// last of what is in it.
-pub(super) fn with_named_fields(form: Form, fields: &Set) -> Set {
+pub(super) fn with_named_fields(form: Form<'_>, fields: &Set) -> Set {
     set::map_elements(fields, |element, itself, below| {
         let name = element.strip_prefix("f:");
         let child = match (form, name) {

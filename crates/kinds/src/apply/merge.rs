@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::form::{Form, List, is_empty};
 
-pub(super) fn merge(form: Form, live: &Value, config: &Value) -> Value {
+pub(super) fn merge(form: Form<'_>, live: &Value, config: &Value) -> Value {
     if is_empty(live) && is_empty(config) || !form.fits(live) || !form.fits(config) {
         return config.clone();
     }
@@ -37,7 +37,7 @@ pub(super) fn merge(form: Form, live: &Value, config: &Value) -> Value {
 
 /// Walks both lists at once. The live list says where its own items stand between those that both have, and the
 /// configuration says in which order the latter come.
-fn merge_items(list: List, live: &[Value], config: &[Value]) -> Vec<Value> {
+fn merge_items(list: List<'_>, live: &[Value], config: &[Value]) -> Vec<Value> {
     let (left, right) = (list.elements(live), list.elements(config));
     let live_items: BTreeMap<&str, &Value> =
         left.iter().rev().map(|(element, item)| (element.as_str(), *item)).collect();

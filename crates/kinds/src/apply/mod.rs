@@ -5,8 +5,8 @@
 //! again changes nothing; a field goes when the last applier of it no longer names it; what one does not own, another's
 //! apply does not touch.
 //!
-//! Deliberately not here: whether the result is valid, and versions of one kind with different fields (only Events have
-//! two).
+//! Deliberately not here: whether the result is valid, and conversion between versions of one kind (Events have two;
+//! those of a defined kind differ in nothing but their schema).
 //!
 //! Source: "Server-Side Apply" in Kubernetes' documentation (KEP-555), `sigs.k8s.io/structured-merge-diff` and
 //! apimachinery `pkg/util/managedfields`.
@@ -174,7 +174,10 @@ impl Views<'_> {
     /// `None` for a version that the kind does not have.
     fn changes(&mut self, api_version: &str) -> Option<&Changes> {
         if !self.found.contains_key(api_version) {
-            let mut changes = if api_version == self.kind.api_version() {
+            let mut changes = if let Some(custom) = &self.kind.custom {
+                let schema = custom.schema_of(api_version);
+                schema.map(|schema| compare(Form::of_object(schema), self.old, self.new))
+            } else if api_version == self.kind.api_version() {
                 schema(self.kind.type_name()).map(|schema| compare(Form::of_type(schema), self.old, self.new))
             } else {
                 match (self.kind.kind, api_version) {
@@ -205,6 +208,7 @@ static NOBODYS: LazyLock<Set> = LazyLock::new(managers::nobodys);
 /// What writing there leaves as it was, and so gives to nobody.
 fn ignored(kind: &Kind, subresource: &str) -> &'static [&'static [&'static str]] {
     match (subresource, kind.kind) {
+        ("status", _) if kind.is_custom() => &[&["f:metadata"], &["f:spec"]],
         ("status", "Deployment") => &[&["f:spec"], &["f:metadata", "f:labels"]],
         ("status", "Pod") => {
             &[&["f:spec"], &["f:metadata", "f:deletionTimestamp"], &["f:metadata", "f:ownerReferences"]]
@@ -230,11 +234,11 @@ pub fn apply(
     force: bool,
     writer: Writer<'_>,
 ) -> Result<(Value, Owners), Status> {
-    let schema = check_kind(kind, config)?;
+    let form = check_kind(kind, config)?;
     if config.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
-    if let Some(mistakes) = check::mistakes(schema, config) {
+    if let Some(mistakes) = check::mistakes(form, config) {
         let (namespace, name) = (config["metadata"].text("namespace"), config["metadata"].text("name"));
         return Err(Status::bad_request(format!(
             "failed to create typed patch object ({namespace}/{name}; {}/{}, Kind={}): {mistakes}",
@@ -249,7 +253,7 @@ pub fn apply(
         record(kind, &nothing, live, &mut entries, Writer { manager: BEFORE, ..writer });
     }
     let live = live.unwrap_or(&nothing);
-    let mut apply = Apply { kind, form: Form::of_type(schema), live, config, writer, force };
+    let mut apply = Apply { kind, form, live, config, writer, force };
     let mut outcome = apply.run(entries.clone());
     // Whoever comes from kubectl's client-side apply owns what that said it applied last.
     if let Err(conflicts) = &outcome
@@ -279,10 +283,13 @@ pub fn apply(
     Ok((new, Owners { managed_fields, changed }))
 }
 
-fn check_kind(kind: &Kind, config: &Value) -> Result<&'static Type, Status> {
+fn check_kind<'a>(kind: &'a Kind, config: &Value) -> Result<Form<'a>, Status> {
     let (version, sent) = (config.text("apiVersion"), config.text("kind"));
-    let schema = schema(kind.type_name()).filter(|_| version == kind.api_version() && sent == kind.kind);
-    schema.ok_or_else(|| {
+    let form = match &kind.custom {
+        Some(custom) => Some(Form::of_object(custom.schema())),
+        None => schema(kind.type_name()).map(Form::of_type),
+    };
+    form.filter(|_| version == kind.api_version() && sent == kind.kind).ok_or_else(|| {
         let (group, version) = version.split_once('/').unwrap_or(("", version));
         Status::bad_request(format!("invalid object type: {group}/{version}, Kind={sent}"))
     })
@@ -334,7 +341,7 @@ fn refuse(conflicts: &[Conflict]) -> Status {
 
 struct Apply<'a> {
     kind: &'a Kind,
-    form: Form,
+    form: Form<'a>,
     live: &'a Value,
     config: &'a Value,
     writer: Writer<'a>,

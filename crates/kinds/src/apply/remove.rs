@@ -8,8 +8,8 @@ use super::element;
 use super::form::Form;
 use super::set::{self, Set};
 
-pub(super) fn remove(form: Form, value: &Value, gone: &Set) -> Value {
-    let kept = |child_form: Form, element: &str, child: &Value| -> Option<Value> {
+pub(super) fn remove(form: Form<'_>, value: &Value, gone: &Set) -> Value {
+    let kept = |child_form: Form<'_>, element: &str, child: &Value| -> Option<Value> {
         match set::at(gone, element) {
             (true, _) => None,
             (false, None) => Some(child.clone()),
@@ -25,7 +25,7 @@ pub(super) fn remove(form: Form, value: &Value, gone: &Set) -> Value {
                 .collect();
             if items.is_empty() { Value::Null } else { items.into() }
         }
-        (Form::Struct(_) | Form::Map(_), Value::Object(map)) => {
+        (Form::Struct(_) | Form::Map(_) | Form::Defined { .. } | Form::Free, Value::Object(map)) => {
             let map: serde_json::Map<String, Value> = map
                 .iter()
                 .filter_map(|(name, child)| Some((name.clone(), kept(form.child(name), &element::field(name), child)?)))

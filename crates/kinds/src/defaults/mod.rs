@@ -11,23 +11,28 @@ mod workload;
 use serde_json::{Value, json};
 
 use crate::catalog::{RBAC, Strategy};
+use crate::custom::definition;
 use crate::look::{Look, child, items_mut, map_of, remove, set_default};
 
 pub(crate) fn default(strategy: Strategy, object: &mut Value) {
     match strategy {
         Strategy::ClusterRole
         | Strategy::ConfigMap
+        | Strategy::Custom
         | Strategy::Event
         | Strategy::EventsEvent
+        | Strategy::Ingress
         | Strategy::IpAddress
         | Strategy::Lease
         | Strategy::Role
         | Strategy::ServiceAccount
         | Strategy::ServiceCidr => {}
         Strategy::ClusterRoleBinding | Strategy::RoleBinding => binding(object),
+        Strategy::CustomResourceDefinition => definition::default(object),
         Strategy::Deployment => workload::deployment(object),
         Strategy::EndpointSlice => endpoint_slice(object),
         Strategy::Endpoints => endpoints(object),
+        Strategy::IngressClass => ingress_class(object),
         Strategy::Namespace => namespace(object),
         Strategy::Node => node(object),
         Strategy::Pod => pod::pod(object),
@@ -43,6 +48,12 @@ fn binding(object: &mut Value) {
         if matches!(subject.text("kind"), "User" | "Group") {
             set_default(subject, "apiGroup", RBAC);
         }
+    }
+}
+
+fn ingress_class(object: &mut Value) {
+    if object["spec"].has("parameters") {
+        set_default(child(child(object, "spec"), "parameters"), "scope", "Cluster");
     }
 }
 

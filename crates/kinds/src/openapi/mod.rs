@@ -4,15 +4,16 @@
 //! anew at every call, since clients keep it by that hash; only the hashes stay in memory.
 //! Source: `/openapi/v3` of kube-apiserver.
 
+mod defined;
 mod paths;
 mod schemas;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
-use crate::Kind;
+use crate::{Catalog, Kind};
 
 const TITLE: &str = "Kubernetes";
 const VERSION: &str = "v1.34.0";
@@ -26,14 +27,22 @@ fn path_of(kind: &Kind) -> String {
     }
 }
 
-/// `/openapi/v3`: where each group's document is.
-pub fn v3_index() -> Value {
-    static HASHES: OnceLock<Vec<(String, u64)>> = OnceLock::new();
-    let hashes = HASHES.get_or_init(|| {
+/// `/openapi/v3`: where each group's document is. Of defined kinds the definitions are hashed, and not the documents.
+pub fn v3_index(catalog: &Catalog) -> Value {
+    static HASHES: OnceLock<BTreeMap<String, u64>> = OnceLock::new();
+    let own = HASHES.get_or_init(|| {
         let paths: BTreeSet<String> = crate::all().iter().map(path_of).collect();
-        let hash = |path: &str| v3(path).map_or(0, |document| hash(document.to_string().as_bytes()));
+        let hash =
+            |path: &str| v3(&Catalog::default(), path).map_or(0, |document| hash(document.to_string().as_bytes()));
         paths.into_iter().map(|path| (path.clone(), hash(&path))).collect()
     });
+    let mut hashes = own.clone();
+    for kind in catalog.iter() {
+        if let Some(custom) = &kind.custom {
+            let hash = hashes.entry(path_of(kind)).or_default();
+            *hash = hash.rotate_left(1) ^ custom.fingerprint();
+        }
+    }
     let paths: Map<String, Value> = hashes
         .iter()
         .map(|(path, hash)| {
@@ -45,13 +54,13 @@ pub fn v3_index() -> Value {
 }
 
 /// FNV-1a: it only has to differ when the document does.
-fn hash(bytes: &[u8]) -> u64 {
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// The document at `/openapi/v3/<path>`, where path is such as `api/v1` or `apis/apps/v1`.
-pub fn v3(path: &str) -> Option<Value> {
-    let kinds: Vec<&Kind> = crate::all().iter().filter(|kind| path_of(kind) == path).collect();
+pub fn v3(catalog: &Catalog, path: &str) -> Option<Value> {
+    let kinds: Vec<&Kind> = catalog.iter().filter(|kind| path_of(kind) == path).collect();
     if kinds.is_empty() {
         return None;
     }
@@ -59,11 +68,16 @@ pub fn v3(path: &str) -> Option<Value> {
     for kind in &kinds {
         paths::add(&mut all_paths, path, kind);
     }
+    let (defined, own): (Vec<&Kind>, Vec<&Kind>) = kinds.into_iter().partition(|kind| kind.is_custom());
+    let mut components = schemas::components(&own);
+    for kind in defined {
+        defined::add(&mut components, kind);
+    }
     Some(json!({
         "openapi": "3.0.0",
         "info": {"title": TITLE, "version": VERSION},
         "paths": all_paths,
-        "components": {"schemas": schemas::components(&kinds)},
+        "components": {"schemas": components},
     }))
 }
 
@@ -93,12 +107,12 @@ mod tests {
 
     #[test]
     fn documents_are_whole() {
-        let index = v3_index();
+        let index = v3_index(&Catalog::default());
         let paths = index["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 7);
+        assert_eq!(paths.len(), 8);
         for (path, entry) in paths {
             assert!(entry["serverRelativeURL"].as_str().unwrap().starts_with(&format!("/openapi/v3/{path}?hash=")));
-            let document = v3(path).unwrap();
+            let document = v3(&Catalog::default(), path).unwrap();
             let mut found = BTreeSet::new();
             references(&document, &mut found);
             assert!(!found.is_empty());
@@ -107,12 +121,12 @@ mod tests {
                 assert!(document["components"]["schemas"].get(name).is_some(), "{path}: {name} is missing");
             }
         }
-        assert!(v3("apis/none/v1").is_none());
+        assert!(v3(&Catalog::default(), "apis/none/v1").is_none());
     }
 
     #[test]
     fn what_kubectl_looks_for() {
-        let core = v3("api/v1").unwrap();
+        let core = v3(&Catalog::default(), "api/v1").unwrap();
         let patch = &core["paths"]["/api/v1/namespaces/{namespace}/services/{name}"]["patch"];
         assert_eq!(patch["x-kubernetes-group-version-kind"], json!({"group": "", "kind": "Service", "version": "v1"}));
         let names: Vec<&str> =
@@ -135,7 +149,7 @@ mod tests {
         );
         assert!(service["description"].as_str().unwrap().starts_with("Service is a named abstraction"));
         assert_eq!(schemas["io.k8s.api.core.v1.ServicePort"]["required"], json!(["port"]));
-        let apps = v3("apis/apps/v1").unwrap();
+        let apps = v3(&Catalog::default(), "apis/apps/v1").unwrap();
         assert!(apps["paths"].get("/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale").is_some());
         assert!(apps["components"]["schemas"].get("io.k8s.api.apps.v1.DeploymentList").is_some());
     }

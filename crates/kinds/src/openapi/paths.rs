@@ -8,8 +8,9 @@ use crate::Kind;
 /// Adds the paths of `kind` below `/<root>`.
 pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
     let plural = kind.plural;
-    let object = reference(&full_name(kind.type_name()));
-    let list = reference(&format!("{}List", full_name(kind.type_name())));
+    let name = if kind.is_custom() { super::defined::name(kind) } else { full_name(kind.type_name()) };
+    let object = reference(&name);
+    let list = reference(&format!("{name}List"));
     if kind.namespaced {
         paths.insert(format!("/{root}/{plural}"), json!({"get": operation(kind, "list", &list, None, &[])}));
     }
@@ -105,7 +106,9 @@ fn patch(kind: &Kind, answer: &Value) -> Value {
         "application/apply-patch+yaml": schema,
         "application/json-patch+json": schema,
         "application/merge-patch+json": schema,
-        "application/strategic-merge-patch+json": schema,
     }});
+    if !kind.is_custom() {
+        patch["requestBody"]["content"]["application/strategic-merge-patch+json"] = schema;
+    }
     patch
 }

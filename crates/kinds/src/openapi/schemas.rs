@@ -8,7 +8,7 @@ use crate::Kind;
 use crate::schema::{Field, Scalar, Shape, Type, descriptions, table};
 
 /// Types that requests and answers carry beside the kinds themselves.
-const BESIDE: [&str; 3] = ["meta.v1.DeleteOptions", "meta.v1.ListMeta", "meta.v1.Status"];
+const BESIDE: [&str; 4] = ["meta.v1.DeleteOptions", "meta.v1.ListMeta", "meta.v1.ObjectMeta", "meta.v1.Status"];
 
 const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
 const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
@@ -146,6 +146,7 @@ fn shape(shape_of: &Shape) -> Value {
             Scalar::Quantity => json!({"allOf": [reference(QUANTITY)]}),
             Scalar::IntOrString => json!({"allOf": [reference(INT_OR_STRING)]}),
             Scalar::Any => json!({"allOf": [reference(FIELDS)]}),
+            Scalar::Json => json!({"x-kubernetes-preserve-unknown-fields": true}),
         },
     }
 }

@@ -23,6 +23,8 @@ pub(super) const NODE: &[Column] = &[
 pub(super) const NAMESPACE: &[Column] =
     &[NAME, shown("Status", "string", "Whether it is in use or being deleted."), AGE];
 
+pub(super) const DEFINITION: &[Column] = &[NAME, shown("Created At", "date", "When the object was created.")];
+
 pub(super) const LEASE: &[Column] = &[NAME, shown("Holder", "string", "Who holds it."), AGE];
 
 pub(super) const CONFIG_MAP: &[Column] = &[NAME, shown("Data", "string", "Number of keys."), AGE];
@@ -97,4 +99,8 @@ pub(super) fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
 
 pub(super) fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), object.list("secrets").len().into(), age(object, now)]
+}
+
+pub(super) fn definition(object: &Value) -> Vec<Value> {
+    vec![name(object), object["metadata"]["creationTimestamp"].clone()]
 }

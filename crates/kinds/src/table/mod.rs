@@ -47,19 +47,23 @@ const fn wide(name: &'static str, description: &'static str) -> Column {
     column(name, "string", "", description, 1)
 }
 
-const NAME: Column = column("Name", "string", "name", "Name must be unique within a namespace.", 0);
+pub(crate) const NAME: Column = column("Name", "string", "name", "Name must be unique within a namespace.", 0);
 
-const AGE: Column = shown("Age", "string", "Time since the object was created.");
+pub(crate) const AGE: Column = shown("Age", "string", "Time since the object was created.");
 
 pub(crate) fn columns(strategy: Strategy) -> &'static [Column] {
     match strategy {
         Strategy::ClusterRole | Strategy::Role => rbac::ROLE,
         Strategy::ClusterRoleBinding | Strategy::RoleBinding => rbac::BINDING,
         Strategy::ConfigMap => cluster::CONFIG_MAP,
+        Strategy::Custom => &[],
+        Strategy::CustomResourceDefinition => cluster::DEFINITION,
         Strategy::Deployment => workload::DEPLOYMENT,
         Strategy::EndpointSlice => network::ENDPOINT_SLICE,
         Strategy::Endpoints => network::ENDPOINTS,
         Strategy::Event | Strategy::EventsEvent => event::EVENT,
+        Strategy::Ingress => network::INGRESS,
+        Strategy::IngressClass => network::INGRESS_CLASS,
         Strategy::IpAddress => network::IP_ADDRESS,
         Strategy::Lease => cluster::LEASE,
         Strategy::Namespace => cluster::NAMESPACE,
@@ -78,11 +82,15 @@ pub(crate) fn row(strategy: Strategy, object: &Value, now: Timestamp) -> Vec<Val
         Strategy::ClusterRole | Strategy::Role => rbac::role(object),
         Strategy::ClusterRoleBinding | Strategy::RoleBinding => rbac::binding(object, now),
         Strategy::ConfigMap => cluster::config_map(object, now),
+        Strategy::Custom => Vec::new(),
+        Strategy::CustomResourceDefinition => cluster::definition(object),
         Strategy::Deployment => workload::deployment(object, now),
         Strategy::EndpointSlice => network::endpoint_slice(object, now),
         Strategy::Endpoints => network::endpoints(object, now),
         Strategy::Event => event::event(object, now),
         Strategy::EventsEvent => event::event(&crate::convert_event(object, "v1"), now),
+        Strategy::Ingress => network::ingress(object, now),
+        Strategy::IngressClass => network::ingress_class(object, now),
         Strategy::IpAddress => network::ip_address(object, now),
         Strategy::Lease => cluster::lease(object, now),
         Strategy::Namespace => cluster::namespace(object, now),
@@ -105,7 +113,7 @@ fn age(object: &Value, now: Timestamp) -> Value {
 }
 
 /// How long ago a time was, or `<unknown>`.
-fn since(time: &str, now: Timestamp) -> String {
+pub(crate) fn since(time: &str, now: Timestamp) -> String {
     time.parse::<Timestamp>().map_or_else(|_| "<unknown>".to_owned(), |then| human(now.as_second() - then.as_second()))
 }
 

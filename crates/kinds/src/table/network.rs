@@ -1,5 +1,7 @@
 //! Services, Endpoints, EndpointSlices, ServiceCIDRs and IPAddresses.
 
+use std::collections::BTreeSet;
+
 use jiff::Timestamp;
 use serde_json::Value;
 
@@ -25,6 +27,22 @@ pub(super) const ENDPOINT_SLICE: &[Column] = &[
     shown("AddressType", "string", "Kind of the addresses."),
     shown("Ports", "string", "Ports of every endpoint."),
     shown("Endpoints", "string", "Addresses of the endpoints."),
+    AGE,
+];
+
+pub(super) const INGRESS: &[Column] = &[
+    NAME,
+    shown("Class", "string", "Who implements it."),
+    shown("Hosts", "string", "Names of the hosts that it leads to Services."),
+    shown("Address", "string", "Where it can be reached."),
+    shown("Ports", "string", "Ports it listens on, of the usual ones."),
+    AGE,
+];
+
+pub(super) const INGRESS_CLASS: &[Column] = &[
+    NAME,
+    shown("Controller", "string", "Who implements the class."),
+    shown("Parameters", "string", "The object that says more about it."),
     AGE,
 ];
 
@@ -138,4 +156,33 @@ pub(super) fn ip_address(object: &Value, now: Timestamp) -> Vec<Value> {
     let parts = [resource.as_str(), parent.text("namespace"), parent.text("name")];
     let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     vec![name(object), or_none(parts.join("/")), age(object, now)]
+}
+
+pub(super) fn ingress(object: &Value, now: Timestamp) -> Vec<Value> {
+    let spec = &object["spec"];
+    let class = if spec.has("ingressClassName") { spec.text("ingressClassName") } else { "<none>" };
+    let hosts: Vec<String> =
+        spec.list("rules").iter().map(|rule| rule.text("host").to_owned()).filter(|host| !host.is_empty()).collect();
+    let hosts = if hosts.is_empty() { "*".to_owned() } else { cut(&hosts, 3) };
+    let points = object["status"]["loadBalancer"].list("ingress").iter();
+    let addresses: BTreeSet<&str> = points
+        .map(|point| if point.text("ip").is_empty() { point.text("hostname") } else { point.text("ip") })
+        .filter(|address| !address.is_empty())
+        .collect();
+    let addresses: Vec<&str> = addresses.into_iter().collect();
+    let ports = if spec.list("tls").is_empty() { "80" } else { "80, 443" };
+    vec![name(object), class.into(), hosts.into(), addresses.join(",").into(), ports.into(), age(object, now)]
+}
+
+pub(super) fn ingress_class(object: &Value, now: Timestamp) -> Vec<Value> {
+    let annotations = &object["metadata"]["annotations"];
+    let is_default = annotations.text("ingressclass.kubernetes.io/is-default-class") == "true";
+    let name = format!("{}{}", object["metadata"].text("name"), if is_default { " (default)" } else { "" });
+    let parameters = &object["spec"]["parameters"];
+    let parameters = match (parameters.text("kind"), parameters.text("apiGroup")) {
+        _ if parameters.is_null() => "<none>".to_owned(),
+        (kind, "") => format!("{kind}/{}", parameters.text("name")),
+        (kind, group) => format!("{kind}.{group}/{}", parameters.text("name")),
+    };
+    vec![name.into(), object["spec"].text("controller").into(), parameters.into(), age(object, now)]
 }

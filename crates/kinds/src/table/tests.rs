@@ -226,7 +226,7 @@ fn roles_and_bindings() {
     let meta = json!({"name": "a", "creationTimestamp": "2024-05-01T11:55:00Z"});
     let group = "rbac.authorization.k8s.io";
     assert_eq!(row_of(group, "roles", &json!({"metadata": meta})), "a | 2024-05-01T11:55:00Z");
-    let columns: Vec<&str> = find(group, "v1", "roles").unwrap().columns().iter().map(|column| column.name).collect();
+    let columns: Vec<&str> = find(group, "v1", "roles").unwrap().columns().iter().map(|column| &*column.name).collect();
     assert_eq!(columns, ["Name", "Created At"]);
     let binding = json!({"metadata": meta, "roleRef": {"kind": "Role", "name": "r"}, "subjects": [
         {"kind": "User", "name": "jane"}, {"kind": "User", "name": "joe"}, {"kind": "Group", "name": "g"},

@@ -12,6 +12,7 @@ mod container;
 mod endpoints;
 mod environment;
 mod event;
+mod ingress;
 mod metadata;
 mod pod;
 mod rbac;
@@ -27,6 +28,7 @@ mod tests;
 use serde_json::Value;
 
 use crate::catalog::Strategy;
+use crate::custom::definition;
 use crate::look::Path;
 use crate::{FieldError, Kind, Subresource};
 
@@ -128,16 +130,32 @@ pub(crate) fn update(kind: &Kind, new: &Value, old: &Value, sub: Subresource) ->
     errors.0
 }
 
+/// What is wrong with the metadata alone.
+pub(crate) fn metadata(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    match old {
+        Some(old) => metadata::update(&mut errors, kind, new, old),
+        None => metadata::create(&mut errors, kind, new),
+    }
+    errors.0
+}
+
 fn body(errors: &mut Errors, strategy: Strategy, new: &Value, old: Option<&Value>) {
     match strategy {
         Strategy::ClusterRole => rbac::cluster_role(errors, new),
         Strategy::ClusterRoleBinding => rbac::binding(errors, new, old, false),
         Strategy::ConfigMap => config::config_map(errors, new, old),
+        Strategy::Custom => {}
+        Strategy::CustomResourceDefinition => {
+            definition::validate(new, old, Subresource::None).into_iter().for_each(|error| errors.push(error));
+        }
         Strategy::Deployment => workload::deployment(errors, new, old),
         Strategy::EndpointSlice => endpoints::slice(errors, new, old),
         Strategy::Endpoints => endpoints::endpoints(errors, new, old),
         Strategy::Event => event::core(errors, new),
         Strategy::EventsEvent => event::events(errors, new, old),
+        Strategy::Ingress => ingress::ingress(errors, new, old),
+        Strategy::IngressClass => ingress::class(errors, new, old),
         Strategy::IpAddress => cluster::ip_address(errors, new, old),
         Strategy::Lease => cluster::lease(errors, new),
         Strategy::Namespace => cluster::namespace(errors, new),
@@ -156,6 +174,10 @@ fn body(errors: &mut Errors, strategy: Strategy, new: &Value, old: Option<&Value
 fn status(errors: &mut Errors, strategy: Strategy, new: &Value, old: &Value) {
     match strategy {
         Strategy::Deployment => workload::deployment_status(errors, new),
+        Strategy::CustomResourceDefinition => {
+            definition::validate(new, Some(old), Subresource::Status).into_iter().for_each(|error| errors.push(error));
+        }
+        Strategy::Ingress => ingress::status(errors, new),
         Strategy::Node => cluster::node(errors, new, Some(old)),
         Strategy::Pod => pod::status(errors, new, old),
         Strategy::ReplicaSet => workload::replica_set_status(errors, new),

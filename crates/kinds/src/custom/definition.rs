@@ -1,0 +1,477 @@
+//! A CustomResourceDefinition itself: what it is when nothing is said, what a client may not set in it, and what is wrong
+//! with it.
+//!
+//! Source: `pkg/apis/apiextensions/{v1/defaults,validation/validation}.go` and `pkg/registry/customresourcedefinition` of
+//! apiextensions-apiserver.
+
+use serde_json::{Value, json};
+
+use super::path::JsonPath;
+use super::schema::{Schema, Type};
+use super::structural;
+use crate::look::{Look, Path, child, items_mut, map_of, set_default};
+use crate::names;
+use crate::{FieldError, Subresource};
+
+/// The finalizer of definitions whose objects have to go first.
+pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
+
+const MOST_SELECTABLE: usize = 8;
+const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
+const COLUMN_FORMATS: [&str; 8] = ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+
+pub(crate) fn default(definition: &mut Value) {
+    let spec = child(definition, "spec");
+    set_default(spec, "conversion", json!({"strategy": "None"}));
+    let names = child(spec, "names");
+    let kind = names.text("kind").to_owned();
+    if names.text("singular").is_empty() && !kind.is_empty() {
+        map_of(names).insert("singular".into(), kind.to_lowercase().into());
+    }
+    if names.text("listKind").is_empty() && !kind.is_empty() {
+        map_of(names).insert("listKind".into(), format!("{kind}List").into());
+    }
+    for version in items_mut(spec, "versions") {
+        set_default(version, "served", false);
+        set_default(version, "storage", false);
+    }
+}
+
+/// A new definition has been accepted nothing yet.
+pub(crate) fn prepare_create(definition: &mut Value) {
+    let empty = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});
+    map_of(definition).insert("status".into(), empty);
+    remember_storage(definition);
+}
+
+/// The version that objects are stored as is one that there may be objects of.
+pub(crate) fn remember_storage(definition: &mut Value) {
+    let storage = definition["spec"].list("versions").iter().find(|version| version.flag("storage"));
+    let Some(name) = storage.map(|version| version["name"].clone()) else { return };
+    let stored = map_of(child(definition, "status")).entry("storedVersions").or_insert_with(|| json!([]));
+    if let Value::Array(stored) = stored
+        && !stored.contains(&name)
+    {
+        stored.push(name);
+    }
+}
+
+/// The condition of this type, if the definition has it.
+pub fn condition<'a>(definition: &'a Value, kind: &str) -> Option<&'a Value> {
+    definition["status"].list("conditions").iter().find(|condition| condition.text("type") == kind)
+}
+
+/// Sets a condition; its time changes only with its status.
+pub fn set_condition(definition: &mut Value, kind: &str, status: bool, (reason, message): (&str, &str), now: &str) {
+    let status = if status { "True" } else { "False" };
+    let since = condition(definition, kind)
+        .filter(|old| old.text("status") == status)
+        .map_or(now, |old| old.text("lastTransitionTime"))
+        .to_owned();
+    let new = json!({
+        "type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": since
+    });
+    let conditions = map_of(child(definition, "status")).entry("conditions").or_insert_with(|| json!([]));
+    if !conditions.is_array() {
+        *conditions = json!([]);
+    }
+    if let Value::Array(conditions) = conditions {
+        match conditions.iter_mut().find(|condition| condition.text("type") == kind) {
+            Some(old) => *old = new,
+            None => conditions.push(new),
+        }
+    }
+}
+
+pub(crate) fn validate(definition: &Value, old: Option<&Value>, sub: Subresource) -> Vec<FieldError> {
+    let mut errors = Vec::new();
+    names_of(
+        &definition["status"]["acceptedNames"],
+        &Path::Field(&Path::Field(&Path::Root, "status"), "acceptedNames"),
+        &mut errors,
+    );
+    if sub == Subresource::Status {
+        return errors;
+    }
+    let spec = &definition["spec"];
+    let at = Path::Field(&Path::Root, "spec");
+    let wanted = format!("{}.{}", spec["names"].text("plural"), spec.text("group"));
+    let name = definition["metadata"].text("name");
+    if name != wanted {
+        let words = "must be spec.names.plural+\".\"+spec.group";
+        errors.insert(0, FieldError::invalid("metadata.name", name, words));
+    }
+    validate_spec(spec, &at, &mut errors);
+    let stored = &definition["status"]["storedVersions"];
+    let names: Vec<&str> = spec.list("versions").iter().map(|version| version.text("name")).collect();
+    for (index, version) in stored.as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
+        if !names.contains(&version) {
+            let words = format!(
+                "missing from spec.versions; {version} was previously a storage version, and must remain in spec.versions until a \
+                 storage migration ensures no data remains persisted in {version} and removes {version} from status.storedVersions"
+            );
+            errors.push(FieldError::invalid(format!("status.storedVersions[{index}]"), version, words));
+        }
+    }
+    approval(definition, old, &mut errors);
+    let Some(old) = old else { return errors };
+    let mut fixed = vec!["/group", "/names/plural"];
+    if super::is_established(old) {
+        fixed.extend(["/scope", "/names/kind"]);
+    }
+    for pointer in fixed {
+        let (new, old) = (spec.pointer(pointer), old["spec"].pointer(pointer));
+        if new != old {
+            let field = format!("spec{}", pointer.replace('/', "."));
+            errors.push(FieldError::invalid(field, new.cloned().unwrap_or_default(), "field is immutable"));
+        }
+    }
+    errors
+}
+
+/// Groups of Kubernetes' own are for what Kubernetes approved.
+fn approval(definition: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
+    const APPROVED: &str = "api-approved.kubernetes.io";
+    let group = definition["spec"].text("group");
+    let protected = ["k8s.io", "kubernetes.io"].iter().any(|own| group == *own || group.ends_with(&format!(".{own}")));
+    let said = definition["metadata"]["annotations"].text(APPROVED);
+    let same = old.is_some_and(|old| old["metadata"]["annotations"].text(APPROVED) == said);
+    if !protected || same || said.starts_with("unapproved") || said.starts_with("https://") {
+        return;
+    }
+    let field = "metadata.annotations[api-approved.kubernetes.io]";
+    errors.push(if said.is_empty() {
+        FieldError::required(
+            field,
+            "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111",
+        )
+    } else {
+        let words = "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \
+                     \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111";
+        FieldError::invalid(field, said, words)
+    });
+}
+
+fn validate_spec(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let group = spec.text("group");
+    let at = path.field("group");
+    if group.is_empty() {
+        errors.push(FieldError::required(at, ""));
+    } else if let wrong @ [_, ..] = names::dns1123_subdomain(group).as_slice() {
+        errors.push(FieldError::invalid(at, group, wrong.join(",")));
+    } else if !group.contains('.') {
+        errors.push(FieldError::invalid(at, group, "should be a domain with at least one dot"));
+    }
+    match spec.text("scope") {
+        "" => errors.push(FieldError::required(path.field("scope"), "")),
+        "Cluster" | "Namespaced" => {}
+        other => errors.push(FieldError::not_supported(path.field("scope"), other, &["Cluster", "Namespaced"])),
+    }
+    if spec.flag("preserveUnknownFields") {
+        let words =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        errors.push(FieldError::invalid(path.field("preserveUnknownFields"), true, words));
+    }
+    let versions = spec.list("versions");
+    let at = path.field("versions");
+    for (index, version) in versions.iter().enumerate() {
+        validate_version(version, &at.index(index), errors);
+    }
+    let told = |errors: &mut Vec<FieldError>, words: &str| {
+        errors.push(FieldError::invalid(at, spec["versions"].clone(), words))
+    };
+    let mut seen: Vec<&str> = versions.iter().map(|version| version.text("name")).collect();
+    seen.sort_unstable();
+    if seen.windows(2).any(|pair| pair[0] == pair[1]) {
+        told(errors, "must contain unique version names");
+    }
+    if versions.iter().filter(|version| version.flag("storage")).count() != 1 {
+        told(errors, "must have exactly one version marked as storage version");
+    }
+    let names = &spec["names"];
+    let at = path.field("names");
+    for field in ["plural", "singular", "kind", "listKind"] {
+        if names.text(field).is_empty() {
+            errors.push(FieldError::required(at.field(field), ""));
+        }
+    }
+    names_of(names, &at, errors);
+    conversion(&spec["conversion"], &path.field("conversion"), errors);
+}
+
+fn conversion(conversion: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let at = path.field("strategy");
+    match conversion.text("strategy") {
+        "" => errors.push(FieldError::required(at, "")),
+        "None" if conversion.has("webhook") => {
+            errors.push(FieldError::forbidden(path.field("webhook"), "should not be set when strategy is not set to Webhook"));
+        }
+        "None" => {}
+        "Webhook" => errors.push(FieldError::invalid(
+            at,
+            "Webhook",
+            "conversion by webhook is not supported by this server: serve one version, or versions that differ in nothing but \
+             apiVersion with strategy None",
+        )),
+        other => errors.push(FieldError::not_supported(at, other, &["None", "Webhook"])),
+    }
+}
+
+fn names_of(names: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let mut each = |at: &Path<'_>, text: &str, lower: &str, prefix: &str| {
+        let wrong = if text.is_empty() { Vec::new() } else { names::dns1035_label(lower) };
+        if !wrong.is_empty() {
+            errors.push(FieldError::invalid(at, text, format!("{prefix}{}", wrong.join(","))));
+        }
+    };
+    for field in ["plural", "singular"] {
+        each(&path.field(field), names.text(field), names.text(field), "");
+    }
+    for field in ["kind", "listKind"] {
+        let text = names.text(field);
+        each(&path.field(field), text, &text.to_lowercase(), "may have mixed case, but should otherwise match: ");
+    }
+    for field in ["shortNames", "categories"] {
+        let at = path.field(field);
+        for (index, name) in names.list(field).iter().filter_map(Value::as_str).enumerate() {
+            each(&at.index(index), name, name, "");
+        }
+    }
+    let (kind, list) = (names.text("kind"), names.text("listKind"));
+    if !kind.is_empty() && kind == list {
+        errors.push(FieldError::invalid(path.field("listKind"), list, "kind and listKind may not be the same"));
+    }
+}
+
+fn validate_version(version: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let name = version.text("name");
+    let wrong = names::dns1035_label(name);
+    if !wrong.is_empty() {
+        errors.push(FieldError::invalid(path.field("name"), name, wrong.join(",")));
+    }
+    if version.has("deprecationWarning") {
+        let text = version.text("deprecationWarning");
+        let mut wrong = |words: &str| errors.push(FieldError::invalid(path.field("deprecationWarning"), text, words));
+        if !version.flag("deprecated") {
+            wrong("can only be set for deprecated versions");
+        } else if text.len() > 256 {
+            wrong("must be <= 256 characters long");
+        } else if text.is_empty() {
+            wrong("must not be an empty string");
+        } else if let Some((at, _)) = text.char_indices().find(|(_, character)| character.is_control()) {
+            wrong(&format!(
+                "must only contain printable UTF-8 characters; non-printable character found at index {at}"
+            ));
+        }
+    }
+    let schema = &version["schema"]["openAPIV3Schema"];
+    let at = path.field("schema");
+    if schema.is_object() {
+        errors.extend(structural::mistakes(schema, &at.field("openAPIV3Schema")));
+    } else {
+        errors.push(FieldError::required(at.field("openAPIV3Schema"), "schemas are required"));
+    }
+    subresources(&version["subresources"], &path.field("subresources"), errors);
+    let at = path.field("additionalPrinterColumns");
+    for (index, column) in version.list("additionalPrinterColumns").iter().enumerate() {
+        column_of(column, &at.index(index), errors);
+    }
+    selectable(version.list("selectableFields"), &Schema::new(schema), &path.field("selectableFields"), errors);
+}
+
+fn subresources(subresources: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let scale = &subresources["scale"];
+    if scale.is_null() {
+        return;
+    }
+    let at = path.field("scale");
+    for (field, root, required) in [
+        ("specReplicasPath", ".spec.", true),
+        ("statusReplicasPath", ".status.", true),
+        ("labelSelectorPath", "", false),
+    ] {
+        let (text, at) = (scale.text(field), at.field(field));
+        let fields = JsonPath::parse(text).ok().and_then(|path| path.fields());
+        let rooted = text.starts_with(root) && (required || text.starts_with(".spec.") || text.starts_with(".status."));
+        match text {
+            "" if required => errors.push(FieldError::required(at, "")),
+            "" => {}
+            _ if fields.is_none() => {
+                errors.push(FieldError::invalid(at, text, "is an invalid json path"));
+            }
+            _ if !rooted => {
+                let words = match field {
+                    "labelSelectorPath" => "should be a json path under either .spec or .status",
+                    "specReplicasPath" => "should be a json path under .spec",
+                    _ => "should be a json path under .status",
+                };
+                errors.push(FieldError::invalid(at, text, words));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn column_of(column: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    if column.text("name").is_empty() {
+        errors.push(FieldError::required(path.field("name"), ""));
+    }
+    let (kind, at) = (column.text("type"), path.field("type"));
+    let words = format!("must be one of {}", COLUMN_TYPES.join(","));
+    if kind.is_empty() {
+        errors.push(FieldError::required(at, words));
+    } else if !COLUMN_TYPES.contains(&kind) {
+        errors.push(FieldError::invalid(at, kind, words));
+    }
+    let format = column.text("format");
+    if !format.is_empty() && !COLUMN_FORMATS.contains(&format) {
+        let words = format!("must be one of {}", COLUMN_FORMATS.join(","));
+        errors.push(FieldError::invalid(path.field("format"), format, words));
+    }
+    let (text, at) = (column.text("jsonPath"), path.field("jsonPath"));
+    if text.is_empty() {
+        errors.push(FieldError::required(at, ""));
+    } else if !text.starts_with('.') {
+        errors.push(FieldError::invalid(at, text, "must be a simple json path starting with ."));
+    } else if let Err(why) = JsonPath::parse(text) {
+        errors.push(FieldError::invalid(at, text, format!("is an invalid json path: {why}")));
+    }
+}
+
+fn selectable(fields: &[Value], schema: &Schema, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let mut seen = Vec::new();
+    for (index, field) in fields.iter().enumerate() {
+        let item = path.index(index);
+        let at = item.field("jsonPath");
+        let text = field.text("jsonPath");
+        if text.is_empty() {
+            errors.push(FieldError::required(at, ""));
+            continue;
+        }
+        let Some(names) = JsonPath::parse(text).ok().and_then(|path| path.fields()) else {
+            errors.push(FieldError::invalid(at, text, "is an invalid path: it may name fields only"));
+            continue;
+        };
+        let found = schema.at(&names);
+        if names.first().is_some_and(|name| name == "metadata") {
+            errors.push(FieldError::invalid(at, text, "must not point to fields in metadata"));
+        } else if found.is_none() {
+            errors.push(FieldError::invalid(at, text, "is an invalid path: does not refer to a valid field"));
+        } else if !found.is_some_and(|field| matches!(field.kind, Some(Type::String | Type::Boolean | Type::Integer))) {
+            let words = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
+            errors.push(FieldError::invalid(at, text, words));
+        }
+        if seen.contains(&names) {
+            errors.push(FieldError::duplicate(at, text));
+        }
+        seen.push(names);
+    }
+    if seen.len() > MOST_SELECTABLE {
+        errors.push(FieldError::too_many(path, seen.len(), MOST_SELECTABLE));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{FieldValidation, find};
+
+    fn crontab() -> Value {
+        json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "crontabs.stable.example.com"},
+            "spec": {
+                "group": "stable.example.com", "scope": "Namespaced",
+                "names": {"plural": "crontabs", "kind": "CronTab", "shortNames": ["ct"]},
+                "versions": [{
+                    "name": "v1", "served": true, "storage": true,
+                    "schema": {"openAPIV3Schema": {"type": "object", "properties": {"spec": {"type": "object", "properties": {
+                        "cronSpec": {"type": "string"}, "replicas": {"type": "integer", "minimum": 0}}}}}}
+                }]
+            }
+        })
+    }
+
+    #[test]
+    fn what_is_not_said_is_filled_in() {
+        let kind = find("apiextensions.k8s.io", "v1", "customresourcedefinitions").unwrap();
+        let (mut object, unknown) = kind.decode(crontab(), FieldValidation::Strict).unwrap();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        kind.default(&mut object);
+        kind.prepare_create(&mut object);
+        assert_eq!(kind.validate_create(&object), []);
+        let spec = &object["spec"];
+        assert_eq!((spec["names"].text("singular"), spec["names"].text("listKind")), ("crontab", "CronTabList"));
+        assert_eq!(spec["conversion"]["strategy"], "None");
+        assert_eq!(object["status"]["storedVersions"], json!(["v1"]));
+        // A limit of zero is a limit.
+        let minimum = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties/replicas/minimum";
+        assert_eq!(object.pointer(minimum), Some(&json!(0)));
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (pointer, value, expected) in [
+            (
+                "/metadata/name",
+                json!("x"),
+                "metadata.name: Invalid value: \"x\": must be spec.names.plural+\".\"+spec.group",
+            ),
+            (
+                "/spec/scope",
+                json!("World"),
+                "spec.scope: Unsupported value: \"World\": supported values: \"Cluster\", \"Namespaced\"",
+            ),
+            (
+                "/spec/versions/0/schema",
+                json!({}),
+                "spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required",
+            ),
+            ("/spec/names/shortNames", json!(["C_T"]), "spec.names.shortNames[0]: Invalid value: \"C_T\""),
+            ("/spec/versions/0/storage", json!(false), "spec.versions: Invalid value"),
+            (
+                "/spec/versions/0/additionalPrinterColumns",
+                json!([{"name": "a", "type": "text", "jsonPath": ".spec"}]),
+                "spec.versions[0].additionalPrinterColumns[0].type: Invalid value: \"text\": must be one of boolean,date,integer,number,string",
+            ),
+            (
+                "/spec/versions/0/subresources",
+                json!({"scale": {"specReplicasPath": ".replicas", "statusReplicasPath": ".status.replicas"}}),
+                "spec.versions[0].subresources.scale.specReplicasPath: Invalid value: \".replicas\": should be a json path under .spec",
+            ),
+            (
+                "/spec/versions/0/selectableFields",
+                json!([{"jsonPath": ".spec.absent"}]),
+                "spec.versions[0].selectableFields[0].jsonPath: Invalid value: \".spec.absent\": is an invalid path",
+            ),
+            (
+                "/spec/conversion",
+                json!({"strategy": "Webhook"}),
+                "spec.conversion.strategy: Invalid value: \"Webhook\": conversion by webhook is not supported by this server",
+            ),
+        ] {
+            let mut object = crontab();
+            default(&mut object);
+            prepare_create(&mut object);
+            let (parent, field) = pointer.rsplit_once('/').unwrap();
+            object.pointer_mut(parent).unwrap()[field] = value;
+            let errors: Vec<String> =
+                validate(&object, None, Subresource::None).iter().map(ToString::to_string).collect();
+            assert!(errors.iter().any(|error| error.starts_with(expected)), "{pointer}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn what_objects_depend_on_stays() {
+        let mut old = crontab();
+        default(&mut old);
+        prepare_create(&mut old);
+        set_condition(&mut old, "Established", true, ("InitialNamesAccepted", "x"), "2026-01-01T00:00:00Z");
+        let mut new = old.clone();
+        new["spec"]["scope"] = "Cluster".into();
+        new["spec"]["versions"][0]["name"] = "v2".into();
+        let errors: Vec<String> =
+            validate(&new, Some(&old), Subresource::None).iter().map(|error| error.field.clone()).collect();
+        assert_eq!(errors, ["status.storedVersions[0]", "spec.scope"]);
+    }
+}
