@@ -1,10 +1,30 @@
 //! A kubeconfig file, or what a pod is given, -> a connected client.
+//!
+//! Invariant: a server that is gone without a word is noticed: a connection whose other end acknowledges nothing for
+//! [`SILENCE`] is ended, whether anything was waiting to be sent or not. client-go takes up to 45 seconds for it.
+//!
+//! Deliberately not here: a server that lives and does not answer. Watches are begun anew at their own pace.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::header::{HeaderValue, USER_AGENT};
+use hyper_timeout::TimeoutConnector;
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::ConfigExt;
+use kube::client::retry::RetryPolicy;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tower::retry::RetryLayer;
+use tower::{BoxError, ServiceBuilder};
+
+/// An idle connection is asked after so long whether it still is one, and then as often again as given below it.
+const ASK_AFTER: Duration = Duration::from_secs(15);
+const ASK_EVERY: Duration = Duration::from_secs(5);
+/// How long the other end may acknowledge nothing.
+const SILENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -82,5 +102,29 @@ async fn read(kubeconfig: &Path) -> Result<Config, ConnectError> {
 fn client(mut config: Config, origin: String) -> Result<Client, ConnectError> {
     // What this program writes is known as its own by that.
     config.headers.push((USER_AGENT, HeaderValue::from_static(concat!("portolan/", env!("CARGO_PKG_VERSION")))));
-    Client::try_from(config).map_err(|source| ConnectError::Client { origin, source: Box::new(source) })
+    build(config).map_err(|source| ConnectError::Client { origin, source: Box::new(source) })
+}
+
+/// As [`Client::try_from`] does it, but for what the invariant above needs of the sockets.
+fn build(config: Config) -> kube::Result<Client> {
+    // A way through a proxy is not this one's business; kube says what is missing for it.
+    if config.proxy_url.is_some() {
+        return Client::try_from(config);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(ASK_AFTER));
+    tcp.set_keepalive_interval(Some(ASK_EVERY));
+    tcp.set_tcp_user_timeout(Some(SILENCE));
+    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    connector.set_connect_timeout(config.connect_timeout);
+    connector.set_write_timeout(config.write_timeout);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(BoxError::from)
+        .service(legacy::Client::builder(TokioExecutor::new()).build(connector));
+    Ok(Client::new(service, config.default_namespace))
 }
