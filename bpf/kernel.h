@@ -27,11 +27,17 @@ enum {
 	BPF_MAP_TYPE_HASH = 1,
 	BPF_MAP_TYPE_ARRAY = 2,
 	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_SK_STORAGE = 24,
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
 enum { BPF_ANY = 0 };
-enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_F_NO_PREALLOC = 1, BPF_SK_STORAGE_GET_F_CREATE = 1 };
+
+/* What a program of sockops is called for. */
+enum { BPF_SOCK_OPS_TCP_CONNECT_CB = 3, BPF_SOCK_OPS_STATE_CB = 10 };
+enum { BPF_SOCK_OPS_STATE_CB_FLAG = 4 };
+enum { BPF_TCP_CLOSE = 7 };
 
 enum { IPPROTO_TCP = 6, IPPROTO_UDP = 17 };
 enum { EADDRINUSE = 98, ECONNREFUSED = 111 };
@@ -50,7 +56,7 @@ struct bpf_sock_addr {
 	__u32 protocol;
 	__be32 msg_src_ip4;
 	__be32 msg_src_ip6[4];
-	__u64 sk;
+	struct bpf_sock *sk;
 };
 
 /* For the hooks of bind and of a socket's end. */
@@ -67,6 +73,47 @@ struct bpf_sock {
 	__u32 src_port;
 };
 
+/* For the hooks of a TCP socket's life. */
+struct bpf_sock_ops {
+	__u32 op;
+	/* With BPF_SOCK_OPS_STATE_CB the state before, and the state to come. */
+	__u32 args[4];
+	__u32 family;
+	__be32 remote_ip4;
+	__be32 local_ip4;
+	__be32 remote_ip6[4];
+	__be32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 is_fullsock;
+	__u32 snd_cwnd;
+	__u32 srtt_us;
+	__u32 bpf_sock_ops_cb_flags;
+	__u32 state;
+	__u32 rtt_min;
+	__u32 snd_ssthresh;
+	__u32 rcv_nxt;
+	__u32 snd_nxt;
+	__u32 snd_una;
+	__u32 mss_cache;
+	__u32 ecn_flags;
+	__u32 rate_delivered;
+	__u32 rate_interval_us;
+	__u32 packets_out;
+	__u32 retrans_out;
+	__u32 total_retrans;
+	__u32 segs_in;
+	__u32 data_segs_in;
+	__u32 segs_out;
+	__u32 data_segs_out;
+	__u32 lost_out;
+	__u32 sacked_out;
+	__u32 sk_txhash;
+	__u64 bytes_received;
+	__u64 bytes_acked;
+	struct bpf_sock *sk;
+};
+
 static void *(*const bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*const bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static long (*const bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
@@ -74,7 +121,10 @@ static __u32 (*const bpf_get_prandom_u32)(void) = (void *)7;
 static __u64 (*const bpf_get_current_pid_tgid)(void) = (void *)14;
 static long (*const bpf_get_current_comm)(void *buffer, __u32 size) = (void *)16;
 static __u64 (*const bpf_get_socket_cookie)(void *context) = (void *)46;
+static long (*const bpf_sock_ops_cb_flags_set)(struct bpf_sock_ops *context, int flags) = (void *)59;
+static void *(*const bpf_sk_storage_get)(void *map, void *socket, void *value, __u64 flags) = (void *)107;
 static __u64 (*const bpf_get_netns_cookie)(void *context) = (void *)122;
+static __u64 (*const bpf_get_current_ancestor_cgroup_id)(int level) = (void *)123;
 static long (*const bpf_ringbuf_output)(void *ringbuf, void *data, __u64 size, __u64 flags) = (void *)130;
 static __u64 (*const bpf_ktime_get_coarse_ns)(void) = (void *)160;
 static int (*const bpf_set_retval)(int value) = (void *)187;

@@ -53,6 +53,8 @@ struct frontend {
 	/* 0 without session affinity. */
 	__u32 affinity_seconds;
 	__u32 verdict;
+	/* With affinity, the frontend by which clients are remembered: one for all the addresses of a Service's port. */
+	struct frontend_key together;
 };
 
 struct slot_key {
@@ -103,6 +105,14 @@ struct reply_key {
 struct counter {
 	__u64 connections;
 	__u64 datagrams;
+	/* Of TCP connections that have ended: segments both ways, and the bytes in them. */
+	__u64 segments;
+	__u64 bytes;
+};
+
+/* Through which frontend a TCP socket was led; 0 once what went over it has been counted. */
+struct account {
+	__u32 id;
 };
 
 struct settings {
@@ -161,6 +171,15 @@ struct {
 	TYPE(value, __u32);
 } node_addresses SEC(".maps");
 
+/* Cgroups that are left to nftables, with all below them. */
+struct {
+	NUMBER(type, BPF_MAP_TYPE_HASH);
+	NUMBER(map_flags, BPF_F_NO_PREALLOC);
+	NUMBER(max_entries, 1);
+	TYPE(key, __u64);
+	TYPE(value, __u32);
+} exempt_cgroups SEC(".maps");
+
 /* Network namespaces that are left to nftables. */
 struct {
 	NUMBER(type, BPF_MAP_TYPE_HASH);
@@ -170,7 +189,8 @@ struct {
 	TYPE(value, __u32);
 } exempt SEC(".maps");
 
-/* Whether anything is or was in `exempt`: nearly never, and then nobody has to look there. */
+/* Where anything is or was left out: bit 0 for namespaces, bit N for cgroups N levels below their hierarchy's root. Nearly
+ * always nothing is, and then nobody has to look. */
 struct {
 	NUMBER(type, BPF_MAP_TYPE_ARRAY);
 	NUMBER(max_entries, 1);
@@ -182,10 +202,17 @@ struct {
  * comes and goes with every connection, and is read only on behalf of the socket it is of. */
 struct {
 	NUMBER(type, BPF_MAP_TYPE_HASH);
-		NUMBER(max_entries, 1);
+	NUMBER(max_entries, 1);
 	TYPE(key, __u64);
 	TYPE(value, struct connection);
 } connections SEC(".maps");
+
+struct {
+	NUMBER(type, BPF_MAP_TYPE_SK_STORAGE);
+	NUMBER(map_flags, BPF_F_NO_PREALLOC);
+	TYPE(key, __s32);
+	TYPE(value, struct account);
+} accounts SEC(".maps");
 
 struct {
 	NUMBER(type, BPF_MAP_TYPE_LRU_HASH);
@@ -277,6 +304,15 @@ INLINE int find_exactly(const struct frontend_key *key, struct frontend *found)
 	found->key.address.words[3] = frontend->key.address.words[3];
 	found->key.port = frontend->key.port;
 	found->key.protocol = frontend->key.protocol;
+	if (found->affinity_seconds) {
+		found->together.address.words[0] = frontend->together.address.words[0];
+		found->together.address.words[1] = frontend->together.address.words[1];
+		found->together.address.words[2] = frontend->together.address.words[2];
+		found->together.address.words[3] = frontend->together.address.words[3];
+		found->together.port = frontend->together.port;
+		found->together.protocol = frontend->together.protocol;
+		found->together.zero = 0;
+	}
 	return same_address(&found->key.address, &key->address) && found->key.port == key->port &&
 	       found->key.protocol == key->protocol;
 }
@@ -339,6 +375,33 @@ INLINE int choose(struct frontend *frontend, struct endpoint *backend)
 	return 0;
 }
 
+/* Levels of cgroups that may be left out; kubelet's pods are on the fourth at most. */
+#define LEVELS 16
+
+/* Whether the process is in a cgroup that is left out, of those on the levels that are marked. */
+INLINE int is_in_exempt_cgroup(__u32 levels)
+{
+	for (int level = 1; level < LEVELS; level++) {
+		if (!(levels & 1u << level))
+			continue;
+		__u64 cgroup = bpf_get_current_ancestor_cgroup_id(level);
+		if (cgroup && bpf_map_lookup_elem(&exempt_cgroups, &cgroup))
+			return 1;
+	}
+	return 0;
+}
+
+/* What goes over this socket is counted when it ends. */
+INLINE void keep_account(struct bpf_sock_addr *ctx, __u32 id)
+{
+	struct bpf_sock *socket = ctx->sk;
+	if (ctx->protocol != IPPROTO_TCP || !socket)
+		return;
+	struct account *account = bpf_sk_storage_get(&accounts, socket, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (account)
+		account->id = id;
+}
+
 enum outcome { AS_IT_IS, REFUSED, TRANSLATED };
 
 /* Who the destination stands for, for a socket that connects (`is_connect`) or sends a datagram. */
@@ -354,10 +417,13 @@ INLINE enum outcome translate(struct bpf_sock_addr *ctx, struct address address,
 		return AS_IT_IS;
 	__u64 namespace = 0;
 	__u32 zero = 0;
-	const __u32 *is_any_exempt = bpf_map_lookup_elem(&exempting, &zero);
-	if ((is_any_exempt && *is_any_exempt) || frontend.affinity_seconds)
+	const __u32 *exempting_here = bpf_map_lookup_elem(&exempting, &zero);
+	__u32 exempted = exempting_here ? *exempting_here : 0;
+	if (exempted || frontend.affinity_seconds)
 		namespace = bpf_get_netns_cookie(ctx);
-	if (namespace && bpf_map_lookup_elem(&exempt, &namespace))
+	if (exempted && bpf_map_lookup_elem(&exempt, &namespace))
+		return AS_IT_IS;
+	if (exempted > 1 && is_in_exempt_cgroup(exempted))
 		return AS_IT_IS;
 	if (frontend.verdict == REJECT) {
 		bpf_set_retval(-ECONNREFUSED);
@@ -367,7 +433,9 @@ INLINE enum outcome translate(struct bpf_sock_addr *ctx, struct address address,
 	__u64 socket = bpf_get_socket_cookie(ctx);
 	__u32 seconds = frontend.affinity_seconds;
 	struct session_key session = { namespace, key, CLIENT_NAMESPACE };
-	if (!seconds && !is_connect) {
+	if (seconds) {
+		session.frontend = frontend.together;
+	} else if (!is_connect) {
 		seconds = FLOW_SECONDS;
 		session.cookie = socket;
 		session.client = CLIENT_SOCKET;
@@ -385,6 +453,7 @@ INLINE enum outcome translate(struct bpf_sock_addr *ctx, struct address address,
 	if (is_connect) {
 		struct connection connection = { *backend, asked };
 		bpf_map_update_elem(&connections, &socket, &connection, BPF_ANY);
+		keep_account(ctx, frontend.id);
 	} else {
 		struct reply_key reply = { socket, *backend, 0 };
 		struct endpoint meant = { asked.address, asked.port, 0 };
@@ -578,6 +647,32 @@ SEC("cgroup/sock_release") int sock_release(struct bpf_sock *ctx)
 {
 	__u64 socket = bpf_get_socket_cookie(ctx);
 	bpf_map_delete_elem(&connections, &socket);
+	return 1;
+}
+
+/* Called a few times in the life of every TCP socket, and for none of its packets. */
+SEC("sockops") int account(struct bpf_sock_ops *ctx)
+{
+	__u32 op = ctx->op;
+	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && (op != BPF_SOCK_OPS_STATE_CB || ctx->args[1] != BPF_TCP_CLOSE))
+		return 1;
+	struct bpf_sock *socket = ctx->sk;
+	if (!socket)
+		return 1;
+	struct account *account = bpf_sk_storage_get(&accounts, socket, 0, 0);
+	if (!account || !account->id)
+		return 1;
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		return 1;
+	}
+	__u32 id = account->id;
+	account->id = 0;
+	struct counter *counter = bpf_map_lookup_elem(&counters, &id);
+	if (!counter)
+		return 1;
+	__sync_fetch_and_add(&counter->segments, (__u64)ctx->segs_in + ctx->segs_out);
+	__sync_fetch_and_add(&counter->bytes, ctx->bytes_received + ctx->bytes_acked);
 	return 1;
 }
 

@@ -13,10 +13,12 @@
 //! meanwhile is looked for together, and after each look comes a pause of some times its length: under a storm of changes
 //! this takes a bounded share of one core, and a flow is ended at most [`LONGEST_PAUSE`] later than at once.
 //!
-//! Source: kernel `nf_conntrack_netlink.c` (a filtered flush, from 6.12; `nlink` falls back to dump and delete).
+//! Source: kernel `nf_conntrack_netlink.c` (dumps are filtered from 5.8 on, a flush from 6.12; `nlink` filters by itself
+//! where the kernel cannot).
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use nlink::netlink::netfilter::{ConntrackEntry, ConntrackFilter, ConntrackStatus, IpProtocol};
 use nlink::netlink::{Connection, Netfilter};
@@ -35,6 +37,15 @@ const LOOK_AGAIN: usize = 16;
 /// The pause after a look, in lengths of that look.
 const PAUSE_RATIO: u32 = 20;
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// What was ended since it was asked for before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FlowsEnded {
+    /// Flows of IPv4, and of IPv6.
+    pub flows: [u64; 2],
+    /// How long each look took.
+    pub looks: Vec<Duration>,
+}
 
 /// A kind of flow that has to end: of UDP any, of other protocols those that were never answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +74,7 @@ enum Work {
 #[derive(Debug)]
 pub(crate) struct Cleaner {
     work: mpsc::UnboundedSender<Work>,
+    ended: Arc<Mutex<FlowsEnded>>,
     _task: JoinSet<()>,
 }
 
@@ -71,6 +83,8 @@ impl Cleaner {
         let connection = Connection::<Netfilter>::new()
             .map_err(|source| Error::Socket { what: "connection tracking", source: Box::new(source) })?;
         let (work, mut queue) = mpsc::unbounded_channel();
+        let ended = Arc::new(Mutex::new(FlowsEnded::default()));
+        let tally = ended.clone();
         let mut task = JoinSet::new();
         task.spawn(async move {
             while let Some(first) = queue.recv().await {
@@ -82,8 +96,14 @@ impl Cleaner {
                     }
                 }
                 let start = Instant::now();
-                if let Err(error) = end(&connection, &stale).await {
+                let mut flows = [0; 2];
+                if let Err(error) = end(&connection, &stale, &mut flows).await {
                     tracing::warn!(%error, "stale flows could not be ended; they go on until their clients pause");
+                }
+                if !stale.is_empty() {
+                    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
+                    tally.looks.push(start.elapsed());
+                    tally.flows.iter_mut().zip(flows).for_each(|(sum, flows)| *sum += flows);
                 }
                 for done in waiting {
                     // Whoever asked may have stopped waiting.
@@ -94,7 +114,7 @@ impl Cleaner {
                 }
             }
         });
-        Ok(Self { work, _task: task })
+        Ok(Self { work, ended, _task: task })
     }
 
     pub(crate) fn end(&self, stale: Vec<Stale>) {
@@ -102,6 +122,11 @@ impl Cleaner {
             // The task ends only when this is dropped.
             let _ = self.work.send(Work::End(stale));
         }
+    }
+
+    /// What was ended since this was asked before.
+    pub(crate) fn take_ended(&self) -> FlowsEnded {
+        std::mem::take(&mut self.ended.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Waits until all that was asked for is done.
@@ -114,14 +139,13 @@ impl Cleaner {
     }
 }
 
-async fn end(connection: &Connection<Netfilter>, stale: &[Stale]) -> nlink::Result<()> {
-    if let [stale] = stale {
-        return end_one(connection, stale).await;
-    }
+/// Counts what it ended by family.
+async fn end(connection: &Connection<Netfilter>, stale: &[Stale], ended: &mut [u64; 2]) -> nlink::Result<()> {
     let wanted: HashSet<Stale> = stale.iter().copied().collect();
     let protocols: BTreeSet<Protocol> = stale.iter().map(|stale| stale.protocol).collect();
     for protocol in protocols {
-        let mut found = connection.get_conntrack_matching(&endable(protocol)).await?;
+        let filter = if let [one] = stale { only(one) } else { endable(protocol) };
+        let mut found = connection.get_conntrack_matching(&filter).await?;
         found.retain(|entry| kinds_of(protocol, entry).iter().any(|kind| wanted.contains(kind)));
         let look_again = protocol != Protocol::Udp && found.len() <= LOOK_AGAIN;
         for entry in &found {
@@ -129,6 +153,8 @@ async fn end(connection: &Connection<Netfilter>, stale: &[Stale]) -> nlink::Resu
                 true => connection.flush_conntrack_matching(&exactly(protocol, entry)).await?,
                 false => delete(connection, entry).await?,
             }
+            let is_v6 = entry.orig.dst_ip.is_some_and(|address| address.is_ipv6());
+            ended[usize::from(is_v6)] += 1;
         }
     }
     Ok(())
@@ -156,25 +182,16 @@ fn exactly(protocol: Protocol, entry: &ConntrackEntry) -> ConntrackFilter {
     filter
 }
 
-async fn end_one(connection: &Connection<Netfilter>, stale: &Stale) -> nlink::Result<()> {
+/// Those that can be flows of this kind, as far as the kernel can tell.
+fn only(stale: &Stale) -> ConntrackFilter {
     let mut filter = endable(stale.protocol).orig_dst_port(stale.port);
     if let Some(destination) = stale.destination {
         filter = filter.orig_dst(destination);
     }
     match stale.flow {
-        StaleFlow::To(backend) => {
-            let filter = filter.reply_src(backend.address).reply_src_port(backend.port);
-            connection.flush_conntrack_matching(&filter).await
-        }
+        StaleFlow::To(backend) => filter.reply_src(backend.address).reply_src_port(backend.port),
         // "The same address in both directions" is no filter the kernel has.
-        StaleFlow::Untranslated(_) => {
-            for entry in connection.get_conntrack_matching(&filter).await? {
-                if kinds_of(stale.protocol, &entry).contains(stale) {
-                    delete(connection, &entry).await?;
-                }
-            }
-            Ok(())
-        }
+        StaleFlow::Untranslated(_) => filter,
     }
 }
 

@@ -17,11 +17,14 @@ mod error;
 mod lock;
 pub mod nft;
 mod plane;
+mod room;
 pub mod sock;
 pub mod trace;
 mod traffic;
 
 pub use config::{LocalTraffic, NodePortAddresses, ProxyConfig};
+pub use conntrack::FlowsEnded;
 pub use error::Error;
 pub use plane::{DataPlane, Report, cleanup};
+pub use room::Room;
 pub use traffic::{Counted, Counts};

@@ -20,7 +20,7 @@ use crate::lock::Lock;
 use crate::nft::{KernelRuleset, Reconciler, remove_everything};
 use crate::sock::{self, Led, SockConfig, SockLb};
 use crate::traffic::Counted;
-use crate::{Error, ProxyConfig};
+use crate::{Error, FlowsEnded, ProxyConfig, Room};
 
 /// What a change came to.
 #[derive(Debug, Default)]
@@ -158,6 +158,19 @@ impl DataPlane {
     #[must_use]
     pub fn led(&self) -> Vec<(ServiceId, Frontend, Led)> {
         self.sockets.as_ref().map(SockLb::led).unwrap_or_default()
+    }
+
+    /// Of each map of the socket programs how full it is; empty where there are none. The sets of nftables have no bounds
+    /// but the machine's memory. It costs a walk over the connections there are.
+    #[must_use]
+    pub fn rooms(&self) -> Vec<Room> {
+        self.sockets.as_ref().map(SockLb::rooms).unwrap_or_default()
+    }
+
+    /// The flows that were ended since this was asked before, because they went where no Service leads any more.
+    #[must_use]
+    pub fn take_ended(&self) -> FlowsEnded {
+        self.cleaner.take_ended()
     }
 
     /// The addresses that take NodePort traffic.

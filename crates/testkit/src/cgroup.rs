@@ -10,6 +10,7 @@ use nix::sched::{CloneFlags, unshare};
 /// A cgroup v2 directory below this process's own, removed when dropped.
 #[derive(Debug)]
 pub struct Cgroup {
+    root: PathBuf,
     path: PathBuf,
 }
 
@@ -31,7 +32,13 @@ impl Cgroup {
         // So that single threads may enter.
         fs::write(path.join("cgroup.type"), "threaded")
             .unwrap_or_else(|error| panic!("make the cgroup {} threaded: {error}", path.display()));
-        Some(Self { path })
+        Some(Self { root: root.into(), path })
+    }
+
+    /// Where its hierarchy is mounted.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
     }
 
     #[must_use]

@@ -13,7 +13,7 @@ use crate::ending::Ended;
 
 pub(crate) struct Connections {
     connections: Table<8, 40>,
-    frontends: Table<20, 36>,
+    frontends: Table<20, 56>,
     slots: Table<8, 28>,
 }
 

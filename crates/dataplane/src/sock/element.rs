@@ -21,6 +21,8 @@ pub(super) struct Head {
     pub count: u32,
     /// 0 without session affinity.
     pub affinity_seconds: u32,
+    /// With affinity, the frontend by which clients are remembered.
+    pub together: Frontend,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,15 +1,52 @@
-//! Network namespaces whose sockets are left to nftables.
+//! Network namespaces and cgroups whose sockets are left to nftables.
 //!
-//! Invariant: what was left out before the programs are there is left out from their first moment on. A namespace's number
-//! is never given to another, so one that went while nobody watched does no harm.
+//! Invariant: what was left out before the programs are there is left out from their first moment on. The number of a
+//! namespace or a cgroup is never given to another, so one that went while nobody watched does no harm.
 
 use std::collections::BTreeSet;
-use std::fmt;
+use std::os::linux::fs::MetadataExt;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::{fmt, fs, io};
 
-use super::maps::{Flag, Table};
+use super::maps::{Flags, Table};
 use super::{Capacity, Error};
+
+/// The marks that the programs know: for namespaces, and for the levels of cgroups up to the one before this.
+const LEVELS: u32 = 16;
+
+/// Whose sockets are left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Exempt {
+    /// A network namespace, by its [`cookie`](super::cookie).
+    Namespace(u64),
+    /// The processes in a cgroup v2, and in all below it.
+    Cgroup {
+        /// The number of its directory.
+        id: u64,
+        /// How many levels below the hierarchy's root it is, at least one.
+        level: u32,
+    },
+}
+
+impl Exempt {
+    /// The cgroup of this directory.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or lies not below the root or too deep below it.
+    pub fn cgroup(root: &Path, directory: &Path) -> io::Result<Self> {
+        let below = directory.strip_prefix(root).map_err(io::Error::other)?;
+        let level = u32::try_from(below.components().count()).unwrap_or(LEVELS);
+        if !(1..LEVELS).contains(&level) {
+            return Err(io::Error::other(format!(
+                "{} is {level} levels below {}",
+                directory.display(),
+                root.display()
+            )));
+        }
+        Ok(Self::Cgroup { id: fs::metadata(directory)?.st_ino(), level })
+    }
+}
 
 /// A list that may be written before, while and after a [`SockLb`](super::SockLb) uses it. Clones are the same list.
 #[derive(Clone, Default)]
@@ -17,52 +54,67 @@ pub struct Exemptions(Arc<Mutex<List>>);
 
 #[derive(Default)]
 struct List {
-    namespaces: BTreeSet<u64>,
+    exempt: BTreeSet<Exempt>,
     /// Once the programs are there.
-    map: Option<Map>,
+    maps: Option<Maps>,
 }
 
-struct Map {
-    exempt: Table<8, 4>,
-    /// Tells the programs to look at all; once told, it stays so.
-    exempting: Flag,
+struct Maps {
+    namespaces: Table<8, 4>,
+    cgroups: Table<8, 4>,
+    /// Tells the programs where to look at all; once told, it stays so.
+    exempting: Flags,
 }
 
-impl Map {
-    fn add(&mut self, namespace: u64) -> Result<(), Error> {
-        self.exempt.put(namespace.to_ne_bytes(), [0; 4])?;
-        self.exempting.raise()
+impl Maps {
+    fn add(&mut self, exempt: Exempt) -> Result<(), Error> {
+        let (table, number, mark) = match exempt {
+            Exempt::Namespace(cookie) => (&mut self.namespaces, cookie, 0),
+            Exempt::Cgroup { id, level } => (&mut self.cgroups, id, level),
+        };
+        table.put(number.to_ne_bytes(), [0; 4])?;
+        self.exempting.raise(mark)
+    }
+
+    fn remove(&mut self, exempt: Exempt) -> Result<(), Error> {
+        match exempt {
+            Exempt::Namespace(cookie) => self.namespaces.delete(&cookie.to_ne_bytes()),
+            Exempt::Cgroup { id, .. } => self.cgroups.delete(&id.to_ne_bytes()),
+        }
     }
 }
 
 impl Exemptions {
-    /// Leaves the sockets of the namespace, named by its [`cookie`](super::cookie), to nftables from now on.
+    /// Leaves these sockets to nftables from now on.
     ///
     /// # Errors
     /// What the kernel refused; the list has it nevertheless.
-    pub fn add(&self, namespace: u64) -> Result<(), Error> {
+    pub fn add(&self, exempt: Exempt) -> Result<(), Error> {
         let mut list = self.lock();
-        list.namespaces.insert(namespace);
-        list.map.as_mut().map_or(Ok(()), |map| map.add(namespace))
+        list.exempt.insert(exempt);
+        list.maps.as_mut().map_or(Ok(()), |maps| maps.add(exempt))
     }
 
-    /// The namespace is gone, or its sockets are led again.
+    /// They are gone, or led again.
     ///
     /// # Errors
     /// What the kernel refused.
-    pub fn remove(&self, namespace: u64) -> Result<(), Error> {
+    pub fn remove(&self, exempt: Exempt) -> Result<(), Error> {
         let mut list = self.lock();
-        list.namespaces.remove(&namespace);
-        list.map.as_mut().map_or(Ok(()), |map| map.exempt.delete(&namespace.to_ne_bytes()))
+        list.exempt.remove(&exempt);
+        list.maps.as_mut().map_or(Ok(()), |maps| maps.remove(exempt))
     }
 
-    /// Writes to the map pinned in the directory what is known, and from now on what comes.
+    /// Writes to the maps pinned in the directory what is known, and from now on what comes.
     pub(super) fn attach(&self, directory: &Path) -> Result<(), Error> {
-        let exempt = Table::open(directory, "exempt", Capacity::EXEMPT)?;
-        let mut map = Map { exempt, exempting: Flag::open(directory, "exempting")? };
+        let mut maps = Maps {
+            namespaces: Table::open(directory, "exempt", Capacity::EXEMPT)?,
+            cgroups: Table::open(directory, "exempt_cgroups", Capacity::EXEMPT)?,
+            exempting: Flags::open(directory, "exempting")?,
+        };
         let mut list = self.lock();
-        list.namespaces.iter().try_for_each(|namespace| map.add(*namespace))?;
-        list.map = Some(map);
+        list.exempt.iter().try_for_each(|exempt| maps.add(*exempt))?;
+        list.maps = Some(maps);
         Ok(())
     }
 
@@ -73,7 +125,7 @@ impl Exemptions {
 
 impl fmt::Debug for Exemptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(&self.lock().namespaces).finish()
+        f.debug_set().entries(&self.lock().exempt).finish()
     }
 }
 

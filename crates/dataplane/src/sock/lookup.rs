@@ -54,7 +54,7 @@ impl fmt::Display for Lookup {
 /// When a map is there and cannot be opened.
 pub fn look_up(pin_dir: &Path, protocol: Protocol, to: SocketAddr) -> Result<Option<Lookup>, Error> {
     let Some(directory) = directory(pin_dir)? else { return Ok(None) };
-    let frontends: Table<20, 36> = Table::open(&directory, "frontends", 0)?;
+    let frontends: Table<20, 56> = Table::open(&directory, "frontends", 0)?;
     let slots: Table<8, 28> = Table::open(&directory, "slots", 0)?;
     let node_addresses: Table<16, 4> = Table::open(&directory, "node_addresses", 0)?;
     let address = to.ip().to_canonical();

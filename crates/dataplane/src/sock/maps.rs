@@ -8,7 +8,9 @@ use nix::errno::Errno;
 use portolan_model::forwarding::Frontend;
 
 use super::element::{Element, Key};
-use super::{Capacity, Error, wire};
+use super::reconcile::Occupancy;
+use super::{Capacity, Error, Led, wire};
+use crate::Room;
 
 /// What the upper half needs of the kernel. Deleting the absent succeeds.
 pub(super) trait Maps {
@@ -53,6 +55,14 @@ impl<const K: usize, const V: usize> Table<K, V> {
         self.map.get(key, 0).ok()
     }
 
+    fn count(&self) -> usize {
+        self.map.keys().filter(Result::is_ok).count()
+    }
+
+    fn room(&self, used: usize) -> Room {
+        Room { map: self.name, used, room: Some(self.room) }
+    }
+
     pub(super) fn read(&self, mut each: impl FnMut([u8; K], [u8; V])) -> Result<(), Error> {
         for entry in self.map.iter() {
             match entry {
@@ -61,6 +71,39 @@ impl<const K: usize, const V: usize> Table<K, V> {
             }
         }
         Ok(())
+    }
+}
+
+/// The maps that are about sockets and who has them, where elements come and go without the upper half.
+pub(super) struct Clients {
+    exempt: Table<8, 4>,
+    exempt_cgroups: Table<8, 4>,
+    connections: Table<8, 40>,
+    sessions: Table<32, 32>,
+    replies: Table<32, 20>,
+}
+
+impl Clients {
+    pub(super) fn open(directory: &Path, capacity: &Capacity) -> Result<Self, Error> {
+        Ok(Self {
+            exempt: Table::open(directory, "exempt", Capacity::EXEMPT)?,
+            exempt_cgroups: Table::open(directory, "exempt_cgroups", Capacity::EXEMPT)?,
+            connections: Table::open(directory, "connections", capacity.connections)?,
+            sessions: Table::open(directory, "sessions", capacity.sessions())?,
+            replies: Table::open(directory, "replies", capacity.sessions())?,
+        })
+    }
+
+    /// How full each of them is. It costs a look at every key.
+    pub(super) fn rooms(&self) -> [Room; 5] {
+        [
+            self.exempt.room(self.exempt.count()),
+            self.exempt_cgroups.room(self.exempt_cgroups.count()),
+            self.connections.room(self.connections.count()),
+            // These let go of what was not used for the longest time.
+            Room { room: None, ..self.sessions.room(self.sessions.count()) },
+            Room { room: None, ..self.replies.room(self.replies.count()) },
+        ]
     }
 }
 
@@ -73,10 +116,10 @@ fn errno(error: &MapError) -> Option<Errno> {
 
 /// The maps pinned in one directory.
 pub(super) struct KernelMaps {
-    frontends: Table<20, 36>,
+    frontends: Table<20, 56>,
     slots: Table<8, 28>,
     members: Table<24, 4>,
-    counters: Table<4, 16>,
+    counters: Table<4, 32>,
     node_addresses: Table<16, 4>,
 }
 
@@ -91,9 +134,21 @@ impl KernelMaps {
         })
     }
 
-    /// Connections and datagrams.
-    pub(super) fn count(&self, id: u32) -> (u64, u64) {
-        self.counters.get(&id.to_ne_bytes()).as_ref().map_or((0, 0), wire::read_counter)
+    pub(super) fn count(&self, id: u32) -> Led {
+        self.counters.get(&id.to_ne_bytes()).as_ref().map(wire::read_counter).unwrap_or_default()
+    }
+}
+
+impl KernelMaps {
+    /// How full each of them is, by what the upper half knows.
+    pub(super) fn rooms(&self, used: &Occupancy) -> [Room; 5] {
+        [
+            self.frontends.room(used.frontends),
+            self.slots.room(used.slots),
+            self.members.room(used.members),
+            self.counters.room(used.counters),
+            self.node_addresses.room(used.node_addresses),
+        ]
     }
 }
 
@@ -109,7 +164,7 @@ impl Maps for KernelMaps {
                 self.slots.put(key, wire::slot_value(&key, backend))
             }
             Element::Member(id, backend) => self.members.put(wire::member_key(id, backend), [0; 4]),
-            Element::Counter(id) => self.counters.put(id.to_ne_bytes(), [0; 16]),
+            Element::Counter(id) => self.counters.put(id.to_ne_bytes(), [0; 32]),
             Element::NodeAddress(address) => self.node_addresses.put(wire::address(address), [0; 4]),
         }
     }
@@ -154,16 +209,17 @@ pub(super) fn set_node(directory: &Path, cookie: u64) -> Result<(), Error> {
     Single::open(directory, "settings")?.set(cookie.to_ne_bytes())
 }
 
-/// Something the programs are told once.
-pub(super) struct Flag(Single<4>);
+/// Bits that are raised and never lowered.
+pub(super) struct Flags(Single<4>);
 
-impl Flag {
+impl Flags {
     pub(super) fn open(directory: &Path, name: &'static str) -> Result<Self, Error> {
         Ok(Self(Single::open(directory, name)?))
     }
 
-    pub(super) fn raise(&mut self) -> Result<(), Error> {
-        self.0.set(1u32.to_ne_bytes())
+    pub(super) fn raise(&mut self, bit: u32) -> Result<(), Error> {
+        let raised = u32::from_ne_bytes(self.0.get()?);
+        self.0.set((raised | 1 << bit).to_ne_bytes())
     }
 }
 
@@ -178,6 +234,10 @@ impl<const V: usize> Single<V> {
         let read = |source| Error::Read { map: name, source: Box::new(source) };
         let map = MapData::from_pin(directory.join(name)).and_then(aya::maps::Map::from_map_data).map_err(read)?;
         Ok(Self { map: Array::try_from(map).map_err(read)?, name })
+    }
+
+    fn get(&self) -> Result<[u8; V], Error> {
+        self.map.get(&0, 0).map_err(|source| Error::Read { map: self.name, source: Box::new(source) })
     }
 
     fn set(&mut self, value: [u8; V]) -> Result<(), Error> {

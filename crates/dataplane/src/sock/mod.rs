@@ -6,7 +6,7 @@
 //! | `reconcile` | the upper half: which frontends a change touches, refusals, what was found |
 //! | `element`, `wire` | what the maps hold, as values and as bytes |
 //! | `maps` | the lower half: single writes |
-//! | `programs` | loading, attaching, replacing and removing the programs of `bpf/sock.c` |
+//! | `programs`, `link` | loading, attaching, replacing and removing the programs of `bpf/sock.c` |
 //! | `exempt` | who is left out |
 //! | `lookup` | one destination, for `portolan trace` |
 //! | `binds` | reports of binds that were refused |
@@ -25,6 +25,7 @@ mod connections;
 mod element;
 mod error;
 mod exempt;
+mod link;
 mod lookup;
 mod maps;
 mod namespace;
@@ -38,18 +39,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use portolan_model::ServiceId;
-use portolan_model::forwarding::{Frontend, NodeContext, ServiceForwarding};
+use portolan_model::forwarding::{Family, Frontend, NodeContext, ServiceForwarding};
 
 pub(crate) use connections::Connections;
 pub use error::Error;
-pub use exempt::Exemptions;
+pub use exempt::{Exempt, Exemptions};
 pub use lookup::{Leads, Lookup, look_up};
 pub use namespace::{cookie, cookie_of};
 pub(crate) use reconcile::Gone;
 
+use crate::Room;
 use crate::ending::Ender;
 use binds::BindLog;
-use maps::KernelMaps;
+use maps::{Clients, KernelMaps};
 use reconcile::Reconciler;
 
 /// How much the maps have room for. Room costs 16 bytes an element, what is in it a hundred more; for a connection both
@@ -69,8 +71,13 @@ impl Capacity {
     const EXEMPT: u32 = 16_384;
     const SESSIONS: u32 = 65_536;
 
+    /// For the maps that forget what was not used for the longest time.
+    fn sessions(self) -> u32 {
+        self.connections.min(Self::SESSIONS)
+    }
+
     /// Every map, and how many elements it has room for where that is not fixed.
-    fn rooms(self) -> [(&'static str, Option<u32>); 12] {
+    fn rooms(self) -> [(&'static str, Option<u32>); 14] {
         [
             ("frontends", Some(self.frontends)),
             ("slots", Some(self.backends)),
@@ -78,9 +85,11 @@ impl Capacity {
             ("counters", Some(self.frontends)),
             ("node_addresses", Some(Self::NODE_ADDRESSES)),
             ("exempt", Some(Self::EXEMPT)),
+            ("exempt_cgroups", Some(Self::EXEMPT)),
             ("connections", Some(self.connections)),
-            ("sessions", Some(self.connections.min(Self::SESSIONS))),
-            ("replies", Some(self.connections.min(Self::SESSIONS))),
+            ("sessions", Some(self.sessions())),
+            ("replies", Some(self.sessions())),
+            ("accounts", None),
             ("exempting", None),
             ("settings", None),
             ("refused_binds", None),
@@ -116,13 +125,27 @@ impl SockConfig {
     }
 }
 
-/// How often sockets were led through a frontend since it is there.
+/// How often sockets were led through a frontend since it is there, and what went over them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Led {
     /// TCP connections, and UDP sockets that connected.
     pub connections: u64,
-    /// Datagrams of UDP sockets that did not.
+    /// Datagrams that UDP sockets sent which did not.
     pub datagrams: u64,
+    /// TCP segments in both directions, of connections that have ended.
+    pub segments: u64,
+    /// The data in these segments, each byte once however often it was sent.
+    pub bytes: u64,
+}
+
+impl Led {
+    /// What nftables would have counted for the same segments: with the headers of IP and TCP, as Linux writes them where
+    /// both sides have timestamps, which is the rule.
+    #[must_use]
+    pub fn bytes_with_headers(&self, frontend: Frontend) -> u64 {
+        let (ip, tcp) = (if frontend.family() == Family::V4 { 20 } else { 40 }, 32);
+        self.bytes + self.segments * (ip + tcp)
+    }
 }
 
 /// Keeps the maps of one set of socket programs as the Services say.
@@ -132,6 +155,7 @@ pub struct SockLb {
     /// It was said that a map is getting full.
     was_warned: bool,
     reconciler: Reconciler<KernelMaps>,
+    clients: Clients,
     ender: Ender,
     _binds: BindLog,
 }
@@ -149,12 +173,14 @@ impl SockLb {
         config.exempt.attach(&directory)?;
         maps::set_node(&directory, node)?;
         let reconciler = Reconciler::restore(KernelMaps::open(&directory, &config.capacity)?)?;
+        let clients = Clients::open(&directory, &config.capacity)?;
         let ender = Ender::start(Connections::open(&directory, &config.capacity)?, config.end_tcp_after);
         Ok(Self {
             config: config.clone(),
             links,
             was_warned: false,
             reconciler,
+            clients,
             ender,
             _binds: BindLog::start(&directory)?,
         })
@@ -175,11 +201,15 @@ impl SockLb {
 
     /// Once each time that a map comes to have little room left.
     fn warn_before_full(&mut self) {
-        let is_short = |used: usize, room: u32| used as u64 * 10 > u64::from(room) * 9;
-        let short = self.occupancy().into_iter().find(|(_, used, room)| is_short(*used, *room));
+        let Capacity { frontends, backends, .. } = self.config.capacity;
+        let (frontends_used, backends_used) = self.reconciler.frontends_and_slots();
+        let is_short = |(_, used, room): &(&str, usize, u32)| *used as u64 * 10 > u64::from(*room) * 9;
+        let short = [("addresses", frontends_used, frontends), ("backends", backends_used, backends)];
+        let short = short.into_iter().find(is_short);
         if let Some((what, used, room)) = short.filter(|_| !self.was_warned) {
             tracing::warn!(
-                "{used} {what} of Services are in the socket load balancer, which has room for {room}; what has none will be left to nftables"
+                "{used} {what} of Services are in the socket load balancer, which has room for {room}; what has none will \
+                 be left to nftables"
             );
         }
         self.was_warned = short.is_some();
@@ -212,19 +242,16 @@ impl SockLb {
     /// How often each frontend was used, in the order of Services.
     #[must_use]
     pub fn led(&self) -> Vec<(ServiceId, Frontend, Led)> {
-        let led = |(service, frontend, id): (&ServiceId, _, _)| {
-            let (connections, datagrams) = self.reconciler.maps.count(id);
-            (service.clone(), frontend, Led { connections, datagrams })
-        };
+        let led =
+            |(service, frontend, id): (&ServiceId, _, _)| (service.clone(), frontend, self.reconciler.maps.count(id));
         self.reconciler.in_place().map(led).collect()
     }
 
-    /// What is used and what there is room for, by map.
+    /// How full each map is. It costs a look at every socket that is led.
     #[must_use]
-    pub fn occupancy(&self) -> [(&'static str, usize, u32); 2] {
-        let (frontends, backends) = self.reconciler.occupancy();
-        let Capacity { frontends: frontend_room, backends: backend_room, .. } = self.config.capacity;
-        [("frontends", frontends, frontend_room), ("backends", backends, backend_room)]
+    pub fn rooms(&self) -> Vec<Room> {
+        let of_services = self.reconciler.maps.rooms(&self.reconciler.occupancy());
+        of_services.into_iter().chain(self.clients.rooms()).collect()
     }
 
     /// Waits until the sockets that earlier changes left without their backend are ended.

@@ -1,11 +1,9 @@
 //! The built object -> programs attached to a cgroup, kept there by pinned links.
 //!
-//! Invariants: whoever comes next adopts the maps as they are, and its programs are attached before its predecessor's are
-//! taken off, so that no socket ever meets none; meeting both does no harm, because what one has translated is nothing to
-//! the other. A build with another layout of the maps has a directory of its own, and the old one goes on until the new
-//! is complete.
-//!
-//! Deliberately not here: updating a link in place, which saves nothing where two programs may be attached at once.
+//! Invariants: whoever comes next adopts the maps as they are and puts its programs behind the links that are there, so
+//! that every socket meets either the old program or the new one. A build with another layout of the maps has a directory
+//! and links of its own, and the old ones go on until the new are complete; a socket that meets both takes no harm,
+//! because what one has translated is nothing to the other.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,7 +13,7 @@ use aya::programs::links::FdLink;
 use aya::programs::{CgroupAttachMode, Program};
 use nix::sys::statfs::{BPF_FS_MAGIC, CGROUP2_SUPER_MAGIC, statfs};
 
-use super::{Capacity, Error, SockConfig, wire};
+use super::{Capacity, Error, SockConfig, link, wire};
 
 /// `bpf/sock.c`, built as `bpf/build` says; CI proves that it is.
 const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/../../bpf/sock.o"));
@@ -48,28 +46,47 @@ pub(super) fn attach(config: &SockConfig) -> Result<Vec<PathBuf>, Error> {
     let mut object = loader.load(OBJECT).map_err(|error| Error::Load(Box::new(error)))?;
     for (name, program) in object.programs_mut() {
         let failed = |source| Error::Attach { program: name.to_owned(), path: config.cgroup.clone(), source };
-        let link = attach_one(program, &cgroup).map_err(failed)?;
-        let (new, place) = (links.join(format!("{name}{NEW}")), links.join(name));
-        // A predecessor may have died between the two steps below.
-        remove_file(&new)?;
-        link.pin(&new).map_err(|error| failed(error.into()))?;
-        fs::rename(&new, &place).map_err(|source| Error::File { path: place.clone(), source })?;
+        let place = links.join(name);
+        load(program).map_err(failed)?;
+        let descriptor = program.fd().map_err(|error| failed(error.into()))?;
+        if !link::replace(&place, &cgroup, descriptor).map_err(|error| failed(error.into()))? {
+            let new = links.join(format!("{name}{NEW}"));
+            // A predecessor may have died between the two steps below.
+            remove_file(&new)?;
+            let link = attach_one(program, &cgroup).map_err(failed)?;
+            link.pin(&new).map_err(|error| failed(error.into()))?;
+            fs::rename(&new, &place).map_err(|source| Error::File { path: place.clone(), source })?;
+        }
         places.push(place);
     }
     Ok(places)
 }
 
-fn attach_one(program: &mut Program, cgroup: &File) -> Result<FdLink, Box<dyn std::error::Error + Send + Sync>> {
+type Refused = Box<dyn std::error::Error + Send + Sync>;
+
+fn load(program: &mut Program) -> Result<(), Refused> {
+    match program {
+        Program::CgroupSockAddr(program) => program.load()?,
+        Program::CgroupSock(program) => program.load()?,
+        Program::SockOps(program) => program.load()?,
+        _ => return Err("a program of a kind that is not known here".into()),
+    }
+    Ok(())
+}
+
+fn attach_one(program: &mut Program, cgroup: &File) -> Result<FdLink, Refused> {
     // A link never excludes others, whatever the mode says.
     let mode = CgroupAttachMode::Single;
     Ok(match program {
         Program::CgroupSockAddr(program) => {
-            program.load()?;
             let link = program.attach(cgroup, mode)?;
             program.take_link(link)?.try_into()?
         }
         Program::CgroupSock(program) => {
-            program.load()?;
+            let link = program.attach(cgroup, mode)?;
+            program.take_link(link)?.try_into()?
+        }
+        Program::SockOps(program) => {
             let link = program.attach(cgroup, mode)?;
             program.take_link(link)?.try_into()?
         }

@@ -25,6 +25,16 @@ pub(crate) struct Gone {
     pub backend: Backend,
 }
 
+/// How many elements there are in each map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Occupancy {
+    pub(super) frontends: usize,
+    pub(super) slots: usize,
+    pub(super) members: usize,
+    pub(super) counters: usize,
+    pub(super) node_addresses: usize,
+}
+
 pub(super) struct Reconciler<M> {
     pub(super) maps: M,
     rows: HashMap<Frontend, Row>,
@@ -210,8 +220,18 @@ impl<M: Maps> Reconciler<M> {
         })
     }
 
-    /// How many elements there are in the maps that can become full: frontends and slots.
-    pub(super) fn occupancy(&self) -> (usize, usize) {
+    pub(super) fn occupancy(&self) -> Occupancy {
+        Occupancy {
+            frontends: self.rows.len(),
+            slots: self.slots,
+            members: self.rows.values().map(|row| row.members.len()).sum(),
+            counters: self.rows.values().filter(|row| row.counted).count(),
+            node_addresses: self.node_addresses.len(),
+        }
+    }
+
+    /// As in [`Occupancy`], of the two that grow with the cluster.
+    pub(super) fn frontends_and_slots(&self) -> (usize, usize) {
         (self.rows.len(), self.slots)
     }
 }
@@ -238,7 +258,8 @@ fn wanted_of<'a>(forwarding: &'a FrontendForwarding, node: &NodeContext) -> Want
     let affinity = forwarding.affinity.filter(|_| verdict == Verdict::Forward);
     let seconds = affinity.map_or(0, |affinity| u32::try_from(affinity.timeout.as_secs()).unwrap_or(u32::MAX).max(1));
     let is_tracked = seconds > 0 || (forwarding.frontend.protocol == Protocol::Udp && !backends.is_empty());
-    Wanted { verdict, backends, affinity_seconds: seconds, is_tracked }
+    let together = affinity.map_or(forwarding.frontend, |affinity| affinity.together);
+    Wanted { verdict, backends, affinity_seconds: seconds, together, is_tracked }
 }
 
 /// What was read, put in order.

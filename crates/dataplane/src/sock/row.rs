@@ -32,6 +32,8 @@ pub(super) struct Wanted<'a> {
     /// Sorted; empty unless the verdict is to forward.
     pub backends: &'a [Backend],
     pub affinity_seconds: u32,
+    /// The frontend by which clients are remembered, if they are.
+    pub together: Frontend,
     /// Clients may stay with a backend.
     pub is_tracked: bool,
 }
@@ -80,6 +82,7 @@ impl Row {
             verdict: wanted.verdict,
             count: u32::try_from(backends.len()).unwrap_or(u32::MAX),
             affinity_seconds: wanted.affinity_seconds,
+            together: wanted.together,
         });
         if head != self.head {
             plan.push(match head {
@@ -139,7 +142,7 @@ mod tests {
 
     fn wanted(backends: &[Backend], affinity_seconds: u32) -> Wanted<'_> {
         let verdict = if backends.is_empty() { Verdict::Reject } else { Verdict::Forward };
-        Wanted { verdict, backends, affinity_seconds, is_tracked: affinity_seconds > 0 }
+        Wanted { verdict, backends, affinity_seconds, together: FRONTEND, is_tracked: affinity_seconds > 0 }
     }
 
     fn carry_out(row: &mut Row, plan: &[Operation]) {
@@ -165,7 +168,7 @@ mod tests {
         let plan = row.plan(FRONTEND, Some(wanted(&before, 0)));
         carry_out(&mut row, &plan);
         let plan = row.plan(FRONTEND, Some(wanted(&after, 0)));
-        let head = Head { verdict: Verdict::Forward, count: 2, affinity_seconds: 0 };
+        let head = Head { verdict: Verdict::Forward, count: 2, affinity_seconds: 0, together: FRONTEND };
         let expected = [
             Operation::Put(Element::Slot(5, 1, backends(&[3])[0])),
             Operation::Put(Element::Frontend(FRONTEND, 5, head)),

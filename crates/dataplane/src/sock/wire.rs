@@ -9,21 +9,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family, Frontend, Place};
 
+use super::Led;
 use super::element::{Head, Verdict};
 
 /// Names the structures below; part of where the maps are pinned.
-pub(super) const LAYOUT: u32 = 1;
+pub(super) const LAYOUT: u32 = 2;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 pub(super) type FrontendKey = [u8; 20];
-pub(super) type FrontendValue = [u8; 36];
+pub(super) type FrontendValue = [u8; 56];
 pub(super) type SlotKey = [u8; 8];
 pub(super) type SlotValue = [u8; 28];
 pub(super) type MemberKey = [u8; 24];
 pub(super) type AddressKey = [u8; 16];
-pub(super) type CounterValue = [u8; 16];
+pub(super) type CounterValue = [u8; 32];
 pub(crate) type ConnectionValue = [u8; 40];
 pub(super) type RefusedBindRecord = [u8; 24];
 
@@ -101,7 +102,7 @@ pub(super) fn frontend_value(key: &FrontendKey, id: u32, head: Head) -> Frontend
         Verdict::Leave => 2,
     };
     let numbers = [id, head.count, head.affinity_seconds, verdict].map(u32::to_ne_bytes);
-    join(&[key, numbers.as_flattened()])
+    join(&[key, numbers.as_flattened(), &frontend_key(head.together).unwrap_or(*key)])
 }
 
 /// The id and the rest; `None` for what this program never writes.
@@ -112,7 +113,8 @@ pub(super) fn read_frontend_value(bytes: &FrontendValue) -> Option<(u32, Head)> 
         2 => Verdict::Leave,
         _ => return None,
     };
-    let head = Head { verdict, count: number(bytes, 24), affinity_seconds: number(bytes, 28) };
+    let together = read_frontend_key(bytes, 36)?;
+    let head = Head { verdict, count: number(bytes, 24), affinity_seconds: number(bytes, 28), together };
     Some((number(bytes, 20), head))
 }
 
@@ -140,9 +142,9 @@ pub(super) fn read_member_key(bytes: &MemberKey) -> (u32, Backend) {
     (number(bytes, 0), read_endpoint(bytes, 4))
 }
 
-/// Connections and datagrams.
-pub(super) fn read_counter(bytes: &CounterValue) -> (u64, u64) {
-    (u64::from_ne_bytes(part(bytes, 0)), u64::from_ne_bytes(part(bytes, 8)))
+pub(super) fn read_counter(bytes: &CounterValue) -> Led {
+    let [connections, datagrams, segments, bytes] = [0, 8, 16, 24].map(|at| u64::from_ne_bytes(part(bytes, at)));
+    Led { connections, datagrams, segments, bytes }
 }
 
 /// A socket's peer, and the address and port it had asked for: never a [`Place::Node`], whatever led to the backend.
@@ -183,7 +185,8 @@ mod tests {
         for (place, protocol) in places.zip([Protocol::Tcp, Protocol::Udp, Protocol::Tcp, Protocol::Udp]) {
             let key = frontend_key(frontend(place, protocol)).unwrap();
             assert_eq!(read_frontend_key(&key, 0), Some(frontend(place, protocol)));
-            let head = Head { verdict: Verdict::Leave, count: 7, affinity_seconds: 10_800 };
+            let together = frontend(Place::Node(Family::V6), Protocol::Udp);
+            let head = Head { verdict: Verdict::Leave, count: 7, affinity_seconds: 10_800, together };
             assert_eq!(read_frontend_value(&frontend_value(&key, 9, head)), Some((9, head)));
         }
         for address in addresses {

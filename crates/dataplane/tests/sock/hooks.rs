@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use crate::bench::{address, ask, bench, forwarding, here, open, service, to, web};
 use crate::lab;
 use portolan_dataplane::sock;
-use portolan_dataplane::sock::{Leads, Led};
+use portolan_dataplane::sock::Leads;
+use portolan_dataplane::{DataPlane, ProxyConfig};
 use portolan_model::Protocol;
-use portolan_model::forwarding::{Affinity, Backend, FrontendForwarding, NodeContext, Target};
-use portolan_testkit::{Dial, Outcome, Transport};
+use portolan_model::forwarding::{Affinity, Backend, Frontend, FrontendForwarding, NodeContext, Place, Target};
+use portolan_testkit::{Dial, Outcome, Transport, say};
 
 #[test]
 fn every_kind_of_socket_reaches_a_backend_and_sees_the_service() {
@@ -93,9 +94,62 @@ fn connections_spread_evenly_and_are_counted() {
                 let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
                 (0..7).for_each(|_| drop(ask(&socket, Some(address("10.96.1.1:80"))).unwrap()));
             });
-            let led: Vec<Led> = sockets.led().into_iter().map(|(_, _, led)| led).collect();
-            let expected = [Led { connections: 1_500, datagrams: 0 }, Led { connections: 0, datagrams: 7 }];
-            assert_eq!(led, expected);
+            let led: Vec<_> = sockets.led().iter().map(|(_, _, led)| (led.connections, led.datagrams)).collect();
+            assert_eq!(led, [(1_500, 0), (0, 7)]);
+        });
+    });
+}
+
+/// The same conversations, led and translated, are the same in numbers.
+#[test]
+fn what_went_over_a_connection_is_counted_as_nftables_counts_it() {
+    bench(|bench| {
+        bench.node().block_on(|| async {
+            let mut snapshot = portolan_model::Snapshot::default();
+            lab::apply(&mut snapshot, lab::OBJECTS);
+            let sockets = Some(bench.config.clone());
+            let config = ProxyConfig { counters: true, sockets, ..lab::config() };
+            let mut plane = DataPlane::open(config).await.unwrap();
+            assert!(plane.synced(&snapshot).await.refused.is_empty());
+            let talk = |asked: SocketAddr| {
+                let stream = Dial::tcp(asked).open().unwrap();
+                assert!(Outcome::greeting(&stream).by().is_some());
+                for line in 0..20 {
+                    assert!(say(&stream, &format!("{line:0>200}")));
+                }
+                stream
+            };
+            for asked in ["10.96.0.1:80", "[fd00:96::1]:80"].map(address) {
+                let frontend =
+                    Frontend { place: Place::Address(asked.ip()), protocol: Protocol::Tcp, port: asked.port() };
+                let led = || plane.led().into_iter().find(|(_, at, _)| *at == frontend).unwrap().2;
+                let streams: Vec<_> = (0..5).map(|_| bench.client("pod-x", || talk(asked))).collect();
+                assert_eq!((led().connections, led().segments, led().bytes), (5, 0, 0), "they have not ended");
+                drop(streams);
+                // A connection has ended when the other side has heard of it.
+                let deadline = Instant::now() + Duration::from_secs(10);
+                while led().bytes < 5 * 2 * 20 * 201 {
+                    assert!(Instant::now() < deadline, "{:?}", led());
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                let led = led();
+                (0..5).for_each(|_| drop(bench.lab.at("pod-x").run(|| talk(asked))));
+                let deadline = Instant::now() + Duration::from_secs(10);
+                let translated = loop {
+                    let counted = plane.traffic(&snapshot).await.unwrap();
+                    let counts = counted.iter().find(|counted| counted.frontend == frontend).unwrap().counts;
+                    // As many as of one conversation that has been ended by both sides.
+                    if counts.packets >= 5 * 48 || Instant::now() > deadline {
+                        break counts;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                };
+                assert_eq!(translated.connections, led.connections);
+                let bytes = led.bytes_with_headers(frontend);
+                let within = |a: u64, b: u64, percent: u64| a.abs_diff(b) * 100 <= percent * b;
+                assert!(within(led.segments, translated.packets, 10), "{led:?} and {translated:?}");
+                assert!(within(bytes, translated.bytes, 5), "{bytes} bytes, and {translated:?}");
+            }
         });
     });
 }
@@ -186,6 +240,29 @@ fn a_session_stays_until_its_backend_goes_or_its_time_is_over() {
                     assert!(Instant::now() < deadline, "the client was still remembered");
                 }
             }
+        });
+    });
+}
+
+#[test]
+fn the_addresses_of_a_port_remember_a_client_together() {
+    bench(|bench| {
+        bench.node().block_on(|| async {
+            let pods = to(&["pod-a", "pod-b", "pod-c"], false);
+            let first = forwarding("10.96.1.1:80", Protocol::Tcp, &pods);
+            let timeout = Duration::from_secs(600);
+            let sticky = |forwarding: FrontendForwarding| FrontendForwarding {
+                affinity: Some(Affinity { timeout, together: first.frontend }),
+                ..forwarding
+            };
+            let others = ["10.203.0.200:80", "node:30080"].map(|at| forwarding(at, Protocol::Tcp, &pods));
+            let all = std::iter::once(first.clone()).chain(others).map(sticky).collect();
+            let _sockets = open(&bench.config, &service("web", all));
+            let node = SocketAddr::new(lab::address("node-1", false), 30_080);
+            let asked = [address("10.96.1.1:80"), address("10.203.0.200:80"), node];
+            let who = |asked: &SocketAddr| bench.dial("pod-x", &Dial::tcp(*asked)).by().unwrap().to_owned();
+            let answers: BTreeSet<String> = asked.iter().cycle().take(30).map(who).collect();
+            assert_eq!(answers.len(), 1, "{answers:?}");
         });
     });
 }

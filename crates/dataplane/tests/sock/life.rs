@@ -1,5 +1,6 @@
 //! What is noticed of changes, restarts, upgrades, full maps and removed backends.
 
+use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -8,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use crate::bench::{Bench, address, ask, bench, forwarding, here, open, service, web};
 use crate::lab;
-use portolan_dataplane::sock::{Capacity, Error, SockConfig, SockLb};
-use portolan_dataplane::{DataPlane, ProxyConfig, sock};
+use aya::programs::links::{FdLink, PinnedLink};
+use portolan_dataplane::sock::{Capacity, Error, Exempt, SockConfig, SockLb};
+use portolan_dataplane::{DataPlane, ProxyConfig, Room, sock};
 use portolan_model::forwarding::{Backend, Target};
 use portolan_model::{Protocol, ServiceId};
-use portolan_testkit::{Dial, Netns, Outcome};
+use portolan_testkit::{Cgroup, Dial, Netns, Outcome};
 
 /// Connects all the time while `work` runs, and gives how often and who answered; every attempt has to succeed.
 fn under_load<T>(bench: &Bench, asked: SocketAddr, work: impl FnOnce() -> T) -> (T, usize) {
@@ -102,6 +104,48 @@ fn death_restart_and_upgrade_are_not_noticed() {
     });
 }
 
+/// The kernel's numbers of each link pinned here and of the program behind it.
+fn links(config: &SockConfig) -> BTreeMap<PathBuf, (u32, u32)> {
+    let directories = below(&config.pin_dir);
+    let links = directories.iter().flat_map(|directory| below(&directory.join("links")));
+    let numbers = |link: &PathBuf| {
+        let link = FdLink::from(PinnedLink::from_pin(link).unwrap());
+        let info = link.info().unwrap();
+        (info.id(), info.program_id())
+    };
+    links.map(|link| (link.clone(), numbers(&link))).collect()
+}
+
+#[test]
+fn an_upgrade_puts_its_programs_behind_the_links_that_are_there() {
+    bench(|bench| {
+        let asked = address("10.96.1.1:80");
+        bench.node().block_on(|| async {
+            let services = web(&["10.96.1.1:80"], &["pod-a", "pod-b"]);
+            let first = open(&bench.config, &services);
+            let before = links(&bench.config);
+            assert!(before.len() >= 10, "{before:?}");
+            let (sockets, connections) = under_load(bench, asked, || {
+                let mut next = SockLb::open(&bench.config).unwrap();
+                assert!(next.apply(&services, &here()).is_empty());
+                let after = links(&bench.config);
+                for (link, (id, program)) in &before {
+                    assert!(after[link].0 == *id && after[link].1 != *program, "{link:?}: {before:?}, then {after:?}");
+                }
+                next
+            });
+            let counted: u64 = sockets.led().iter().map(|(_, _, led)| led.connections).sum();
+            assert_eq!(counted, connections as u64, "each was led, and once");
+            // Sockets of another cgroup need other links.
+            let other = Cgroup::new().unwrap();
+            drop(SockLb::open(&SockConfig { cgroup: other.path().to_owned(), ..bench.config.clone() }).unwrap());
+            let moved = links(&bench.config);
+            assert!(moved.iter().all(|(link, (id, _))| before[link].0 != *id), "{before:?}, then {moved:?}");
+            drop(first);
+        });
+    });
+}
+
 fn below(directory: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(directory).map(|entries| entries.map(|entry| entry.unwrap().path()).collect()).unwrap_or_default()
 }
@@ -137,11 +181,15 @@ fn what_has_no_room_is_named_and_the_rest_is_led() {
             let [(id, Error::Full { .. })] = &*refused else { panic!("{refused:?}") };
             assert_eq!(*id, ServiceId::new("shop", "large"));
             assert_eq!(bench.dial("pod-x", &Dial::tcp(address("10.96.1.1:80"))).by(), Some("pod-a"));
-            assert!(
-                sockets.occupancy()[1].1 <= 4,
-                "what could not be had whole is taken back: {:?}",
-                sockets.occupancy()
-            );
+            // What could not be had whole is taken back.
+            let rooms = sockets.rooms();
+            let room = |map| *rooms.iter().find(|room| room.map == map).unwrap();
+            assert_eq!(room("slots"), Room { map: "slots", used: 2, room: Some(64) });
+            let stream = bench.client("pod-x", || Dial::tcp(address("10.96.1.1:80")).open().unwrap());
+            let held = || sockets.rooms().into_iter().find(|room| room.map == "connections").unwrap();
+            assert_eq!(held(), Room { map: "connections", used: 1, room: Some(64) });
+            drop(stream);
+            assert_eq!(held().used, 0);
         });
     });
 }
@@ -153,14 +201,34 @@ fn a_namespace_can_be_left_out() {
             let exempt = &bench.config.exempt;
             let dial = Dial::tcp(address("10.96.1.1:80")).patience(Duration::from_millis(200));
             let cookies = ["pod-x", "pod-b"].map(|pod| sock::cookie_of(bench.lab.at(pod).file()).unwrap());
-            exempt.add(cookies[0]).unwrap();
+            exempt.add(Exempt::Namespace(cookies[0])).unwrap();
             let _sockets = open(&bench.config, &web(&["10.96.1.1:80"], &["pod-a", "pod-b", "pod-c"]));
             assert_eq!(bench.dial("pod-x", &dial).by(), None, "known before");
             assert!(bench.dial("pod-b", &dial).by().is_some(), "the others are led");
-            exempt.remove(cookies[0]).unwrap();
-            exempt.add(cookies[1]).unwrap();
+            exempt.remove(Exempt::Namespace(cookies[0])).unwrap();
+            exempt.add(Exempt::Namespace(cookies[1])).unwrap();
             assert!(bench.dial("pod-x", &dial).by().is_some());
             assert_eq!(bench.dial("pod-b", &dial).by(), None, "known since");
+        });
+    });
+}
+
+#[test]
+fn a_cgroup_can_be_left_out() {
+    bench(|bench| {
+        bench.node().block_on(|| async {
+            let exempt = &bench.config.exempt;
+            let dial = Dial::tcp(address("10.96.1.1:80")).patience(Duration::from_millis(200));
+            let (root, other) = (bench.cgroup.root(), Cgroup::new().unwrap());
+            let [own, other] = [bench.cgroup.path(), other.path()].map(|path| Exempt::cgroup(root, path).unwrap());
+            let _sockets = open(&bench.config, &web(&["10.96.1.1:80"], &["pod-a"]));
+            exempt.add(other).unwrap();
+            assert_eq!(bench.dial("pod-x", &dial).by(), Some("pod-a"), "another cgroup is left out");
+            exempt.add(own).unwrap();
+            assert_eq!(bench.dial("pod-x", &dial).by(), None);
+            exempt.remove(own).unwrap();
+            assert_eq!(bench.dial("pod-x", &dial).by(), Some("pod-a"));
+            assert!(Exempt::cgroup(root, root).is_err(), "that would be everybody");
         });
     });
 }
@@ -266,10 +334,10 @@ fn nftables_forwards_whoever_is_not_led() {
             assert_eq!(led(&plane), 1);
             assert!(bench.lab.at("pod-x").run(|| asked.once()).by().is_some(), "not in the cgroup");
             let cookie = sock::cookie_of(bench.lab.at("pod-x").file()).unwrap();
-            bench.config.exempt.add(cookie).unwrap();
+            bench.config.exempt.add(Exempt::Namespace(cookie)).unwrap();
             assert!(bench.dial("pod-x", &asked).by().is_some(), "left out");
             assert_eq!(led(&plane), 1);
-            bench.config.exempt.remove(cookie).unwrap();
+            bench.config.exempt.remove(Exempt::Namespace(cookie)).unwrap();
             // Somebody takes the programs off and empties a map; the audit finds it.
             for link in below(&below(&bench.config.pin_dir)[0].join("links")) {
                 std::fs::remove_file(link).unwrap();
