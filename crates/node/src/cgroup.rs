@@ -8,6 +8,12 @@ use std::path::{Component, Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
 
+/// The path of a pod's cgroup in each hierarchy; its containers' are below it.
+#[must_use]
+pub fn of_pod(parent: &str, uid: &str) -> String {
+    format!("{}/pod{uid}", parent.trim_end_matches('/'))
+}
+
 /// The directories that stand for `path` (as `/parent/pod`) in each hierarchy mounted under `/sys/fs/cgroup`.
 fn directories(path: &str) -> Vec<PathBuf> {
     let relative = path.trim_start_matches('/');

@@ -23,6 +23,7 @@ pub mod pod;
 mod shim;
 mod sweep;
 
-pub use agent::{AgentConfig, Capacity, Error, LEASE_EXPIRY, Sandboxes, TlsIdentity, drain, run};
+pub use agent::{AgentConfig, Capacity, Changes, Error, LEASE_EXPIRY, Sandboxes, TlsIdentity, drain, run};
+pub use cgroup::of_pod as cgroup_of;
 pub use shim::try_reexec;
 pub use sweep::sweep;

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use ipnet::IpNet;
+use portolan_dataplane::sock::SockConfig;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -48,6 +49,10 @@ pub(crate) struct Config {
     /// Sockets of processes in this cgroup (of the v2 hierarchy, with a leading slash) and below are led to a Service's
     /// endpoint when they connect; absent: none are.
     pub(crate) socket_lb: Option<String>,
+    /// How long TCP connections of led sockets may go on after their backend left the Service; absent: for ever.
+    pub(crate) socket_lb_end_tcp_after_seconds: Option<u64>,
+    /// Where `/metrics` answers.
+    pub(crate) metrics_bind_address: SocketAddr,
     pub(crate) cluster_dns: Vec<IpAddr>,
     pub(crate) cluster_domain: String,
     /// Sources within these are pods: they keep their address on the way to a Service.
@@ -87,7 +92,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let keeping_pods = shutdown.child_token();
     let (renewed, renewals) = watch::channel(Instant::now());
     let mut parts = JoinSet::new();
-    let sockets = sockets::config(config.socket_lb.as_deref(), sockets::SMALL);
+    let end_tcp_after = config.socket_lb_end_tcp_after_seconds.map(Duration::from_secs);
+    let sockets = sockets::config(config.socket_lb.as_deref(), sockets::SMALL)
+        .map(|sockets| SockConfig { end_tcp_after, ..sockets });
     let pods = portolan_node::AgentConfig {
         node_name: config.node_name.clone(),
         state_dir: config.state_dir.clone(),
@@ -106,7 +113,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         },
         labels: BTreeMap::new(),
         capacity: portolan_node::Capacity::default(),
-        sandboxes: sockets.as_ref().map(|sockets| LeftOut::new(sockets.exempt.clone()) as _),
+        sandboxes: sockets.as_ref().map(|sockets| LeftOut::new(sockets.exempt.clone(), &config.cgroup_parent) as _),
     };
     let plane = service_plane::Config {
         node_name: config.node_name.clone(),
@@ -116,6 +123,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         cluster_domain: config.cluster_domain.clone(),
         dns_upstreams: config.dns_upstreams.clone(),
         sockets,
+        metrics: config.metrics_bind_address,
     };
     {
         let (client, pods, ending) = (client.clone(), pods.clone(), keeping_pods.clone());

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::fence::Fence;
-use crate::plane::{self, Follower, HEALTHZ_PORT, METRICS_PORT};
+use crate::plane::{self, Follower, HEALTHZ_PORT};
 
 const AUDIT_PERIOD: Duration = Duration::from_secs(60);
 /// How soon publishing the node's DNS is tried again: the Node may not be registered yet, or the API away.
@@ -40,6 +40,7 @@ pub(crate) struct Config {
     pub(crate) cluster_domain: String,
     pub(crate) dns_upstreams: Vec<SocketAddr>,
     pub(crate) sockets: Option<SockConfig>,
+    pub(crate) metrics: SocketAddr,
 }
 
 /// Runs until told to stop. What is in the kernel stays: connections outlive this process.
@@ -64,7 +65,7 @@ pub(crate) async fn run(
         scope: Scope::Everything,
         audit_period: AUDIT_PERIOD,
         healthz: Some((config.node_address, HEALTHZ_PORT).into()),
-        metrics: Some((config.node_address, METRICS_PORT).into()),
+        metrics: Some(config.metrics),
         must_bind: false,
     };
     plane::run(client, settings, kernel, follower, shutdown).await

@@ -1,7 +1,7 @@
 //! An agent's part in socket load balancing: where it works on this machine, and which pods are left out of it.
 //!
-//! Invariant: a pod that asks to be left out is so before its first container starts. Only a pod with a network of its own
-//! can be: sockets in the node's network are the node's.
+//! Invariant: a pod that asks to be left out is so before its first container starts: by its network if it has one of its
+//! own, and otherwise by its cgroup, because the node's network is everybody's there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
-use portolan_dataplane::sock::{self, Capacity, Exemptions, SockConfig};
+use portolan_dataplane::sock::{self, Capacity, Exempt, Exemptions, SockConfig};
 use portolan_node::Sandboxes;
 
 use crate::up::cgroup;
@@ -58,22 +58,37 @@ pub(crate) fn cleanup() -> Result<(), sock::Error> {
     sock::cleanup(Path::new(PINS))
 }
 
-/// Puts the network namespaces of pods that ask for it on the list of those that are left out.
+/// Puts pods that ask for it on the list of those that are left out.
 #[derive(Debug)]
 pub(crate) struct LeftOut {
     exempt: Exemptions,
-    namespaces: Mutex<HashMap<String, u64>>,
+    /// Of the pods' cgroups, in each hierarchy.
+    cgroup_parent: String,
+    /// By the pods' uids.
+    pods: Mutex<HashMap<String, Exempt>>,
 }
 
 impl LeftOut {
-    pub(crate) fn new(exempt: Exemptions) -> Arc<Self> {
-        Arc::new(Self { exempt, namespaces: Mutex::default() })
+    pub(crate) fn new(exempt: Exemptions, cgroup_parent: &str) -> Arc<Self> {
+        Arc::new(Self { exempt, cgroup_parent: cgroup_parent.to_owned(), pods: Mutex::default() })
     }
 
-    fn add(&self, uid: &str, process: u32) -> Result<(), Box<dyn std::error::Error>> {
+    fn add(&self, uid: &str, exempt: Exempt) -> Result<(), Box<dyn std::error::Error>> {
+        self.pods.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), exempt);
+        Ok(self.exempt.add(exempt)?)
+    }
+
+    fn add_namespace(&self, uid: &str, process: u32) -> Result<(), Box<dyn std::error::Error>> {
         let namespace = sock::cookie_of(&File::open(format!("/proc/{process}/ns/net"))?)?;
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).insert(uid.to_owned(), namespace);
-        Ok(self.exempt.add(namespace)?)
+        self.add(uid, Exempt::Namespace(namespace))
+    }
+
+    /// Makes the pod's cgroup, so that it has a number; its containers' will be below it.
+    fn add_cgroup(&self, uid: &str) -> Result<(), Box<dyn std::error::Error>> {
+        let root = cgroup::v2_root()?.ok_or("no cgroup v2 is mounted")?;
+        let directory = root.join(portolan_node::cgroup_of(&self.cgroup_parent, uid).trim_start_matches('/'));
+        std::fs::create_dir_all(&directory)?;
+        self.add(uid, Exempt::cgroup(&root, &directory)?)
     }
 }
 
@@ -86,11 +101,11 @@ impl Sandboxes for LeftOut {
         };
         match value.map(String::as_str) {
             None | Some("true") => {}
-            Some("false") if pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true) => {
-                tracing::warn!("pod {}: {ANNOTATION} has no effect on a pod in the node's own network", name());
-            }
             Some("false") => {
-                if let Err(error) = self.add(pod.metadata.uid.as_deref().unwrap_or_default(), process) {
+                let uid = pod.metadata.uid.as_deref().unwrap_or_default();
+                let is_on_node = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
+                let added = if is_on_node { self.add_cgroup(uid) } else { self.add_namespace(uid, process) };
+                if let Err(error) = added {
                     tracing::warn!("pod {} cannot be left out of socket load balancing: {error}", name());
                 }
             }
@@ -101,9 +116,9 @@ impl Sandboxes for LeftOut {
     }
 
     fn closed(&self, uid: &str) {
-        let namespace = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
-        if let Some(Err(error)) = namespace.map(|namespace| self.exempt.remove(namespace)) {
-            tracing::debug!(%error, "a namespace that is gone stays listed");
+        let exempt = self.pods.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+        if let Some(Err(error)) = exempt.map(|exempt| self.exempt.remove(exempt)) {
+            tracing::debug!(%error, "what a pod had that is gone stays listed");
         }
     }
 }

@@ -100,7 +100,7 @@ impl Host {
     }
 
     pub(super) fn cgroup(&self, uid: &str) -> String {
-        format!("{}/pod{uid}", self.config.cgroup_parent.trim_end_matches('/'))
+        cgroup::of_pod(&self.config.cgroup_parent, uid)
     }
 
     fn ipam(&self) -> MutexGuard<'_, Option<Ipam>> {

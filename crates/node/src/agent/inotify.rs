@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// The changes since it was made, or since they were last asked for.
-pub(super) struct Changes(AsyncFd<Descriptor>);
+pub struct Changes(AsyncFd<Descriptor>);
 
 struct Descriptor(Inotify);
 
@@ -23,7 +23,7 @@ impl Changes {
     /// # Errors
     /// When the directory is not there, or the user's inotify instances are used up.
     #[allow(unsafe_code, reason = "tokio asks for a promise that the descriptor stays the same")]
-    pub(super) fn of(directory: &Path, flags: AddWatchFlags) -> io::Result<Self> {
+    pub fn of(directory: &Path, flags: AddWatchFlags) -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
         inotify.add_watch(directory, flags)?;
         // SAFETY: `Descriptor` owns its descriptor and gives out no other while it lives.
@@ -32,7 +32,9 @@ impl Changes {
     }
 
     /// Waits for changes, and takes in all that there are: what changed, the caller looks for itself.
-    pub(super) async fn next(&mut self) -> io::Result<()> {
+    /// # Errors
+    /// When the kernel tells nothing any more.
+    pub async fn next(&mut self) -> io::Result<()> {
         let mut ready = self.0.readable().await?;
         // To the end: the kernel does not tell again of what it still holds.
         while ready.get_inner().0.read_events().is_ok() {}

@@ -49,7 +49,7 @@ use crate::net::{masquerade_egress, routes};
 use crate::shim::{Request, ShimEvent};
 use hooks::Target;
 use host::{Adopted, Host, adopt_one};
-use inotify::Changes;
+pub use inotify::Changes;
 use worker::Seen;
 
 /// What a node agent is told at its start.

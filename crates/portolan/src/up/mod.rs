@@ -39,6 +39,7 @@ use self::fabric::Fabric;
 use self::plan::Plan;
 use self::room::{MachineRoom, NodeSettings};
 use crate::clean;
+use crate::plane::METRICS_PORT;
 
 /// How long a start may take before it is given up, with what was missing.
 const READY_DEADLINE: Duration = Duration::from_secs(120);
@@ -94,6 +95,13 @@ pub(crate) struct Arguments {
     /// Lead sockets of nodes and pods to a Service's endpoint when they connect, instead of translating their packets
     #[arg(long, default_value_t = true, action = clap::ArgAction::Set, value_name = "true|false")]
     socket_lb: bool,
+    /// End TCP connections of led sockets so long after their backend left the Service; it breaks clients that wait for
+    /// what the backend is still finishing [default: never]
+    #[arg(long, value_name = "SECONDS")]
+    socket_lb_end_tcp_after: Option<u64>,
+    /// Where each node answers /metrics and /proxyMode; 0.0.0.0:10249 shows them to whoever reaches a node
+    #[arg(long, value_name = "ADDRESS:PORT", default_value_t = SocketAddr::from((Ipv4Addr::LOCALHOST, METRICS_PORT)))]
+    metrics_bind_address: SocketAddr,
 }
 
 fn parse_ports(text: &str) -> Result<(u16, u16)> {

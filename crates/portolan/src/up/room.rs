@@ -60,6 +60,8 @@ impl NodeSettings {
             image_dir: data_dir::images(&arguments.data_dir),
             cgroup_parent: format!("/{CGROUP}/{}/pods", node.name),
             socket_lb: arguments.socket_lb.then(|| format!("/{CGROUP}/{}", node.name)),
+            socket_lb_end_tcp_after_seconds: arguments.socket_lb_end_tcp_after,
+            metrics_bind_address: arguments.metrics_bind_address,
             cluster_dns: vec![plan.cluster_dns.into()],
             cluster_domain: arguments.cluster_domain.clone(),
             pod_cidrs: vec![plan.pod_cidr.into()],

@@ -20,12 +20,18 @@ fn asked_by(client: IpAddr) -> BTreeSet<IpAddr> {
 
 /// Makes one request from a new pod, and says whom its node saw it ask.
 fn request(api: &Api, name: &str, annotations: &Value, service: IpAddr) -> BTreeSet<IpAddr> {
+    request_in(api, false, name, annotations, service)
+}
+
+/// As [`request`]; in the node's network, other requests of the node are seen too.
+fn request_in(api: &Api, host: bool, name: &str, annotations: &Value, service: IpAddr) -> BTreeSet<IpAddr> {
     api.post(
         "/api/v1/namespaces/default/pods",
         &json!({
             "metadata": { "name": name, "annotations": annotations },
             "spec": {
                 "restartPolicy": "Never",
+                "hostNetwork": host,
                 "containers": [{ "name": "ask", "image": "portolan/workload", "args": ["get", format!("http://{service}/")] }],
             },
         }),
@@ -62,6 +68,10 @@ fn pods_are_led_unless_they_say_no() {
             assert_eq!(request(api, "led", &json!({}), service), BTreeSet::from([endpoint]));
             let no = json!({ "portolan.dev/socket-lb": "false" });
             assert_eq!(request(api, "left-out", &no, service), BTreeSet::from([service]));
+            let asked = request_in(api, true, "led-on-node", &json!({}), service);
+            assert!(!asked.contains(&service), "{asked:?}");
+            let asked = request_in(api, true, "left-out-on-node", &no, service);
+            assert!(asked.contains(&service), "{asked:?}");
         });
     });
 }
