@@ -6,11 +6,12 @@
 //!
 //! Deliberately not here: what kube-proxy made. Whoever changes over runs `kube-proxy --cleanup` first.
 
+mod changed;
 mod config;
 mod conntrack;
 
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -28,6 +29,9 @@ pub(crate) struct Arguments {
     /// A KubeProxyConfiguration file; most flags have no effect beside it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Write the configuration that the flags or the file come to as a KubeProxyConfiguration, and end
+    #[arg(long, value_name = "FILE")]
+    write_config_to: Option<PathBuf>,
     /// The name of the Node that this runs on [default: this machine's]
     #[arg(long, value_name = "NODE")]
     hostname_override: Option<String>,
@@ -80,9 +84,17 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         }
         return Ok(());
     }
-    let configuration = read(&arguments)?;
+    let text = match &arguments.config {
+        Some(path) => Some(std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?),
+        None => None,
+    };
+    let configuration = read(&arguments, text.as_deref())?;
     for warning in &configuration.warnings {
         tracing::warn!("{warning}");
+    }
+    if let Some(path) = &arguments.write_config_to {
+        let text = config::write(&configuration).context("cannot say the configuration in YAML")?;
+        return std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()));
     }
     let node_name = match arguments.hostname_override.as_deref().map(str::trim) {
         Some("") => anyhow::bail!("--hostname-override is empty; name the Node that this runs on, or leave it out"),
@@ -139,16 +151,31 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         ended = &mut running => return ended,
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
+        path = other_configuration(arguments.config.as_deref(), text.as_deref()) => {
+            shutdown.cancel();
+            running.await?;
+            anyhow::bail!("{} has changed; ending, to be started again and go by it", path.display());
+        }
     }
     shutdown.cancel();
     running.await
 }
 
-fn read(arguments: &Arguments) -> Result<Configuration> {
-    let Some(path) = &arguments.config else {
+/// Waits until the file says something else than it did.
+async fn other_configuration<'a>(path: Option<&'a Path>, text: Option<&str>) -> &'a Path {
+    if let Some((path, text)) = path.zip(text) {
+        match changed::changed(path, text).await {
+            Ok(()) => return path,
+            Err(error) => tracing::warn!("changes of {} will not be noticed: {error}", path.display()),
+        }
+    }
+    std::future::pending().await
+}
+
+fn read(arguments: &Arguments, text: Option<&str>) -> Result<Configuration> {
+    let Some((path, text)) = arguments.config.as_deref().zip(text) else {
         return Ok(config::from_flags(&arguments.flags)?);
     };
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    config::from_file(&text, &arguments.flags)
+    config::from_file(text, &arguments.flags)
         .with_context(|| format!("the configuration in {} cannot be used", path.display()))
 }

@@ -148,9 +148,11 @@ const FLAGS: &[Flag] = &[
     ),
 ];
 
-/// Known, so that nobody's command line has to change, and hidden, because they do nothing.
+/// Known, so that nobody's command line has to change, and hidden, because they do nothing or are deprecated.
 const ACCEPTED: &[Flag] = &[
     flag("feature-gates", "featureGates", Form::Gates, ""),
+    flag("healthz-port", "healthzPort", Form::Number, ""),
+    flag("metrics-port", "metricsPort", Form::Number, ""),
     flag("kube-api-content-type", "clientConnection.contentType", Form::Text, ""),
     flag("kube-api-burst", "clientConnection.burst", Form::Number, ""),
     flag("kube-api-qps", "clientConnection.qps", Form::Number, ""),

@@ -12,6 +12,7 @@
 
 mod flags;
 mod section;
+mod write;
 
 use std::cell::RefCell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -24,6 +25,7 @@ use serde_json::{Map, Value};
 
 pub(crate) use flags::Flags;
 use section::{Findings, Section};
+pub(super) use write::write;
 
 use crate::plane::{HEALTHZ_PORT, METRICS_PORT};
 
@@ -296,6 +298,17 @@ fn node_port_addresses(root: &mut Section<'_>) -> NodePortAddresses {
             ),
         }
     }
+    let everywhere = [IpNet::V4(Ipv4Net::default()), IpNet::V6(Ipv6Net::default())];
+    for (all, family) in everywhere.into_iter().zip(["IPv4", "IPv6"]) {
+        if !networks.iter().any(|network| network.addr().is_ipv4() == all.addr().is_ipv4()) {
+            let message = format!(
+                "names no {family} network, so NodePorts answer on all of the node's {family} addresses, as with \
+                 kube-proxy; add one to say where"
+            );
+            root.warning(NAME, message);
+            networks.push(all);
+        }
+    }
     NodePortAddresses::In(networks)
 }
 
@@ -317,20 +330,31 @@ fn servers(root: &mut Section<'_>) -> (Option<SocketAddr>, Option<SocketAddr>) {
         IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
         IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
     };
-    let mut address = |name: &'static str, default: IpAddr, port: u16| match root.switchable_text(name) {
-        None => Some(SocketAddr::new(default, port)),
-        Some(None) => None,
-        Some(Some(text)) => {
-            let parsed = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
-            let alone = text.trim_matches(['[', ']']).parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port));
-            let found = parsed.or(alone);
-            if found.is_none() {
-                root.error(name, format_args!("{text:?} is no address with a port, as in 0.0.0.0:{port}"));
+    let mut address = |name: &'static str, old: &'static str, default: IpAddr, port: u16| {
+        // Of the port alone there is a flag, and no field.
+        let port = match root.given_by_flag(old).then(|| root.integer(old, 0..=65_535)).flatten() {
+            Some(0) => return None,
+            Some(port) => u16::try_from(port).unwrap_or_default(),
+            None => port,
+        };
+        match root.switchable_text(name) {
+            None => Some(SocketAddr::new(default, port)),
+            Some(None) => None,
+            Some(Some(text)) => {
+                let parsed = text.parse::<SocketAddr>().ok().filter(|address| address.port() != 0);
+                let alone = text.trim_matches(['[', ']']).parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port));
+                let found = parsed.or(alone);
+                if found.is_none() {
+                    root.error(name, format_args!("{text:?} is no address with a port, as in 0.0.0.0:{port}"));
+                }
+                found
             }
-            found
         }
     };
-    (address("healthzBindAddress", everywhere, HEALTHZ_PORT), address("metricsBindAddress", here, METRICS_PORT))
+    (
+        address("healthzBindAddress", "healthzPort", everywhere, HEALTHZ_PORT),
+        address("metricsBindAddress", "metricsPort", here, METRICS_PORT),
+    )
 }
 
 fn conntrack(root: &mut Section<'_>) -> Conntrack {

@@ -48,6 +48,11 @@ impl<'a> Section<'a> {
         if self.path.is_empty() { name.to_owned() } else { format!("{}.{name}", self.path) }
     }
 
+    /// Whether the field is there and stands for a flag.
+    pub(super) fn given_by_flag(&self, name: &str) -> bool {
+        self.fields.contains_key(name) && self.findings.borrow().flags.contains_key(&self.path(name))
+    }
+
     fn take(&mut self, name: &'static str) -> Option<Value> {
         self.known.insert(name);
         self.fields.remove(name).filter(|value| !value.is_null())

@@ -158,7 +158,7 @@ fn a_file_and_the_flags_that_say_the_same_are_the_same() {
          clusterCIDR: 10.0.0.0/8,fd00::/8\n\
          mode: nftables\n\
          nftables: {masqueradeAll: true, masqueradeBit: 15, syncPeriod: 1m}\n\
-         nodePortAddresses: [192.0.2.0/24]\n\
+         nodePortAddresses: [192.0.2.0/24, 'fd00::/8']\n\
          healthzBindAddress: '[::]:1'\n\
          metricsBindAddress: 127.0.0.2\n\
          bindAddressHardFail: true\n\
@@ -173,7 +173,7 @@ fn a_file_and_the_flags_that_say_the_same_are_the_same() {
         "--masquerade-all",
         "--iptables-masquerade-bit=15",
         "--iptables-sync-period=1m",
-        "--nodeport-addresses=192.0.2.0/24",
+        "--nodeport-addresses=192.0.2.0/24,fd00::/8",
         "--healthz-bind-address=[::]:1",
         "--metrics-bind-address=127.0.0.2",
         "--bind-address-hard-fail",
@@ -206,6 +206,7 @@ fn a_file_and_the_flags_that_say_the_same_are_the_same() {
                 node_port_addresses: In(
                     [
                         192.0.2.0/24,
+                        fd00::/8,
                     ],
                 ),
                 sync_period: 60s,
@@ -295,7 +296,7 @@ fn what_does_not_apply_is_named_once() {
          bindAddress: 192.0.2.1\n\
          clientConnection: {qps: 5.5}\n\
          winkernel: {enableDSR: true}\n\
-         nodePortAddresses: [localhost, 10.0.0.0/8]\n\
+         nodePortAddresses: [localhost, 10.0.0.0/8, 'fd00::/8']\n\
          nodeportAddresses: [primary]\n\
          nftables: {colour: red}\n",
     )));
@@ -366,12 +367,35 @@ fn node_ports_answer_where_they_are_told_to() {
     let networks = |list: &[&str]| NodePortAddresses::In(list.iter().map(|text| text.parse().unwrap()).collect());
     assert_eq!(read("[10.1.2.3/8, 'fd00::/8']"), networks(&["10.0.0.0/8", "fd00::/8"]));
     assert_eq!(read("[all]"), networks(&["0.0.0.0/0", "::/0"]));
+    assert_eq!(read("[10.0.0.0/8]"), networks(&["10.0.0.0/8", "::/0"]), "as kube-proxy takes it");
+    expect![[r#"
+        nodePortAddresses: names no IPv6 network, so NodePorts answer on all of the node's IPv6 addresses, as with kube-proxy; add one to say where"#]]
+    .assert_eq(&told(file("nodePortAddresses: [10.0.0.0/8]")));
+}
+
+#[test]
+fn what_is_written_can_be_read_again() {
+    for arguments in [
+        &[][..],
+        &["--cluster-cidr=10.244.0.0/16,fd00::/64", "--masquerade-all", "--iptables-masquerade-bit=3"],
+        &["--detect-local-mode=BridgeInterface", "--pod-bridge-interface=cni0", "--kubeconfig=/k", "--oom-score-adj=0"],
+        &["--detect-local-mode=NodeCIDR", "--nodeport-addresses=10.0.0.0/8,fd00::/8", "--iptables-sync-period=1500ms"],
+        &["--conntrack-max-per-core=0", "--conntrack-udp-timeout=10s", "--conntrack-tcp-timeout-close-wait=0"],
+        &["--healthz-port=1", "--metrics-bind-address=[::1]:2", "--bind-address-hard-fail"],
+    ] {
+        let configuration = from_flags(&flags(arguments)).unwrap();
+        let text = write(&configuration).unwrap();
+        assert_eq!(from_file(&text, &Flags::default()).unwrap(), configuration, "{text}");
+    }
 }
 
 #[test]
 fn servers_can_be_switched_off_by_flags() {
     let read = from_flags(&flags(&["--healthz-bind-address=", "--metrics-bind-address", ""])).unwrap();
     assert_eq!((read.healthz, read.metrics), (None, None));
+    let read = from_flags(&flags(&["--healthz-port=0", "--metrics-port=9"])).unwrap();
+    assert_eq!((read.healthz, read.metrics), (None, "127.0.0.1:9".parse().ok()));
+    assert!(told(file("healthzPort: 9")).contains("no such fields"));
     let six = file("bindAddress: '::'").unwrap();
     assert_eq!((six.healthz, six.metrics), ("[::]:10256".parse().ok(), "[::1]:10249".parse().ok()));
 }
