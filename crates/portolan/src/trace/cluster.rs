@@ -2,19 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context, Result, bail};
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::ServiceCIDR;
 use kube::api::ListParams;
 use kube::{Api, Client, Resource, ResourceExt};
-use portolan_model::forwarding::{FrontendForwarding, NodeContext, Place as At, Target, compile};
+use portolan_dataplane::trace::{End, Outcome};
+use portolan_model::forwarding::{Backend, Flow, NodeContext, Outcome as Becomes, Possible, Table, trace};
 use portolan_model::{Event, Protocol, ServiceId, Snapshot, translate};
 use serde::de::DeserializeOwned;
 
 use super::ask::{Destination, Place, Transport};
+use super::kernel::Question;
 use crate::sockets::ANNOTATION;
 
 pub(super) struct Cluster {
@@ -31,11 +34,22 @@ pub(super) struct Who {
     pub(super) unled: bool,
 }
 
-/// What one of a Service's frontends should lead to, for insiders and for outsiders.
+/// The node that a packet comes to, as far as it is known how it is set up.
+pub(super) struct Receiver<'a> {
+    pub(super) name: &'a str,
+    pub(super) own_addresses: &'a [IpAddr],
+    /// It is one of `up`'s, whose settings are known.
+    pub(super) is_ours: bool,
+}
+
+/// What may become of a packet by what the API says, one for each way the node may be set up.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Desired {
-    pub(super) service: ServiceId,
-    forwarding: FrontendForwarding,
+pub(super) struct Expected {
+    outcomes: Vec<Becomes>,
+    /// The Service that has the destination.
+    pub(super) service: Option<ServiceId>,
+    /// A client may have been given one of the backends to stay with.
+    stays: bool,
 }
 
 impl Cluster {
@@ -120,56 +134,103 @@ impl Cluster {
         Some(Who { name: format!("node {}", node.name), node: Some(node.name.to_string()), unled: false })
     }
 
-    /// What the Services say of an address and port on the node.
-    pub(super) fn desired(&self, node: &str, to: SocketAddr, transport: Transport) -> Option<Desired> {
-        let node = NodeContext::from_snapshot(&self.snapshot, node, &[]);
-        let found = |service: &portolan_model::Service| {
-            let (forwarding, _) = compile(&self.snapshot, &service.id, &node);
-            let mut frontends = forwarding.frontends.into_iter();
-            let forwarding = frontends.find(|forwarding| {
-                let frontend = forwarding.frontend;
-                let here = match frontend.place {
-                    At::Address(address) => address == to.ip(),
-                    At::Node(_) => {
-                        frontend.family() == portolan_model::forwarding::Family::of(to.ip())
-                            && node.node_port_addresses.contains(&to.ip())
-                    }
-                };
-                here && frontend.port == to.port() && self::transport(frontend.protocol) == transport
-            })?;
-            Some(Desired { service: service.id.clone(), forwarding })
+    /// What the API's objects ask of the node for a packet that comes in by the link; `None` for a protocol that no Service
+    /// has.
+    pub(super) fn expect(&self, receiver: &Receiver<'_>, question: &Question, link: Option<&str>) -> Option<Expected> {
+        let protocol = match question.transport {
+            Transport::Tcp => Protocol::Tcp,
+            Transport::Udp => Protocol::Udp,
+            Transport::Sctp => Protocol::Sctp,
+            Transport::Icmp => return None,
         };
-        // Of several that ask for it, the first by name has it.
-        self.snapshot.services().find_map(found)
+        let source = question.source?;
+        let flow = Flow { source, link, protocol, destination: question.destination, port: question.port };
+        let mut node = NodeContext::from_snapshot(&self.snapshot, receiver.name, &[]);
+        node.own_addresses.retain(|address| !receiver.own_addresses.contains(address));
+        node.own_addresses.splice(..0, receiver.own_addresses.iter().copied());
+        let table = Table::compile(&self.snapshot, &node);
+        let mut outcomes: Vec<Becomes> = Vec::new();
+        for node in self.contexts(&node, receiver, source) {
+            let outcome = trace(&table, &node, flow);
+            if !outcomes.contains(&outcome) {
+                outcomes.push(outcome);
+            }
+        }
+        let service = outcomes.iter().find_map(|outcome| match outcome {
+            Becomes::Forward { service, .. } => Some(service.clone()),
+            Becomes::Reject { service } | Becomes::Drop { service } => service.clone(),
+            Becomes::Pass => None,
+        });
+        let known = service.as_ref().and_then(|service| self.snapshot.service(service));
+        let stays = known.is_some_and(|service| service.affinity.is_some());
+        Some(Expected { outcomes, service, stays })
+    }
+
+    /// The node in each way that it may be set up.
+    fn contexts(&self, node: &NodeContext, receiver: &Receiver<'_>, source: IpAddr) -> Vec<NodeContext> {
+        if receiver.is_ours {
+            let pod_networks = self.snapshot.nodes().flat_map(|node| node.pod_cidrs.iter().copied()).collect();
+            return vec![NodeContext { pod_networks, ..node.clone() }];
+        }
+        // Sources may be told by their address or their link, or not at all; and NodePorts may be anywhere.
+        let nobody: IpAddr = if source.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let mut contexts = Vec::new();
+        for pod_networks in [vec![], vec![IpNet::from(source)], vec![IpNet::from(nobody)]] {
+            for masquerade_all in [false, true] {
+                for node_port_addresses in [&node.node_port_addresses, &node.own_addresses] {
+                    contexts.push(NodeContext {
+                        pod_networks: pod_networks.clone(),
+                        masquerade_all,
+                        node_port_addresses: node_port_addresses.clone(),
+                        ..node.clone()
+                    });
+                }
+            }
+        }
+        contexts
     }
 }
 
-impl Desired {
-    /// Whether it may come to this: some or no backends, for an insider or an outsider.
-    pub(super) fn admits(&self, backends: &BTreeSet<SocketAddr>) -> bool {
-        let of = |target: &Target| -> BTreeSet<SocketAddr> {
-            target.backends().iter().map(|backend| SocketAddr::new(backend.address, backend.port)).collect()
-        };
-        let shut_out = backends.is_empty() && !self.forwarding.sources.is_empty();
-        // A client with a session gets one of them.
-        let stays =
-            |of: &BTreeSet<_>| self.forwarding.affinity.is_some() && !backends.is_empty() && backends.is_subset(of);
-        shut_out
-            || [&self.forwarding.inside, &self.forwarding.outside]
-                .into_iter()
-                .map(of)
-                .any(|of| of == *backends || stays(&of))
+impl Expected {
+    /// Whether the kernel's ends are what one of the ways comes to: backends and under whose address, refusal, silence.
+    pub(super) fn admits(&self, ends: &[End]) -> bool {
+        let all = |is: fn(&Outcome) -> bool| !ends.is_empty() && ends.iter().all(|end| is(&end.outcome));
+        self.outcomes.iter().any(|outcome| match outcome {
+            Becomes::Forward { backends, .. } => self.admits_backends(backends, ends),
+            Becomes::Reject { .. } => all(|outcome| *outcome == Outcome::Refused),
+            Becomes::Drop { .. } => all(|outcome| *outcome == Outcome::Dropped),
+            Becomes::Pass => all(|outcome| *outcome == Outcome::Passed),
+        })
     }
 
-    /// In words, for insiders and where it differs for others.
+    fn admits_backends(&self, backends: &[Possible], ends: &[End]) -> bool {
+        let place = |backend: Backend| SocketAddr::new(backend.address, backend.port);
+        let wanted: BTreeSet<_> = backends.iter().map(|to| (place(to.backend), to.masquerade)).collect();
+        let found: Option<BTreeSet<_>> = ends
+            .iter()
+            .map(|end| match &end.outcome {
+                Outcome::To { backend, masqueraded } => Some((*backend, masqueraded.is_some())),
+                _ => None,
+            })
+            .collect();
+        found.is_some_and(|found| found == wanted || (self.stays && !found.is_empty() && found.is_subset(&wanted)))
+    }
+
+    /// In words, what it should come to.
     pub(super) fn text(&self) -> String {
-        let of = |target: &Target| match target {
-            Target::Forward(backends) => backends.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-            Target::Reject => "a refusal".to_owned(),
-            Target::Drop => "nothing".to_owned(),
+        let of = |outcome: &Becomes| match outcome {
+            Becomes::Forward { backends, .. } => {
+                let text = |to: &Possible| match to.masquerade {
+                    true => format!("{} under the node's address", to.backend),
+                    false => to.backend.to_string(),
+                };
+                format!("go to {}", backends.iter().map(text).collect::<Vec<_>>().join(" or "))
+            }
+            Becomes::Reject { .. } => "be refused".to_owned(),
+            Becomes::Drop { .. } => "be dropped".to_owned(),
+            Becomes::Pass => "be none of Portolan's concern".to_owned(),
         };
-        let (inside, outside) = (of(&self.forwarding.inside), of(&self.forwarding.outside));
-        if inside == outside { inside } else { format!("{inside} for pods and the node itself, {outside} for others") }
+        self.outcomes.iter().map(of).collect::<Vec<_>>().join(", or else ")
     }
 }
 
@@ -197,4 +258,88 @@ where
 {
     let list = Api::<K>::all(client.clone()).list(&ListParams::default()).await;
     Ok(list.with_context(|| format!("cannot list {}", K::plural(&())))?.items)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// A Service with one backend on this node and one elsewhere.
+    fn cluster(spec: &serde_json::Value) -> Cluster {
+        let mut snapshot = Snapshot::default();
+        let mut object = json!({"metadata": {"namespace": "shop", "name": "web"},
+            "spec": {"clusterIPs": ["10.96.0.1"], "type": "NodePort", "ports": [{"port": 80, "nodePort": 30080}]}});
+        object["spec"].as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
+        let (service, _) = translate::service(&serde_json::from_value(object).unwrap()).unwrap();
+        snapshot.apply(Event::Service(service));
+        let slice = json!({"metadata": {"namespace": "shop", "name": "web-1",
+                "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4", "ports": [{"port": 8080}],
+            "endpoints": [{"addresses": ["10.244.1.2"], "nodeName": "node1"},
+                {"addresses": ["10.244.2.2"], "nodeName": "node2"}]});
+        let (slice, _) = translate::endpoint_slice(&serde_json::from_value(slice).unwrap()).unwrap();
+        snapshot.apply(Event::Slice(slice));
+        let node = json!({"metadata": {"name": "node1"}, "spec": {"podCIDR": "10.244.1.0/24"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.1"}]}});
+        snapshot.apply(Event::Node(translate::node(&serde_json::from_value(node).unwrap()).unwrap()));
+        Cluster { snapshot, pods: Vec::new() }
+    }
+
+    fn to(backend: &str, masqueraded: bool) -> Outcome {
+        Outcome::To { backend: backend.parse().unwrap(), masqueraded: masqueraded.then(String::new) }
+    }
+
+    fn admits(cluster: &Cluster, is_ours: bool, source: &str, asked: &str, outcomes: &[Outcome]) -> bool {
+        let own: [IpAddr; 1] = ["192.0.2.1".parse().unwrap()];
+        let receiver = Receiver { name: "node1", own_addresses: &own, is_ours };
+        let asked: SocketAddr = asked.parse().unwrap();
+        let question = Question {
+            source: source.parse().ok(),
+            transport: Transport::Tcp,
+            destination: asked.ip(),
+            port: asked.port(),
+        };
+        let of = outcomes.len().try_into().unwrap();
+        let end = |outcome: &Outcome| End { ways: 1, of, outcome: outcome.clone(), element: None };
+        let ends: Vec<End> = outcomes.iter().map(end).collect();
+        cluster.expect(&receiver, &question, Some("eth0")).unwrap().admits(&ends)
+    }
+
+    #[test]
+    fn whose_address_a_backend_sees_is_compared() {
+        let web = cluster(&json!({}));
+        let both = |masqueraded| ["10.244.1.2:8080", "10.244.2.2:8080"].map(|backend| to(backend, masqueraded));
+        for (source, masqueraded) in [("10.244.1.9", false), ("198.51.100.7", true)] {
+            assert!(admits(&web, true, source, "10.96.0.1:80", &both(masqueraded)), "{source}");
+            assert!(!admits(&web, true, source, "10.96.0.1:80", &both(!masqueraded)), "{source}");
+            // How another's node is set up is not known; where it goes is.
+            assert!(admits(&web, false, source, "10.96.0.1:80", &both(false)), "{source}");
+            assert!(admits(&web, false, source, "10.96.0.1:80", &both(true)), "{source}");
+            assert!(!admits(&web, false, source, "10.96.0.1:80", &both(masqueraded)[..1]), "{source}");
+        }
+    }
+
+    #[test]
+    fn refusals_and_silence_are_not_the_same() {
+        let web = cluster(&json!({}));
+        for is_ours in [false, true] {
+            let is = |asked, outcome| admits(&web, is_ours, "198.51.100.7", asked, &[outcome]);
+            assert!(is("10.96.0.1:81", Outcome::Refused), "a port that is not there");
+            assert!(!is("10.96.0.1:81", Outcome::Dropped) && !is("10.96.0.1:81", Outcome::Passed));
+            assert!(is("203.0.113.1:80", Outcome::Passed) && !is("203.0.113.1:80", Outcome::Refused));
+            assert!(!is("10.96.0.1:80", Outcome::Refused) && !is("192.0.2.1:30080", Outcome::Dropped));
+        }
+        let local = cluster(&json!({"externalTrafficPolicy": "Local"}));
+        let asked = "192.0.2.1:30080";
+        assert!(admits(&local, true, "198.51.100.7", asked, &[to("10.244.1.2:8080", false)]));
+        assert!(!admits(&local, true, "198.51.100.7", asked, &[to("10.244.1.2:8080", true)]));
+    }
+
+    #[test]
+    fn a_client_may_have_been_given_one_to_stay_with() {
+        let sticky = cluster(&json!({"sessionAffinity": "ClientIP"}));
+        assert!(admits(&sticky, true, "10.244.1.9", "10.96.0.1:80", &[to("10.244.1.2:8080", false)]));
+        assert!(!admits(&sticky, true, "10.244.1.9", "10.96.0.1:80", &[to("10.244.3.2:8080", false)]));
+    }
 }

@@ -123,7 +123,7 @@ async fn trace(arguments: &Arguments, cluster: Option<&Cluster>, unheard: Option
         bail!("the source has no address of the family of {}", destination.ip());
     }
     let question = Question { source, transport, destination: destination.ip(), port: destination.port() };
-    let answer = kernel::ask(kernel::namespace(node.as_deref())?, question).await.context(match &node {
+    let answer = kernel::ask(kernel::namespace(node.as_deref())?, question.clone()).await.context(match &node {
         Some(node) => format!("cannot ask the kernel of {node}"),
         None => "cannot ask the kernel here".to_owned(),
     })?;
@@ -144,18 +144,19 @@ async fn trace(arguments: &Arguments, cluster: Option<&Cluster>, unheard: Option
         let named = answer.own_addresses.iter().find_map(|own| cluster?.who(*own))?;
         named.node
     });
-    let desired = here.as_deref().and_then(|node| cluster?.desired(node, destination, transport));
-    let agrees = match (&here, cluster, &desired) {
-        (Some(_), Some(_), Some(desired)) => Some(desired.admits(&backends)),
-        (Some(_), Some(_), None) if transport != Transport::Icmp => Some(backends.is_empty()),
-        _ => None,
-    };
-    let service = desired.as_ref().map(|desired| desired.service.to_string());
+    let expected = here.as_deref().zip(cluster).and_then(|(name, cluster)| {
+        let is_ours = kernel::nodes().iter().any(|node| node == name);
+        let receiver = cluster::Receiver { name, own_addresses: &answer.own_addresses, is_ours };
+        let question = Question { source: Some(answer.source), ..question };
+        cluster.expect(&receiver, &question, answer.interface.as_deref())
+    });
+    let agrees = expected.as_ref().map(|expected| expected.admits(&answer.trace.ends));
+    let service = expected.as_ref().and_then(|expected| Some(expected.service.as_ref()?.to_string()));
     let mut after: Vec<String> = unheard.into_iter().collect();
     if agrees == Some(false) {
-        let should = desired.as_ref().map_or("nothing".to_owned(), cluster::Desired::text);
+        let should = expected.as_ref().map(cluster::Expected::text).unwrap_or_default();
         after.push(format!(
-            "The API says otherwise: it should lead to {should}. The node has not heard of it yet, or somebody changed \
+            "The API says otherwise: it should {should}. The node has not heard of it yet, or somebody changed \
              its table; its log says more."
         ));
     }

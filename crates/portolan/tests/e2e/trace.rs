@@ -74,6 +74,7 @@ fn a_trace_says_what_the_node_does_and_whether_the_api_says_so_too() {
         assert!(itself["ends"][0]["sourceKept"] == false && backends(&itself) == wanted, "{itself}");
         let refused = trace(&cluster, &["-n", "node1", "192.0.2.1", &format!("{cluster_ip}:81")]).unwrap();
         assert_eq!(refused["ends"][0]["outcome"], "refused", "{refused}");
+        assert!(itself["agreesWithApi"] == true && refused["agreesWithApi"] == true, "{itself}, {refused}");
         assert!(refused["notes"].to_string().contains("no route to 192.0.2.1"), "{refused}");
 
         // Somebody loses a slot by hand: the API says otherwise, and so does the exit code.
