@@ -3,13 +3,14 @@
 //! An update that stays undone for too long makes the node unhealthy; having nothing to do is healthy, however long it
 //! lasts. Whoever asks `/livez` wants to know whether a restart would help, so the Node's state is not in it.
 //!
-//! Both families of a Service are written together, so what is said of each is the same.
+//! Each family is told of for itself: the kernel may take what the Services of one ask for and refuse those of the other.
 //!
 //! Invariant: pure; time is told and not asked for. Source: Kubernetes `pkg/proxy/healthcheck/proxy_health.go`.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
+use portolan_model::forwarding::Family;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -17,12 +18,19 @@ use tokio::time::Instant;
 pub(crate) struct Health {
     /// How long an update may wait.
     timeout: Duration,
+    v4: Updates,
+    v6: Updates,
+    /// The Node exists and is there to stay; assumed until known.
+    eligible: bool,
+}
+
+/// Of one family.
+#[derive(Clone, Copy, Debug, Default)]
+struct Updates {
     /// Since when the oldest update that is not done waits.
     waiting: Option<Instant>,
     /// When the last update was done.
     done: Option<Instant>,
-    /// The Node exists and is there to stay; assumed until known.
-    eligible: bool,
 }
 
 /// What the answer to a question is.
@@ -34,18 +42,22 @@ pub(crate) struct Verdict {
 
 impl Health {
     pub(crate) fn new(timeout: Duration) -> Self {
-        Self { timeout, waiting: None, done: None, eligible: true }
+        Self { timeout, v4: Updates::default(), v6: Updates::default(), eligible: true }
     }
 
     /// There is something to write to the kernel.
     pub(crate) fn queued(&mut self, now: Instant) {
-        self.waiting.get_or_insert(now);
+        self.v4.waiting.get_or_insert(now);
+        self.v6.waiting.get_or_insert(now);
     }
 
-    /// Everything has been written.
-    pub(crate) fn updated(&mut self, now: Instant) {
-        self.waiting = None;
-        self.done = Some(now);
+    /// Everything of the family has been written.
+    pub(crate) fn updated(&mut self, family: Family, now: Instant) {
+        let updates = match family {
+            Family::V4 => &mut self.v4,
+            Family::V6 => &mut self.v6,
+        };
+        *updates = Updates { waiting: None, done: Some(now) };
     }
 
     pub(crate) fn node(&mut self, eligible: bool) {
@@ -54,7 +66,11 @@ impl Health {
 
     /// Whether the kernel follows, whatever the Node's state is.
     pub(crate) fn is_live(&self, now: Instant) -> bool {
-        self.waiting.is_none_or(|since| now.duration_since(since) < self.timeout)
+        self.follows(&self.v4, now) && self.follows(&self.v6, now)
+    }
+
+    fn follows(&self, updates: &Updates, now: Instant) -> bool {
+        updates.waiting.is_none_or(|since| now.duration_since(since) < self.timeout)
     }
 
     pub(crate) fn healthz(&self, now: Instant, clock: Timestamp) -> Verdict {
@@ -70,18 +86,21 @@ impl Health {
         let live = self.is_live(now);
         let healthy = live && eligible;
         // Of a healthy proxy, clients expect a recent time.
-        let updated = |good: bool| match self.done {
+        let updated = |good: bool, done: Option<Instant>| match done {
             Some(done) if !good => clock.checked_sub(now.duration_since(done)).unwrap_or(clock),
             None if !good => Timestamp::UNIX_EPOCH,
             _ => clock,
         };
-        let family = json!({"lastUpdated": updated(live).to_string(), "healthy": live});
+        let family = |updates: &Updates| {
+            let follows = self.follows(updates, now);
+            json!({"lastUpdated": updated(follows, updates.done).to_string(), "healthy": follows})
+        };
         let body = json!({
-            "lastUpdated": updated(healthy).to_string(),
+            "lastUpdated": updated(healthy, self.v4.done.max(self.v6.done)).to_string(),
             "currentTime": clock.to_string(),
             "nodeEligible": self.eligible,
             "healthy": healthy,
-            "status": {"IPv4": family, "IPv6": family},
+            "status": {"IPv4": family(&self.v4), "IPv6": family(&self.v6)},
         });
         Verdict { healthy, body: body.to_string() }
     }
@@ -105,6 +124,10 @@ mod tests {
             Self { health: Health::new(TIMEOUT), start: Instant::now() }
         }
 
+        fn updated(&mut self, seconds: u64) {
+            Family::BOTH.into_iter().for_each(|family| self.health.updated(family, self.at(seconds)));
+        }
+
         fn at(&self, seconds: u64) -> Instant {
             self.start + Duration::from_secs(seconds)
         }
@@ -124,7 +147,7 @@ mod tests {
         lab.health.queued(lab.at(1_050));
         assert_eq!(lab.says(1_059), (true, true), "waiting, but not for long");
         assert_eq!(lab.says(1_060), (false, false), "the oldest counts, not the latest");
-        lab.health.updated(lab.at(1_061));
+        lab.updated(1_061);
         assert_eq!(lab.says(1_061), (true, true));
         assert_eq!(lab.says(100_000), (true, true), "idle");
         lab.health.queued(lab.at(100_000));
@@ -134,7 +157,7 @@ mod tests {
     #[test]
     fn a_node_that_leaves_gets_no_traffic_but_no_restart_either() {
         let mut lab = Lab::new();
-        lab.health.updated(lab.at(0));
+        lab.updated(0);
         lab.health.node(false);
         assert_eq!(lab.says(1), (false, true));
         lab.health.node(true);
@@ -144,7 +167,7 @@ mod tests {
     #[test]
     fn the_answer_has_the_fields_that_clients_know() {
         let mut lab = Lab::new();
-        lab.health.updated(lab.at(10));
+        lab.updated(10);
         lab.health.queued(lab.at(20));
         let body = |seconds| {
             let clock = Timestamp::from_second(seconds).unwrap();
@@ -156,5 +179,19 @@ mod tests {
         assert_eq!(body(30), expected);
         assert_eq!(body(90)["lastUpdated"], "1970-01-01T00:00:10Z", "when it last worked");
         assert_eq!(body(90)["status"]["IPv6"]["healthy"], false);
+    }
+
+    #[test]
+    fn a_family_that_is_refused_is_named() {
+        let mut lab = Lab::new();
+        lab.updated(10);
+        lab.health.queued(lab.at(20));
+        lab.health.updated(Family::V4, lab.at(21));
+        let verdict = lab.health.livez(lab.at(90), Timestamp::from_second(90).unwrap());
+        let body: Value = serde_json::from_str(&verdict.body).unwrap();
+        assert!(!verdict.healthy);
+        assert_eq!(body["status"]["IPv4"], json!({"lastUpdated": "1970-01-01T00:01:30Z", "healthy": true}));
+        assert_eq!(body["status"]["IPv6"], json!({"lastUpdated": "1970-01-01T00:00:10Z", "healthy": false}));
+        assert_eq!(body["lastUpdated"], "1970-01-01T00:00:21Z");
     }
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use portolan_dataplane::{FlowsEnded, Room};
 
 use super::exposition::{Histogram, Page};
 use super::local::Local;
@@ -52,6 +53,13 @@ pub(crate) struct Metrics {
     elements: usize,
     operations: u64,
     repaired: u64,
+    /// Looks for flows that went where no Service leads any more, and how many were ended, by family.
+    looks: Histogram,
+    flows_ended: [u64; 2],
+    /// Of the maps that have bounds.
+    rooms: Vec<Room>,
+    /// Services whose latest change the kernel did not take whole.
+    refused: usize,
     /// Ports of Services that have endpoints, but none where the policy wants them.
     no_local: Local,
 }
@@ -78,6 +86,10 @@ impl Metrics {
             elements: 0,
             operations: 0,
             repaired: 0,
+            looks: rounds(),
+            flows_ended: [0; 2],
+            rooms: Vec::new(),
+            refused: 0,
             no_local: Local::default(),
         }
     }
@@ -122,6 +134,19 @@ impl Metrics {
         self.no_local = no_local;
     }
 
+    pub(crate) fn ended(&mut self, ended: &FlowsEnded) {
+        ended.looks.iter().for_each(|look| self.looks.observe(look.as_secs_f64()));
+        self.flows_ended.iter_mut().zip(ended.flows).for_each(|(sum, flows)| *sum += flows);
+    }
+
+    pub(crate) fn rooms(&mut self, rooms: Vec<Room>) {
+        self.rooms = rooms;
+    }
+
+    pub(crate) fn refused(&mut self, services: usize) {
+        self.refused = services;
+    }
+
     pub(crate) fn probed(&mut self, probe: Probe, status: u16) {
         let name = match probe {
             Probe::Healthz => "kubeproxy_proxy_healthz_total",
@@ -147,6 +172,11 @@ impl Metrics {
                 "network_programming_duration_seconds",
                 "In Cluster Network Programming Latency in seconds",
                 &self.programming,
+            ),
+            (
+                "conntrack_reconciler_sync_duration_seconds",
+                "ReconcileConntrackFlowsLatency latency in seconds",
+                &self.looks,
             ),
         ];
         for (name, help, histogram) in histograms {
@@ -197,6 +227,11 @@ impl Metrics {
                 page.count(&name, &[("ip_family", family)], count);
             }
         }
+        let name = "kubeproxy_conntrack_reconciler_deleted_entries_total";
+        page.family(name, "counter", "Cumulative conntrack flows deleted by conntrack reconciler");
+        for (family, flows) in FAMILIES.iter().zip(self.flows_ended) {
+            page.count(name, &[("ip_family", family)], flows);
+        }
         for (name, what) in [("kubeproxy_proxy_healthz_total", "healthz"), ("kubeproxy_proxy_livez_total", "livez")] {
             page.family(name, "counter", &format!("Cumulative proxy {what} HTTP status"));
             for ((_, status), count) in self.probes.iter().filter(|((probe, _), _)| *probe == name) {
@@ -209,6 +244,18 @@ impl Metrics {
         page.count("portolan_kernel_operations_total", &[], self.operations);
         page.family("portolan_repaired_total", "counter", "Elements and chains that audits found changed by others");
         page.count("portolan_repaired_total", &[], self.repaired);
+        let refused = "portolan_refused_services";
+        page.family(refused, "gauge", "Services whose latest change the kernel did not take whole; it is tried again");
+        page.count(refused, &[], self.refused as u64);
+        page.family("portolan_map_elements", "gauge", "Elements in each map of the socket programs");
+        for room in &self.rooms {
+            page.count("portolan_map_elements", &[("map", room.map)], room.used as u64);
+        }
+        let help = "How many elements each map can have, but for those that make room by themselves";
+        page.family("portolan_map_room", "gauge", help);
+        for (map, room) in self.rooms.iter().filter_map(|room| Some((room.map, room.room?))) {
+            page.count("portolan_map_room", &[("map", map)], room.into());
+        }
         page.family("portolan_build_info", "gauge", "Which build this is");
         page.count("portolan_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         page.family("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds");
@@ -291,6 +338,29 @@ mod tests {
         let shown = text(&metrics);
         assert!(line(&shown, "kubeproxy_sync_proxy_rules_last_timestamp_seconds").ends_with(" 11"));
         assert!(line(&shown, "kubeproxy_sync_proxy_rules_nftables_sync_failures_total").ends_with(" 1"));
+    }
+
+    #[test]
+    fn a_map_that_makes_room_by_itself_is_never_near_full() {
+        let mut metrics = Metrics::new(Timestamp::UNIX_EPOCH);
+        let room = |map, used, room| Room { map, used, room };
+        metrics.rooms(vec![room("slots", 60, Some(64)), room("sessions", 64, None)]);
+        let looks = vec![Duration::from_millis(3)];
+        metrics.ended(&FlowsEnded { flows: [2, 0], looks: looks.clone() });
+        metrics.ended(&FlowsEnded { flows: [3, 1], looks });
+        let shown = text(&metrics);
+        for (name, value) in [
+            ("portolan_map_elements{map=\"slots\"}", "60"),
+            ("portolan_map_room{map=\"slots\"}", "64"),
+            ("portolan_map_elements{map=\"sessions\"}", "64"),
+            ("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"}", "5"),
+            ("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"}", "1"),
+            ("kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"}", "2"),
+        ] {
+            let line = line(&shown, name);
+            assert_eq!(line.rsplit_once(' ').unwrap().1, value, "{line}");
+        }
+        assert!(!shown.contains("portolan_map_room{map=\"sessions\"}"), "{shown}");
     }
 
     #[test]

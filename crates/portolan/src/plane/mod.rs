@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `health`, `exposition` | what is said to probes and scrapers, pure |
 //! | `metrics`, `local`, `traffic` | what is counted |
+//! | `ports` | who else has a NodePort's port |
 //! | `serve`, `servers`, `checks` | who is answered, where |
 //! | `voice` | what is wrong, in the log and in Events |
 //!
@@ -19,12 +20,13 @@ mod exposition;
 mod health;
 mod local;
 mod metrics;
+mod ports;
 mod serve;
 mod servers;
 mod traffic;
 mod voice;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -33,7 +35,8 @@ use jiff::Timestamp;
 use kube::Client;
 use portolan_client::{Feed, FeedItem, Recorder, Scope, service_feed};
 use portolan_dataplane::{DataPlane, Report};
-use portolan_model::{Delta, Event, ServiceId, Snapshot};
+use portolan_model::forwarding::Family;
+use portolan_model::{Delta, Event, Service, ServiceId, Snapshot};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -44,6 +47,7 @@ use crate::memory;
 use checks::Checks;
 use local::Locals;
 use metrics::Round;
+use ports::Ports;
 use serve::serve_at;
 use servers::{HealthServer, MetricsServer, Shared, TrafficRequest};
 use traffic::Traffic;
@@ -161,6 +165,7 @@ struct Plane<F> {
     kernel: DataPlane,
     follower: F,
     checks: Checks,
+    ports: Ports,
     locals: Locals,
     voice: Voice,
     shared: Arc<Shared>,
@@ -193,6 +198,7 @@ impl<F: Follower> Plane<F> {
             kernel,
             follower,
             checks: Checks::new(shared.clone()),
+            ports: Ports::default(),
             locals: Locals::default(),
             voice,
             shared,
@@ -246,11 +252,31 @@ impl<F: Follower> Plane<F> {
         self.locals.apply(&self.snapshot, delta, &self.node_name);
         self.shared.metrics().holds(self.kernel.elements(), self.locals.total());
         let addresses = self.kernel.node_port_addresses(&self.snapshot);
+        self.look_for_holders(delta, &addresses).await;
         let failed = self.checks.apply(&self.snapshot, delta, &self.locals, addresses).await;
         self.note_checks(failed);
         self.follower.apply(&self.snapshot, delta, first);
         if first {
             memory::give_back();
+        }
+    }
+
+    /// Names those who listen where a new NodePort is: nobody reaches them any more.
+    async fn look_for_holders(&mut self, delta: &Delta, addresses: &[IpAddr]) {
+        match self.ports.apply(&self.snapshot, delta, addresses).await {
+            Ok(held) => {
+                for (service, holder) in held {
+                    let message = format!(
+                        "{} port {} of node {}, a NodePort of this Service, is held by {holder}: the Service has its \
+                         traffic now; choose another port for one of the two",
+                        holder.protocol,
+                        holder.at.port(),
+                        self.node_name
+                    );
+                    self.voice.say(&service, Reason::NodePortHeld, &message);
+                }
+            }
+            Err(error) => tracing::warn!("cannot see whether somebody listens where NodePorts are: {}", chain(&error)),
         }
     }
 
@@ -265,6 +291,8 @@ impl<F: Follower> Plane<F> {
 
     /// Answers a scrape, if the kernel can be read.
     async fn count(&mut self, reply: TrafficRequest) {
+        self.shared.metrics().ended(&self.kernel.take_ended());
+        self.shared.metrics().rooms(self.kernel.rooms());
         match self.kernel.traffic(&self.snapshot).await {
             // Whoever asked may have stopped waiting.
             Ok(counted) => drop(reply.send(Traffic::new(&self.snapshot, counted, self.kernel.led()))),
@@ -350,13 +378,26 @@ impl<F: Follower> Plane<F> {
             self.failed.services.insert(service);
         }
         let round = Round { full, took: now - began, operations: report.operations, refused, ended: Timestamp::now() };
-        self.shared.metrics().round(round);
-        // One Service that the kernel refuses is that Service's trouble, and not a reason to send nobody to this node any
-        // more: it would be the same on every node.
-        if self.failed.services.is_empty() || self.failed.services.len() < self.snapshot.services().count() {
-            self.shared.health().updated(now);
+        let mut metrics = self.shared.metrics();
+        metrics.round(round);
+        metrics.ended(&self.kernel.take_ended());
+        metrics.refused(self.failed.services.len());
+        drop(metrics);
+        for family in Family::BOTH {
+            if self.is_followed(family) {
+                self.shared.health().updated(family, now);
+            }
         }
         self.schedule_retry();
+    }
+
+    /// Whether the kernel has what the Services of the family ask for. One Service that it refuses is that Service's
+    /// trouble, and not a reason to send nobody to this node any more: it would be the same on every node.
+    fn is_followed(&self, family: Family) -> bool {
+        let of_family = |service: &Service| service.cluster_ips.iter().any(|address| Family::of(*address) == family);
+        let failed = self.failed.services.iter().filter_map(|id| self.snapshot.service(id));
+        let failed = failed.filter(|service| of_family(service)).count();
+        failed == 0 || failed < self.snapshot.services().filter(|service| of_family(service)).count()
     }
 
     fn note_checks(&mut self, failed: Vec<checks::Failed>) {

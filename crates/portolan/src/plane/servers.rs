@@ -94,10 +94,12 @@ impl Answer for MetricsServer {
             "/healthz" => text(StatusCode::OK, PLAIN, "ok"),
             "/proxyMode" => text(StatusCode::OK, PLAIN, "nftables"),
             "/metrics" => {
+                // The plane brings its part of the rest up to date, too.
+                let traffic = self.traffic().await;
                 let mut page = Page::default();
                 self.shared.metrics().write(&mut page);
                 write_process(&mut page);
-                if let Some(traffic) = self.traffic().await {
+                if let Some(traffic) = traffic {
                     traffic.write(&mut page);
                 }
                 text(StatusCode::OK, PROMETHEUS, page.into_text())

@@ -1,7 +1,8 @@
 //! What the kernel counted for each frontend -> one row for each port of a Service, for scrapers.
 //!
 //! A port's addresses of one kind are counted together, whichever family they are of. What the socket programs led is told
-//! apart from what nftables translated: a socket that was led is a connection whose packets nobody counts.
+//! apart from what nftables translated, because it becomes known at another time: what nftables translates is counted
+//! packet by packet, what went over a led TCP connection once it has ended, so that its packets cost nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +25,8 @@ struct Port {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Row {
     translated: Counts,
-    led: Led,
+    led: Counts,
+    datagrams: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,9 +45,11 @@ impl Traffic {
         for (id, frontend, counts) in led {
             let counted = snapshot.service(&id).and_then(|service| Counted::of(service, frontend, Counts::default()));
             if let Some(counted) = counted {
-                let sum = &mut traffic.row(counted).led;
-                sum.connections += counts.connections;
-                sum.datagrams += counts.datagrams;
+                let row = traffic.row(counted);
+                row.led.connections += counts.connections;
+                row.led.packets += counts.segments;
+                row.led.bytes += counts.bytes_with_headers(frontend);
+                row.datagrams += counts.datagrams;
             }
         }
         traffic
@@ -63,28 +67,32 @@ impl Traffic {
     }
 
     pub(crate) fn write(&self, page: &mut Page) {
-        let name = "portolan_service_connections_total";
-        page.family(name, "counter", "Connections and flows that were given a backend, and by what");
-        self.each(|labels, row| {
-            for (by, count) in [("nftables", row.translated.connections), ("socket", row.led.connections)] {
-                page.count(name, &[labels, &[("by", by)]].concat(), count);
-            }
-        });
-        type Count = fn(&Row) -> u64;
+        type Count = fn(&Counts) -> u64;
         let families: [(&str, &str, Count); 3] = [
-            ("packets", "Packets in both directions, of connections that nftables translates", |r| {
-                r.translated.packets
+            ("connections", "Connections and flows that were given a backend, and by what", |counts| {
+                counts.connections
             }),
-            ("bytes", "Bytes of these packets, IP headers included", |r| r.translated.bytes),
-            ("datagrams", "Datagrams led to a backend one by one, of UDP sockets that are not connected", |r| {
-                r.led.datagrams
-            }),
+            (
+                "packets",
+                "Packets in both directions: those that nftables translates as they pass, those of led TCP connections \
+                 when these end",
+                |counts| counts.packets,
+            ),
+            ("bytes", "Bytes of these packets, IP headers included", |counts| counts.bytes),
         ];
         for (what, help, count) in families {
             let name = format!("portolan_service_{what}_total");
             page.family(&name, "counter", help);
-            self.each(|labels, row| page.count(&name, labels, count(row)));
+            self.each(|labels, row| {
+                for (by, counts) in [("nftables", &row.translated), ("socket", &row.led)] {
+                    page.count(&name, &[labels, &[("by", by)]].concat(), count(counts));
+                }
+            });
         }
+        let name = "portolan_service_datagrams_total";
+        let help = "Datagrams led to a backend one by one, as UDP sockets that are not connected send them";
+        page.family(name, "counter", help);
+        self.each(|labels, row| page.count(name, labels, row.datagrams));
     }
 
     fn each(&self, mut write: impl FnMut(Labels<'_>, &Row)) {
@@ -129,7 +137,7 @@ mod tests {
             Counted::of(&service, frontend, Counts { connections, packets, bytes }).unwrap()
         };
         let translated = vec![counted(at("10.96.0.1"), 1, 10, 1000), counted(at("fd00::1"), 2, 20, 2000)];
-        let led = Led { connections: 5, datagrams: 0 };
+        let led = Led { connections: 5, datagrams: 0, segments: 100, bytes: 5_000 };
         let led = vec![(service.id.clone(), at("10.96.0.1"), led), (ServiceId::new("shop", "gone"), at("::2"), led)];
         let mut page = Page::default();
         Traffic::new(&snapshot, translated, led).write(&mut page);
@@ -138,8 +146,10 @@ mod tests {
         expect![[r#"
             portolan_service_connections_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP",by="nftables"} 3
             portolan_service_connections_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP",by="socket"} 5
-            portolan_service_packets_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP"} 30
-            portolan_service_bytes_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP"} 3000
+            portolan_service_packets_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP",by="nftables"} 30
+            portolan_service_packets_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP",by="socket"} 100
+            portolan_service_bytes_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP",by="nftables"} 3000
+            portolan_service_bytes_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP",by="socket"} 10200
             portolan_service_datagrams_total{namespace="shop",service="web",port="http",protocol="TCP",kind="ClusterIP"} 0"#]].assert_eq(&samples.join("\n"));
     }
 }

@@ -31,6 +31,8 @@ pub(crate) enum Reason {
     Ignored,
     /// The kernel did not take it.
     NotForwarded,
+    /// A socket of the node has a NodePort of the Service.
+    NodePortHeld,
     /// The name that kube-proxy uses.
     FailedToStartServiceHealthcheck,
 }
@@ -40,6 +42,7 @@ impl Reason {
         match self {
             Self::Ignored => "ServiceFieldIgnored",
             Self::NotForwarded => "ServiceNotForwarded",
+            Self::NodePortHeld => "NodePortHeld",
             Self::FailedToStartServiceHealthcheck => "FailedToStartServiceHealthcheck",
         }
     }

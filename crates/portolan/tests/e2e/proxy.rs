@@ -461,7 +461,18 @@ fn what_is_wrong_with_a_service_shows_in_its_events() {
     assert_eq!(conflict["involvedObject"]["uid"], object["metadata"]["uid"], "describe looks for the uid");
     let message = event("FailedToStartServiceHealthcheck")["message"].as_str().unwrap().to_owned();
     assert!(message.contains("node1") && message.contains(&port.to_string()), "{message}");
-    drop(taken);
+    // Who listens where a NodePort comes is told of.
+    let held = lab.node.run(|| TcpListener::bind(address("0.0.0.0", 30_090)).unwrap());
+    lab.api(API_PORT, |api| {
+        api.service(json!({
+            "metadata": {"name": "outward"},
+            "spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30_090}]},
+        }))
+    });
+    let message = event("NodePortHeld")["message"].as_str().unwrap().to_owned();
+    let process = format!("(process {}) at 0.0.0.0:30090", std::process::id());
+    assert!(message.contains("TCP port 30090 of node node1") && message.contains(&process), "{message}");
+    drop((taken, held));
     eventually("the port is had once it is free", SOON, || match lab.get(address(NODE, port), "/") {
         Ok((503, ..)) => Ok(()),
         other => Err(format!("{other:?}")),
@@ -514,7 +525,9 @@ fn a_machine_outside_joins_a_running_cluster_as_a_further_node() {
         // An agent says the same things of its own node, where the others can ask.
         let node1 = |port, path: &'static str| outside.run(move || get(address("10.203.0.11", port), path)).unwrap();
         assert_eq!(node1(10256, "/healthz").unwrap().0, 200);
-        let metrics = node1(10249, "/metrics").unwrap().2;
+        assert!(node1(10249, "/metrics").is_err(), "what goes through Services is nobody else's business");
+        let own = nlink::netlink::namespace::Netns::open("portolan-node1").unwrap();
+        let metrics = own.run(|| get(address("127.0.0.1", 10249), "/metrics")).unwrap().unwrap().2;
         assert!(metrics.contains("portolan_service_bytes_total{namespace=\"default\",service=\"web\""), "{metrics}");
         // The pods are replaced, and the proxy follows as every node does.
         api.delete("/api/v1/namespaces/default/pods?labelSelector=app=web");
@@ -549,4 +562,64 @@ fn a_configuration_that_makes_no_sense_is_refused_in_words() {
     let output = lab.run(&["--hostname-override=node1"]);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success() && said.contains("--kubeconfig"), "{said}");
+}
+
+#[test]
+fn an_api_server_that_is_gone_without_a_word_is_noticed() {
+    require_root!();
+    let lab = Lab::new();
+    let (_echo, server, _) = lab.with_web();
+    let proxy = lab.proxy();
+    // From now on nobody hears anything of the connections that there are; new ones are let through.
+    let rules = "add table ip cut; \
+        add chain ip cut first { type filter hook prerouting priority 0; }; \
+        add rule ip cut first tcp dport 6443 tcp flags & (syn | ack) == syn ct mark set 1; \
+        add chain ip cut in { type filter hook input priority 0; }; \
+        add rule ip cut in tcp dport 6443 ct mark 0 drop; \
+        add chain ip cut out { type filter hook output priority 0; }; \
+        add rule ip cut out tcp sport 6443 ct mark 0 drop";
+    let Some(cut) = lab.away.command("nft", &[rules]) else { return skip("needs nft, to lose packets") };
+    assert!(cut.status.success(), "{}", String::from_utf8_lossy(&cut.stderr));
+    let began = Instant::now();
+    let late = lab.away.run(|| {
+        let api = Api::new(lab.path(&format!("kubeconfig-{API_PORT}")));
+        api.post(SLICES, &slice("late", "node1", 9001));
+        service(&api, "late")
+    });
+    let deadline = Duration::from_secs(60);
+    eventually("the proxy asks anew", deadline, || match lab.dial(cluster_ip(&late)) {
+        outcome if outcome.by() == Some("a") => Ok(()),
+        other => Err(format!("{other:?}")),
+    });
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(45), "client-go is as fast: {took:?}");
+    eprintln!("noticed after {took:?}");
+    proxy.stop();
+    server.stop();
+}
+
+#[test]
+fn another_configuration_ends_the_proxy_and_what_is_written_can_be_used() {
+    require_root!();
+    let lab = Lab::new();
+    let (_echo, server, web) = lab.with_web();
+    let file = lab.path("written.yaml");
+    let write = format!("--write-config-to={}", file.display());
+    let arguments: Vec<String> = lab.arguments().into_iter().chain([write]).collect();
+    let written = lab.run(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(written.status.success(), "{}", String::from_utf8_lossy(&written.stderr));
+    let text = std::fs::read_to_string(&file).unwrap();
+    assert!(text.contains("kind: KubeProxyConfiguration") && text.contains("clusterCIDR: 10.244.0.0/16"), "{text}");
+
+    let config = format!("--config={}", file.display());
+    let arguments = [&config, "--hostname-override=node1", "--socket-lb=false"];
+    let log = File::create(lab.path("log")).unwrap();
+    let mut child = lab.node.run(|| lab.command(&arguments).stderr(log).spawn().unwrap());
+    lab.reaches(cluster_ip(&web), "a");
+    std::fs::write(&file, text.replace("masqueradeAll: false", "masqueradeAll: true")).unwrap();
+    let status = eventually("the proxy ends", SOON, || child.try_wait().unwrap().ok_or("it runs on".to_owned()));
+    let log = std::fs::read_to_string(lab.path("log")).unwrap();
+    assert!(!status.success() && log.contains("written.yaml has changed"), "{log}");
+    lab.reaches(cluster_ip(&web), "a");
+    server.stop();
 }
