@@ -3,7 +3,7 @@
 //! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, what, may they)
 //! and `turns` (when), `route`,
 //! `options` and `accept` (what is asked), then `read`, `watch`, `write`, `patch`, `apply`, `delete`, `scale` or `pods`,
-//! and `show` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
+//! and `show`, `sending` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
 //! `portolan-store`.
 //!
 //! Invariants: what is answered is on disk; a rejected request changes nothing; whatever a client can make grow has a
@@ -15,6 +15,7 @@ mod accept;
 mod allocate;
 mod apply;
 mod authz;
+pub mod backup;
 mod body;
 mod bootstrap;
 mod custom;
@@ -37,6 +38,7 @@ mod review;
 mod route;
 mod scale;
 mod selector;
+mod sending;
 mod server;
 mod services;
 mod show;
@@ -128,7 +130,7 @@ impl ApiServer {
         let nodes = Nodes::new(pki.node_client_tls()?, config.node_dialer);
         let services = Allocator::new(config.service_cidrs, config.node_ports);
         let address = config.advertise.map_or_else(|| "127.0.0.1:6443".to_owned(), |address| address.to_string());
-        let server = Arc::new(Server::new(store, services, nodes, address));
+        let server = Arc::new(Server::new(store, config.data_dir, services, nodes, address));
         bootstrap::restore_allocations(&server).map_err(Error::Bootstrap)?;
         custom::restore(&server);
         bootstrap::run(&server, config.advertise).await.map_err(Error::Bootstrap)?;

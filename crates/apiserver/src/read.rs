@@ -11,10 +11,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use bytes::Bytes;
-use futures::stream;
-use http_body_util::{BodyExt, StreamBody};
-use hyper::body::Frame;
 use portolan_kinds::{FieldError, Status};
 use portolan_store::{Key, List, Page, Revision, Store};
 use serde::{Deserialize, Serialize};
@@ -23,11 +19,11 @@ use crate::accept::Form;
 use crate::filter::Filter;
 use crate::object;
 use crate::options::Options;
-use crate::respond::{self, BodyError, Packer, Reply};
+use crate::respond::{self, Reply};
 use crate::route::Target;
+use crate::sending;
 use crate::server::Server;
-use crate::show::{self, ListMeta, Listing, PIECE_OBJECTS};
-use crate::turns::LargeList;
+use crate::show::{self, ListMeta, Listing, PIECE_OBJECTS, Pieces};
 
 /// How long a request waits for a revision that does not exist yet.
 const FRESHNESS: Duration = Duration::from_secs(3);
@@ -143,48 +139,8 @@ pub(crate) async fn list(
     if listing.is_over() {
         return Ok(respond::json(200, first));
     }
-    let held = server.admission.large_list(asker)?;
-    let sending = Sending {
-        server: server.clone(),
-        asker: asker.to_owned(),
-        listing,
-        next: Some(first),
-        packer: Packer::new(packed),
-        _held: held,
-    };
-    let body = stream::try_unfold(sending, |mut sending| async {
-        let piece = sending.next().await?;
-        Ok::<_, BodyError>(piece.map(|piece| (Frame::data(piece), sending)))
-    });
-    Ok(respond::json_pieces(StreamBody::new(body).boxed_unsync(), packed))
-}
-
-/// A list too large for one piece.
-struct Sending {
-    server: Arc<Server>,
-    asker: String,
-    listing: Listing,
-    /// Made, and not sent yet.
-    next: Option<Vec<u8>>,
-    packer: Packer,
-    _held: LargeList,
-}
-
-impl Sending {
-    async fn next(&mut self) -> Result<Option<Bytes>, BodyError> {
-        loop {
-            let _turn = match &self.next {
-                None if self.listing.is_over() => return Ok(None),
-                None => self.server.admission.pieces.part(&self.asker).await,
-                Some(_) => None,
-            };
-            let piece = self.next.take().unwrap_or_else(|| self.listing.piece());
-            let packed = self.packer.pack(piece, self.listing.is_over())?;
-            if !packed.is_empty() {
-                return Ok(Some(packed));
-            }
-        }
-    }
+    let body = sending::body(server, asker, first, listing, packed)?;
+    Ok(respond::json_pieces(body, packed))
 }
 
 type Entries = Vec<(Key, portolan_store::Entry)>;

@@ -2,11 +2,8 @@
 
 use std::convert::Infallible;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io::{self, Write};
 
 use bytes::Bytes;
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use http::header::{
     CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, HeaderValue, RETRY_AFTER, VARY, WARNING,
 };
@@ -134,31 +131,6 @@ pub(crate) fn json_pieces(body: Body, packed: bool) -> Reply {
         response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     }
     response
-}
-
-/// Pieces of an answer -> pieces of it as it goes over the wire.
-pub(crate) enum Packer {
-    Plain,
-    Gzip(GzEncoder<Vec<u8>>),
-}
-
-impl Packer {
-    pub(crate) fn new(gzip: bool) -> Self {
-        if gzip { Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())) } else { Self::Plain }
-    }
-
-    /// What is ready after `piece`, which may be nothing yet; all of it if it was the `last`.
-    ///
-    /// # Errors
-    /// None that a `Vec` makes.
-    pub(crate) fn pack(&mut self, piece: Vec<u8>, last: bool) -> io::Result<Bytes> {
-        let Self::Gzip(encoder) = self else { return Ok(piece.into()) };
-        encoder.write_all(&piece)?;
-        if last {
-            encoder.try_finish()?;
-        }
-        Ok(std::mem::take(encoder.get_mut()).into())
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One request -> one reply: who asks, may they, what for, and whose job it is.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use crate::accept::{self, Discovery, Form};
 use crate::allocate::Allocator;
 use crate::authz::{self, User};
+use crate::backup::Backup;
 use crate::body::{self, Budget};
 use crate::custom::Kinds;
 use crate::listen::Standing;
@@ -23,15 +25,19 @@ use crate::nodes::Nodes;
 use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
+use crate::show::Pieces;
 use crate::turns::{self, Admission};
 use crate::write::{Asked, Written};
-use crate::{apply, delete, discovery, patch, pods, read, scale, show, watch, write};
+use crate::{apply, delete, discovery, patch, pods, read, scale, sending, show, watch, write};
 
+/// Where a backup is read. No path of Kubernetes'.
+const BACKUP: &str = "/backup";
 /// So many bytes of a body make a write count once more.
 const BODY_COST: u64 = 16 << 10;
 
 pub(crate) struct Server {
     pub(crate) store: Store,
+    data_dir: PathBuf,
     pub(crate) services: Arc<Allocator>,
     pub(crate) nodes: Nodes,
     pub(crate) kinds: Kinds,
@@ -55,9 +61,16 @@ fn header(parts: &Parts, name: HeaderName) -> &str {
 }
 
 impl Server {
-    pub(crate) fn new(store: Store, services: Arc<Allocator>, nodes: Nodes, address: String) -> Self {
+    pub(crate) fn new(
+        store: Store,
+        data_dir: PathBuf,
+        services: Arc<Allocator>,
+        nodes: Nodes,
+        address: String,
+    ) -> Self {
         Self {
             store,
+            data_dir,
             services,
             nodes,
             kinds: Kinds::new(),
@@ -106,6 +119,12 @@ impl Server {
             let (asked, _) = body::object(&body::media_type(&parts), &bytes)?;
             return Ok(respond::value(201, &review.answer(&user, &asked)?));
         }
+        if parts.uri.path() == BACKUP {
+            let asked =
+                authz::Request { verb: "get", group: "portolan.dev", resource: "backups", ..Default::default() };
+            authz::authorize(&user, &asked)?;
+            return self.backup(&asker).await;
+        }
         let Ok(Route::Object(target)) = route else {
             // Strangers learn not even what exists.
             let verb = parts.method.as_str().to_ascii_lowercase();
@@ -119,6 +138,15 @@ impl Server {
         let mut reply = self.object(&asker, user, target, parts, body, peer).await?;
         respond::warn(&mut reply, kind.deprecation().map(str::to_owned).as_slice());
         Ok(reply)
+    }
+
+    /// Everything, as of now. It holds the cluster's own keys, so it is for who may do everything.
+    async fn backup(self: &Arc<Self>, asker: &str) -> Result<Reply, Status> {
+        let mut backup = Backup::new(&self.store, &self.data_dir).map_err(Status::internal)?;
+        let turn = self.admission.pieces.request(asker, 1).await?;
+        let first = backup.piece();
+        drop(turn);
+        Ok(respond::stream("application/gzip", sending::body(self, asker, first, backup, true)?))
     }
 
     /// What the server says about itself.

@@ -105,7 +105,16 @@ pub(crate) const PIECE: usize = 64 << 10;
 /// Nor of more objects, since each may take a while to be put into form.
 pub(crate) const PIECE_OBJECTS: usize = 256;
 
-/// A list on its way to a client, which takes form only as it is read.
+/// What is sent piece by piece, and takes form only as it is read.
+pub(crate) trait Pieces {
+    /// The next bytes.
+    fn piece(&mut self) -> Vec<u8>;
+
+    /// Whether that was the last.
+    fn is_over(&self) -> bool;
+}
+
+/// A list on its way to a client.
 pub(crate) struct Listing {
     kind: KindRef,
     form: Form,
@@ -144,30 +153,6 @@ impl Listing {
         self.entries.as_slice().iter().map(|(_, entry)| entry.value.len()).sum()
     }
 
-    pub(crate) fn is_over(&self) -> bool {
-        self.over
-    }
-
-    /// The next bytes of it.
-    pub(crate) fn piece(&mut self) -> Vec<u8> {
-        let mut piece = self.head.take().map(String::into_bytes).unwrap_or_default();
-        for _ in 0..PIECE_OBJECTS {
-            if piece.len() >= PIECE {
-                return piece;
-            }
-            let Some((_, entry)) = self.entries.next() else {
-                piece.extend_from_slice(b"]}");
-                self.over = true;
-                return piece;
-            };
-            if !std::mem::take(&mut self.first) {
-                piece.push(b',');
-            }
-            self.push(&entry.value, &mut piece);
-        }
-        piece
-    }
-
     /// All of it at once.
     pub(crate) fn whole(mut self) -> Vec<u8> {
         let mut whole = Vec::new();
@@ -199,6 +184,31 @@ impl Listing {
                 piece.extend_from_slice(object::without_type(stored));
             }
         }
+    }
+}
+
+impl Pieces for Listing {
+    fn piece(&mut self) -> Vec<u8> {
+        let mut piece = self.head.take().map(String::into_bytes).unwrap_or_default();
+        for _ in 0..PIECE_OBJECTS {
+            if piece.len() >= PIECE {
+                return piece;
+            }
+            let Some((_, entry)) = self.entries.next() else {
+                piece.extend_from_slice(b"]}");
+                self.over = true;
+                return piece;
+            };
+            if !std::mem::take(&mut self.first) {
+                piece.push(b',');
+            }
+            self.push(&entry.value, &mut piece);
+        }
+        piece
+    }
+
+    fn is_over(&self) -> bool {
+        self.over
     }
 }
 

@@ -1,6 +1,7 @@
 //! The `portolan` binary: which command does what. Everything it can do stands in a module or crate of its own.
 
 mod agent;
+mod backup;
 mod clean;
 mod demo;
 mod explain;
@@ -50,6 +51,10 @@ enum Command {
     /// Bring images to the nodes
     #[command(subcommand)]
     Image(images::Command),
+    /// Write everything that a cluster is, running or not, into one file
+    Backup(backup::Arguments),
+    /// Make a cluster's data directory out of a backup
+    Restore(backup::Arguments),
     /// Remove what a cluster that was killed left on this machine
     Clean,
     /// Be a node: run pods, and forward and discover Services
@@ -87,6 +92,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::NodeInit(arguments) => node_init::run(&arguments)?,
         Command::Node(command) => node::run(command)?,
         Command::Image(command) => images::run(command)?,
+        Command::Restore(arguments) => backup::restore(&arguments)?,
         Command::Workload(arguments) => return workload::run(arguments),
         command => {
             // Fails only if a provider is installed already, which nothing before this line does.
@@ -97,13 +103,18 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
             return runtime.block_on(async {
                 match command {
                     Command::Up(arguments) => up::run(arguments).await?,
+                    Command::Backup(arguments) => backup::back_up(arguments).await?,
                     Command::Clean => clean::run().await?,
                     Command::Agent(arguments) => agent::run(arguments).await?,
                     Command::Proxy(arguments) => proxy::run(arguments).await?,
                     Command::Demo(arguments) => return demo::run(arguments).await,
                     Command::Explain(arguments) => return explain::run(arguments).await,
                     Command::Trace(arguments) => return trace::run(arguments).await,
-                    Command::NodeInit(_) | Command::Node(_) | Command::Image(_) | Command::Workload(_) => {
+                    Command::NodeInit(_)
+                    | Command::Node(_)
+                    | Command::Image(_)
+                    | Command::Restore(_)
+                    | Command::Workload(_) => {
                         unreachable!("handled without a runtime above")
                     }
                 }

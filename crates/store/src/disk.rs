@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
@@ -68,25 +68,47 @@ pub(crate) trait Place: Send + 'static {
 pub(crate) struct FilePlace(PathBuf);
 
 impl FilePlace {
-    /// Makes the directory and a new store's file, durably, unless they exist. A file has its name only once it is whole,
-    /// so that an empty one is known for a loss and not taken for a beginning.
+    /// Makes the directory and a new store's file, durably, unless they exist. Since a file has its name only once it is
+    /// whole, an empty one is known for a loss and not taken for a beginning.
     pub(crate) fn prepare(path: PathBuf) -> Result<Self, DiskError> {
         if !path.exists() {
-            let directory = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-            fs::create_dir_all(directory)?;
-            let unnamed = path.with_extension("new");
-            match fs::remove_file(&unnamed) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-                _ => {}
-            }
-            let database = Database::builder().create(&unnamed).map_err(opening)?;
-            settle(&database)?;
-            drop(database);
-            fs::rename(&unnamed, &path)?;
-            File::open(directory)?.sync_all()?;
+            make(&path, &[], Revision::FIRST)?;
         }
         Ok(Self(path))
     }
+}
+
+/// Makes a store's file, with its directory, out of `objects` as of `revision`. It has its name only once it is whole.
+pub(crate) fn make(path: &Path, objects: &[(Key, Entry)], revision: Revision) -> Result<(), DiskError> {
+    /// As many objects a transaction, so that none holds a large store in memory again.
+    const TOGETHER: usize = 1024;
+    if path.exists() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
+    }
+    let directory = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    fs::create_dir_all(directory)?;
+    let unnamed = path.with_extension("new");
+    match fs::remove_file(&unnamed) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let database = Database::builder().create(&unnamed).map_err(opening)?;
+    settle(&database)?;
+    for some in objects.chunks(TOGETHER) {
+        let transaction = database.begin_write()?;
+        {
+            let mut table = transaction.open_table(OBJECTS)?;
+            for (key, entry) in some {
+                table.insert(key.as_str(), (entry.revision.0, entry.value.as_ref()))?;
+            }
+            transaction.open_table(META)?.insert(REVISION, revision.0)?;
+        }
+        transaction.commit()?;
+    }
+    drop(database);
+    fs::rename(&unnamed, path)?;
+    File::open(directory)?.sync_all()?;
+    Ok(())
 }
 
 impl Place for FilePlace {

@@ -15,6 +15,11 @@ impl Key {
         Self(format!("/{group}/{plural}/{namespace}/{name}").into())
     }
 
+    /// What [`Key::as_str`] gave.
+    pub fn parse(text: &str) -> Option<Self> {
+        (text.starts_with('/') && text.matches('/').count() >= 4).then(|| Self(text.into()))
+    }
+
     pub(crate) fn from_stored(key: &str) -> Self {
         Self(key.into())
     }
@@ -60,6 +65,11 @@ impl fmt::Display for Key {
 pub struct Prefix(String);
 
 impl Prefix {
+    /// All objects there are, for lists of the present alone: history is a resource's.
+    pub fn everything() -> Self {
+        Self("/".to_owned())
+    }
+
     pub fn resource(group: &str, plural: &str) -> Self {
         Self(format!("/{group}/{plural}/"))
     }
@@ -100,6 +110,8 @@ mod tests {
         ] {
             let key = Key::new(group, plural, namespace, name);
             assert_eq!((key.group(), key.plural(), key.namespace(), key.name()), (group, plural, namespace, name));
+            assert_eq!(Key::parse(key.as_str()), Some(key.clone()));
+            assert!(Prefix::everything().contains(&key));
             assert_eq!(key.resource(), Prefix::resource(group, plural).as_str());
             assert_eq!(Prefix::namespace(group, plural, namespace).of_resource(), key.resource());
         }

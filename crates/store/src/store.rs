@@ -11,10 +11,13 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::disk::{Disk, DiskError, FilePlace, Place};
+use crate::disk::{self, Disk, DiskError, FilePlace, Place};
 use crate::history::Lane;
 use crate::writer::{Request, Writer};
 use crate::{Event, Expired, Key, Prefix, Transaction, Watch, WriteError};
+
+/// The one file of a store.
+const FILE: &str = "store.redb";
 
 /// Counts changes. Never 0, and never given out twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -210,10 +213,24 @@ impl Store {
     /// # Errors
     /// When another process (or this one) has it open, or the file cannot be read or made sense of.
     pub fn open(directory: &Path, limits: Limits) -> Result<Self, OpenError> {
-        let file = directory.join("store.redb");
+        let file = directory.join(FILE);
         let failed = |source| OpenError { file: file.clone(), source };
         let place = FilePlace::prepare(file.clone()).map_err(failed)?;
         Self::open_place(Box::new(place), limits).map_err(failed)
+    }
+
+    /// Whether there is a store in `directory`.
+    pub fn exists(directory: &Path) -> bool {
+        directory.join(FILE).exists()
+    }
+
+    /// Makes a store in `directory` out of what another held, at `revision`. Whole, or not at all.
+    ///
+    /// # Errors
+    /// When there is one already, or the disk cannot be written.
+    pub fn make(directory: &Path, objects: &[(Key, Entry)], revision: Revision) -> Result<(), OpenError> {
+        let file = directory.join(FILE);
+        disk::make(&file, objects, revision).map_err(|source| OpenError { file, source })
     }
 
     pub(crate) fn open_place(place: Box<dyn Place>, limits: Limits) -> Result<Self, DiskError> {

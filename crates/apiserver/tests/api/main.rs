@@ -4,6 +4,7 @@
 
 mod access;
 mod apply;
+mod backup;
 mod custom;
 mod fairness;
 mod harness;
