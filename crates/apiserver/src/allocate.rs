@@ -1,7 +1,8 @@
 //! Who holds which ClusterIP and which NodePort.
 //!
 //! Invariant: whatever a stored Service holds is taken here; what is taken here is stored, or belongs to a [`Claim`]
-//! whose write is under way. Derived from the stored Services at the start; never a second truth.
+//! whose write is under way. Derived from the stored Services at the start; never a second truth. Which ranges there are
+//! is what the stored ServiceCIDRs say when a claim is made.
 //!
 //! Automatic choices come from the upper part of each range first, so that the lower part stays free for people who
 //! ask for a certain one. Source: KEP-3070 (addresses) and KEP-3668 (ports).
@@ -40,6 +41,7 @@ impl Allocator {
         Arc::new(Self { cidrs, ports, taken: Mutex::default() })
     }
 
+    /// The cluster's own ranges, which say what families there are.
     pub(crate) fn cidrs(&self) -> &[IpNet] {
         &self.cidrs
     }
@@ -49,22 +51,13 @@ impl Allocator {
         self.taken().extend(holdings);
     }
 
-    pub(crate) fn claim(self: &Arc<Self>) -> Claim {
-        Claim { allocator: self.clone(), taken: Vec::new(), released: Vec::new() }
+    /// Addresses are to come from these ranges.
+    pub(crate) fn claim(self: &Arc<Self>, ranges: Vec<IpNet>) -> Claim {
+        Claim { allocator: self.clone(), ranges, taken: Vec::new(), released: Vec::new() }
     }
 
     fn taken(&self) -> MutexGuard<'_, HashSet<Holding>> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_ours(&self, address: IpAddr) -> Result<(), Refusal> {
-        let of_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == address.is_ipv4();
-        let ranges: Vec<_> = self.cidrs.iter().filter(of_family).collect();
-        if ranges.iter().any(|cidr| hosts(cidr).contains(&number(address))) {
-            return Ok(());
-        }
-        let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
-        Err(Refusal::OutOfRange(ranges.join(",")))
     }
 
     #[cfg(test)]
@@ -78,6 +71,7 @@ impl Allocator {
 /// What a write takes and gives up. Dropped without [`Claim::commit`], it leaves everything as it was.
 pub(crate) struct Claim {
     allocator: Arc<Allocator>,
+    ranges: Vec<IpNet>,
     taken: Vec<Holding>,
     released: Vec<Holding>,
 }
@@ -92,7 +86,12 @@ impl Claim {
     }
 
     pub(crate) fn address(&mut self, address: IpAddr) -> Result<(), Refusal> {
-        self.allocator.is_ours(address)?;
+        let of_family = |cidr: &&IpNet| cidr.addr().is_ipv4() == address.is_ipv4();
+        let ranges: Vec<_> = self.ranges.iter().filter(of_family).collect();
+        if !ranges.iter().any(|cidr| hosts(cidr).contains(&number(address))) {
+            let ranges: Vec<_> = ranges.iter().map(ToString::to_string).collect();
+            return Err(Refusal::OutOfRange(ranges.join(",")));
+        }
         self.take(Holding::Address(address))
     }
 
@@ -104,9 +103,9 @@ impl Claim {
         self.take(Holding::Port(port))
     }
 
-    /// Any free address of the range of this family.
+    /// Any free address of the ranges of this family, of the first that has one.
     pub(crate) fn any_address(&mut self, ipv4: bool) -> Result<IpAddr, Refusal> {
-        let cidrs = self.allocator.cidrs.clone();
+        let cidrs = self.ranges.clone();
         for cidr in cidrs.iter().filter(|cidr| cidr.addr().is_ipv4() == ipv4) {
             let range = hosts(cidr);
             let band = static_band(range.end() - range.start() + 2, 16, 256);
@@ -212,7 +211,7 @@ mod tests {
     #[test]
     fn automatic_ones_come_from_the_upper_band_until_it_is_full() {
         let allocator = allocator("10.0.0.0/24", 30000..=30100);
-        let mut claim = allocator.claim();
+        let mut claim = allocator.claim(allocator.cidrs().to_vec());
         let mut seen = HashSet::new();
         for round in 0..254 {
             let IpAddr::V4(address) = claim.any_address(true).unwrap() else { panic!("an IPv4 address") };
@@ -234,14 +233,14 @@ mod tests {
         let allocator = allocator("10.0.0.0/24", 30000..=30100);
         allocator.restore([Holding::Port(30001)]);
         let before = allocator.snapshot();
-        let mut claim = allocator.claim();
+        let mut claim = allocator.claim(allocator.cidrs().to_vec());
         claim.address("10.0.0.5".parse().unwrap()).unwrap();
         claim.any_port().unwrap();
         claim.release(Holding::Port(30001));
         drop(claim);
         assert_eq!(allocator.snapshot(), before);
 
-        let mut claim = allocator.claim();
+        let mut claim = allocator.claim(allocator.cidrs().to_vec());
         claim.address("10.0.0.5".parse().unwrap()).unwrap();
         claim.release(Holding::Port(30001));
         claim.commit();
@@ -251,7 +250,7 @@ mod tests {
     #[test]
     fn refusals() {
         let allocator = allocator("10.0.0.0/24", 30000..=30100);
-        let mut claim = allocator.claim();
+        let mut claim = allocator.claim(allocator.cidrs().to_vec());
         claim.port(30000).unwrap();
         assert_eq!(claim.port(30000), Err(Refusal::Taken));
         assert_eq!(claim.port(80), Err(Refusal::OutOfRange("30000-30100".into())));
@@ -264,7 +263,7 @@ mod tests {
     fn small_ranges_work() {
         for cidr in ["10.0.0.0/30", "10.0.0.0/29", "fd00::/112", "fd00::/126"] {
             let allocator = allocator(cidr, 30000..=30000);
-            let mut claim = allocator.claim();
+            let mut claim = allocator.claim(allocator.cidrs().to_vec());
             claim.any_address(!cidr.contains(':')).unwrap();
             assert_eq!(claim.any_port(), Ok(30000));
             assert_eq!(claim.any_port(), Err(Refusal::Full));

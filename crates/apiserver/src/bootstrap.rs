@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::authz::User;
 use crate::object;
 use crate::options::Options;
+use crate::ranges;
 use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services;
@@ -56,22 +57,8 @@ async fn service_range(server: &Server) -> Result<(), Status> {
     let cidrs: Vec<_> = server.services.cidrs().iter().map(ToString::to_string).collect();
     let body = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
     ensure(server, "networking.k8s.io", "servicecidrs", None, body).await?;
-    let now = object::time(jiff::Timestamp::now());
-    set(server, ("networking.k8s.io", "servicecidrs", None, "kubernetes", Sub::Status), |old| {
-        let mut new = old.clone();
-        let status = object::member(&mut new, "status");
-        if status.get("conditions").and_then(Value::as_array).is_none_or(Vec::is_empty) {
-            status.insert(
-                "conditions".into(),
-                json!([{
-                    "type": "Ready", "status": "True", "reason": "", "lastTransitionTime": now,
-                    "message": "Kubernetes Service CIDR is ready"
-                }]),
-            );
-        }
-        new
-    })
-    .await
+    ranges::settle(server).await;
+    Ok(())
 }
 
 /// Where the API server is, for those within the cluster.

@@ -32,6 +32,7 @@ mod patch;
 mod pki;
 mod places;
 mod pods;
+mod ranges;
 mod read;
 mod respond;
 mod review;
@@ -167,6 +168,7 @@ impl ApiServer {
             served = listen::serve(self.server.clone(), self.tls.clone(), listeners, shutdown) => served,
             never = expire::run(&self.server.store) => match never {},
             never = custom::run(self.server.clone()) => match never {},
+            never = ranges::run(&self.server) => match never {},
         };
         self.server.tasks.close();
         self.server.tasks.wait().await;

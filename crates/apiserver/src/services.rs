@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use portolan_kinds::{FieldError, Kind, Status};
 use portolan_store::{Expect, Op};
 use serde_json::{Value, json};
@@ -150,12 +151,12 @@ pub(crate) struct Allocation {
 /// # Errors
 /// 422, with every field that cannot have what it asks for.
 pub(crate) fn allocate(
-    allocator: &Arc<Allocator>,
+    (allocator, ranges): (&Arc<Allocator>, Vec<IpNet>),
     new: &mut Value,
     old: Option<&Value>,
     now: &str,
 ) -> Result<Allocation, Status> {
-    let mut claim = allocator.claim();
+    let mut claim = allocator.claim(ranges);
     let held = old.map(holdings).unwrap_or_default();
     let mut errors = Vec::new();
     if needs_addresses(new) {
@@ -186,7 +187,7 @@ pub(crate) fn allocate(
 
 /// For a Service that is to be deleted.
 pub(crate) fn release(allocator: &Arc<Allocator>, old: &Value) -> Allocation {
-    let mut claim = allocator.claim();
+    let mut claim = allocator.claim(Vec::new());
     let mut ops = Vec::new();
     for holding in holdings(old) {
         claim.release(holding);

@@ -16,6 +16,7 @@ use crate::body;
 use crate::custom;
 use crate::object;
 use crate::options::Options;
+use crate::ranges;
 use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services::{self, Allocation};
@@ -263,7 +264,8 @@ fn allocation(
     if !services::is_service(kind) {
         return Ok(None);
     }
-    services::allocate(&server.services, new, old, &object::time(now)).map(Some)
+    let ranges = ranges::current(&server.store);
+    services::allocate((&server.services, ranges), new, old, &object::time(now)).map(Some)
 }
 
 /// PUT: the whole object, or the part that a subresource is.

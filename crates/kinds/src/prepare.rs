@@ -13,6 +13,9 @@ use crate::look::{Look, child, items_mut, map_of, remove};
 use crate::qos;
 use crate::service::{externally_accessible, needs_cluster_ip, needs_health_check, needs_node_port, spec_type};
 
+/// The finalizer of ServiceCIDRs.
+const SERVICE_CIDR: &str = "networking.k8s.io/service-cidr-finalizer";
+
 pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
     let metadata = child(object, "metadata");
     for field in ["deletionTimestamp", "deletionGracePeriodSeconds", "selfLink", "generation"] {
@@ -42,6 +45,15 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
             }
         }
         Strategy::CustomResourceDefinition => definition::prepare_create(object),
+        // It stays while there are addresses in it.
+        Strategy::ServiceCidr => {
+            let finalizers = map_of(child(object, "metadata")).entry("finalizers").or_insert_with(|| json!([]));
+            if let Value::Array(list) = finalizers
+                && !list.iter().any(|name| name == SERVICE_CIDR)
+            {
+                list.push(SERVICE_CIDR.into());
+            }
+        }
         Strategy::Service => {
             let spec = child(object, "spec");
             if !spec.text("clusterIP").is_empty() && spec.list("clusterIPs").is_empty() {

@@ -270,3 +270,69 @@ async fn one_family_cannot_give_two() {
     let made = client.post(SERVICES, &service("a", json!({"ipFamilyPolicy": "PreferDualStack"}))).await.ok();
     assert_eq!(made["spec"]["ipFamilies"], json!(["IPv4"]));
 }
+
+const RANGES: &str = "/apis/networking.k8s.io/v1/servicecidrs";
+
+#[tokio::test]
+async fn further_ranges_are_given_from_and_stay_while_they_are_needed() {
+    let cluster = Cluster::start_in(tempfile::tempdir().unwrap(), |config: &mut Config| {
+        config.service_cidrs = vec!["10.96.0.0/30".parse().unwrap()];
+    })
+    .await;
+    let client = cluster.admin();
+    client.post(SERVICES, &service("a", json!({}))).await.ok();
+    let (code, why) = client.post(SERVICES, &service("b", json!({}))).await.failure();
+    assert_eq!(code, 422);
+    assert!(why.ends_with("failed to allocate a serviceIP: range is full"), "{why}");
+
+    let more = json!({"metadata": {"name": "more"}, "spec": {"cidrs": ["10.97.0.0/28"]}});
+    client.post(RANGES, &more).await.ok();
+    let given = address(&client.post(SERVICES, &service("b", json!({}))).await.ok());
+    assert!(given.starts_with("10.97.0."), "{given}");
+    let mut watch = client.watch(&format!("{RANGES}?watch=1&fieldSelector=metadata.name%3Dmore")).await;
+    client.delete(&format!("{RANGES}/more")).await.ok();
+    loop {
+        let event = watch.next().await.unwrap();
+        let ready = &event["object"]["status"]["conditions"][0];
+        if ready["status"] == "False" {
+            assert_eq!(ready["reason"], "Terminating");
+            break;
+        }
+    }
+    let (code, why) = client.post(SERVICES, &service("c", json!({}))).await.failure();
+    assert!(code == 422 && why.ends_with("range is full"), "a range that goes gives nothing: {why}");
+    client.delete(&named("b")).await.ok();
+    while watch.short().await.0 != "DELETED" {}
+}
+
+#[tokio::test]
+async fn addresses_that_somebody_removes_come_back() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let given = address(&client.post(SERVICES, &service("a", json!({}))).await.ok());
+    let one = format!("{ADDRESSES}/{given}");
+    let first = client.get(&one).await.ok();
+    assert_eq!(
+        first["spec"]["parentRef"],
+        json!({"group": "", "resource": "services", "namespace": "default", "name": "a"})
+    );
+    let mut watch = client.watch(&format!("{ADDRESSES}?watch=1&fieldSelector=metadata.name%3D{given}")).await;
+    assert_eq!(watch.short().await.0, "ADDED");
+    let mut events = client.watch("/api/v1/namespaces/default/events?watch=1").await;
+    client.delete(&one).await.ok();
+    assert_eq!([watch.short().await.0, watch.short().await.0], ["DELETED", "ADDED"]);
+    assert_eq!(events.next().await.unwrap()["object"]["reason"], "ClusterIPNotAllocated");
+
+    // One that no Service has is removed, unless somebody made it to keep the address for himself.
+    let mut leaked = first.clone();
+    leaked["metadata"] = json!({"name": "10.96.1.1", "labels": first["metadata"]["labels"]});
+    leaked["spec"]["parentRef"]["name"] = "nobody".into();
+    let mut watch = client.watch(&format!("{ADDRESSES}?watch=1&fieldSelector=metadata.name%3D10.96.1.1")).await;
+    client.post(ADDRESSES, &leaked).await.ok();
+    assert_eq!([watch.short().await.0, watch.short().await.0], ["ADDED", "DELETED"]);
+    leaked["metadata"] = json!({"name": "10.96.1.2"});
+    client.post(ADDRESSES, &leaked).await.ok();
+    let (code, why) = client.post(SERVICES, &service("b", json!({"clusterIP": "10.96.1.2"}))).await.failure();
+    assert_eq!(code, 422);
+    assert!(why.ends_with("provided IP is already allocated"), "{why}");
+}

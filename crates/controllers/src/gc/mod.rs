@@ -1,17 +1,20 @@
 //! Objects whose owners are gone -> gone; and deletions that wait for dependents, or spare them, carried through.
 //!
-//! Deliberately not here: kinds that this process does not watch. An owner of an unknown kind is never taken for gone.
+//! Deliberately not here: kinds that nobody defined. An owner of an unknown kind is never taken for gone.
 
+mod defined;
 mod graph;
 
 use std::sync::Arc;
 
+use futures::stream;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::{Client, Resource};
 use portolan_client::{Change, Key, Recorder};
 use serde_json::json;
+use tokio::sync::mpsc;
 
 use crate::drive::{Controller, Effects, drive, inputs};
 use crate::queue::Queue;
@@ -25,6 +28,9 @@ pub(crate) enum Input {
         replaced: Option<String>,
     },
     Gone(String),
+    /// A kind that owners may be of, and whether it is namespaced. One that goes again stays known: its objects are
+    /// gone for good.
+    Defined(Kind, bool),
     Nothing,
 }
 
@@ -42,7 +48,9 @@ fn input<K: Resource<DynamicType = ()>>(change: Change<K>) -> Input {
 
 pub(crate) async fn run(shared: Arc<Shared>) {
     let caches = &shared.caches;
+    let (sender, mut told) = mpsc::unbounded_channel();
     let inputs = vec![
+        Box::pin(stream::poll_fn(move |context| told.poll_recv(context))),
         inputs(&caches.namespaces, input),
         inputs(&caches.nodes, input),
         inputs(&caches.deployments, input),
@@ -64,10 +72,13 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         graph: Graph::default(),
         kinds: kinds(),
     };
-    drive(controller, inputs, 16).await;
+    tokio::select! {
+        () = drive(controller, inputs, 16) => {}
+        () = defined::follow(shared.client.clone(), sender) => {}
+    }
 }
 
-/// The kinds above: what can be looked up as an owner.
+/// The kinds above, which can be looked up as owners from the start.
 fn kinds() -> Vec<(Kind, bool)> {
     use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
     use k8s_openapi::api::coordination::v1::Lease;
@@ -93,16 +104,20 @@ fn kinds() -> Vec<(Kind, bool)> {
     ]
 }
 
-fn api(client: &Client, kind: &Kind, namespace: &str) -> Api<DynamicObject> {
+fn resource(kind: &Kind) -> ApiResource {
     let api_version =
         if kind.group.is_empty() { kind.version.clone() } else { format!("{}/{}", kind.group, kind.version) };
-    let resource = ApiResource {
+    ApiResource {
         group: kind.group.clone(),
         version: kind.version.clone(),
         api_version,
         kind: kind.kind.clone(),
         plural: kind.plural.clone(),
-    };
+    }
+}
+
+fn api(client: &Client, kind: &Kind, namespace: &str) -> Api<DynamicObject> {
+    let resource = resource(kind);
     if namespace.is_empty() {
         Api::all_with(client.clone(), &resource)
     } else {
@@ -131,6 +146,11 @@ impl Controller for GarbageCollector {
                 concerned
             }
             Input::Gone(uid) => self.graph.remove(&uid),
+            Input::Defined(kind, namespaced) => {
+                self.kinds.retain(|(old, _)| (&old.group, &old.kind) != (&kind.group, &kind.kind));
+                self.kinds.push((kind, namespaced));
+                return;
+            }
             Input::Nothing => return,
         };
         concerned.into_iter().for_each(|uid| queue.add(uid));

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking, and helpers are part of it")]
 
+mod operator;
 mod world;
 
 use std::collections::{BTreeMap, BTreeSet};

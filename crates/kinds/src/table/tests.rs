@@ -200,6 +200,20 @@ fn the_other_kinds() {
         ),
         (
             "networking.k8s.io",
+            "ingresses",
+            json!({"spec": {"ingressClassName": "c", "tls": [{}], "rules": [{"host": "a.b"}, {"host": "*.c"}, {}]},
+                   "status": {"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}, {"hostname": "h"}]}}}),
+            "c | a.b,*.c | 192.0.2.1,h | 80, 443 | 1s",
+        ),
+        ("networking.k8s.io", "ingresses", json!({}), "<none> | * |  | 80 | 1s"),
+        (
+            "networking.k8s.io",
+            "ingressclasses",
+            json!({"spec": {"controller": "a/b", "parameters": {"apiGroup": "g", "kind": "K", "name": "n"}}}),
+            "a/b | K.g/n | 1s",
+        ),
+        (
+            "networking.k8s.io",
             "ipaddresses",
             json!({"spec": {"parentRef": {"resource": "services", "namespace": "b", "name": "a"}}}),
             "services/b/a | 1s",

@@ -1,6 +1,6 @@
 //! Rows for all the other kinds.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{creates, prepared, texts, updates, with};
 use crate::{Subresource, find};
@@ -122,6 +122,66 @@ fn the_other_kinds() {
                 &["spec.cidrs: Invalid value: [\"10.0.0.0/16\"]: field is immutable"],
             ),
         ],
+    );
+    let path = |path: Value| json!({"spec": {"rules": [{"host": "a.b", "http": {"paths": [path]}}]}});
+    let backend = json!({"service": {"name": "s", "port": {"number": 80}}});
+    let good = with(&named("a"), &path(json!({"path": "/", "pathType": "Prefix", "backend": backend})));
+    creates(
+        "ingresses",
+        &good,
+        &[
+            (json!({}), &[]),
+            (
+                json!({"spec": {"rules": null}}),
+                &["spec: Invalid value: null: either `defaultBackend` or `rules` must be specified"],
+            ),
+            (
+                path(json!({"path": "a", "backend": backend})),
+                &["spec.rules[0].http.paths[0].pathType: Required value: pathType must be specified"],
+            ),
+            (
+                path(json!({"path": "a//b", "pathType": "Exact", "backend": {}})),
+                &[
+                    "spec.rules[0].http.paths[0].path: Invalid value: \"a//b\": must be an absolute path",
+                    "spec.rules[0].http.paths[0].path: Invalid value: \"a//b\": must not contain '//'",
+                    "spec.rules[0].http.paths[0].backend: Invalid value: \"\": resource or service backend is required",
+                ],
+            ),
+            (
+                json!({"spec": {"rules": [{"host": "10.0.0.1"}]}}),
+                &["spec.rules[0].host: Invalid value: \"10.0.0.1\": must be a DNS name, not an IP address"],
+            ),
+            (json!({"spec": {"rules": [{"host": "*.example.com"}]}}), &[]),
+            (
+                json!({"spec": {"defaultBackend": {"service": {"name": "s"}}}}),
+                &["spec.defaultBackend: Required value: port name or number is required"],
+            ),
+        ],
+    );
+    let class = json!({"metadata": {"name": "a"}, "spec": {"controller": "example.com/x"}});
+    creates(
+        "ingressclasses",
+        &class,
+        &[
+            (json!({"spec": {"parameters": {"kind": "K", "name": "n"}}}), &[]),
+            (
+                json!({"spec": {"controller": "x"}}),
+                &["spec.controller: Invalid value: \"x\": must be a domain-prefixed path (such as \"acme.io/foo\")"],
+            ),
+            (
+                json!({"spec": {"parameters": {"kind": "K", "name": "n", "scope": "Namespace"}}}),
+                &["spec.parameters.namespace: Required value: `parameters.scope` is set to 'Namespace'"],
+            ),
+        ],
+    );
+    updates(
+        "ingressclasses",
+        &class,
+        Subresource::None,
+        &[(
+            json!({"spec": {"controller": "example.com/y"}}),
+            &["spec.controller: Invalid value: \"example.com/y\": field is immutable"],
+        )],
     );
     creates(
         "ipaddresses",
