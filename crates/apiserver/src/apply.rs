@@ -7,7 +7,7 @@ use portolan_kinds::apply;
 use portolan_kinds::{FieldError, FieldValidation, Status};
 use serde_json::Value;
 
-use crate::authz;
+use crate::authz::Request;
 use crate::body;
 use crate::object;
 use crate::route::Sub;
@@ -70,15 +70,16 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Re
 
 async fn create(server: &Server, asked: Asked<'_>, config: &Value) -> Result<Written, Status> {
     let kind = asked.kind();
-    authz::authorize(
+    server.access.authorize(
         asked.user,
-        &authz::Request {
+        &Request {
             verb: "create",
             group: kind.group,
             resource: kind.plural,
             subresource: "",
             namespace: asked.namespace(),
             name: asked.name(),
+            ..Request::default()
         },
     )?;
     let changed = applied(asked, (None, &Value::Null), config)?;

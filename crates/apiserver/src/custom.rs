@@ -19,12 +19,12 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::authz::User;
 use crate::delete;
 use crate::object;
 use crate::options::{DeleteOptions, Options};
 use crate::route::{Sub, Target};
 use crate::server::Server;
+use crate::user::User;
 use crate::write::{self, Asked};
 
 /// Definitions there may be, and bytes of all together: each is held as a tree some times its size.

@@ -12,7 +12,7 @@ use portolan_store::{Expect, Op, Page};
 use serde_json::{Value, json};
 
 use crate::accept::Form;
-use crate::authz;
+use crate::admission;
 use crate::custom;
 use crate::filter::Filter;
 use crate::object;
@@ -158,7 +158,7 @@ pub(crate) async fn delete(server: &Server, asked: Asked<'_>) -> Result<Deleted,
         let (key, entry) = read::stored(&server.store, asked.target)?;
         let old = object::decode(&entry.value);
         check_preconditions(kind, &old, &asked.options.delete)?;
-        authz::node_may_touch(asked.user, kind.group, kind.plural, &old)?;
+        admission::delete(asked, &old)?;
         let expect = Expect::At(entry.revision);
         let plan = plan(kind, &old, &asked.options.delete, Timestamp::now());
         let removed = plan == Plan::Remove;

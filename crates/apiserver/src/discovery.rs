@@ -20,7 +20,7 @@ fn sub_verbs(sub: Sub) -> &'static [&'static str] {
     match sub {
         Sub::None => &VERBS,
         Sub::Status | Sub::Scale => &["get", "patch", "update"],
-        Sub::Binding | Sub::Eviction => &["create"],
+        Sub::Binding | Sub::Eviction | Sub::Token => &["create"],
         Sub::Log => &["get"],
         Sub::Finalize => &["update"],
     }
@@ -32,6 +32,7 @@ fn sub_kind(kind: &Kind, sub: Sub) -> (&'static str, &'static str, &'static str)
         Sub::Scale => ("autoscaling", "v1", "Scale"),
         Sub::Binding => ("", "v1", "Binding"),
         Sub::Eviction => ("policy", "v1", "Eviction"),
+        Sub::Token => ("authentication.k8s.io", "v1", "TokenRequest"),
         Sub::None | Sub::Status | Sub::Log | Sub::Finalize => (kind.group, kind.version, kind.kind),
     }
 }

@@ -1,8 +1,8 @@
 //! The Kubernetes REST API over a durable store: one binary's control plane, and the only door to its state.
 //!
-//! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, what, may they)
-//! and `turns` (when), `route`,
-//! `options` and `accept` (what is asked), then `read`, `watch`, `write`, `patch`, `apply`, `delete`, `scale` or `pods`,
+//! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, by certificate or
+//! `tokens`), `route`, `options` and `accept` (what is asked), `authz` (may they) and `turns` (when), then `read`, `watch`,
+//! `write` with `admission`, `patch`, `apply`, `delete`, `scale` or `pods`,
 //! and `show`, `sending` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
 //! `portolan-store`.
 //!
@@ -12,6 +12,8 @@
 #![forbid(unsafe_code)]
 
 mod accept;
+mod accounts;
+mod admission;
 mod allocate;
 mod apply;
 mod authz;
@@ -43,7 +45,9 @@ mod sending;
 mod server;
 mod services;
 mod show;
+mod tokens;
 mod turns;
+mod user;
 mod watch;
 mod write;
 
@@ -58,15 +62,16 @@ use portolan_kinds::{Kind, Status};
 use portolan_store::{Limits, Store};
 use tokio_util::sync::CancellationToken;
 
-pub use authz::User;
 pub use nodes::NodeDialer;
 pub use pki::{Certificate, PkiError};
 pub use portolan_store::OpenError;
+pub use user::User;
 
 use allocate::Allocator;
 use nodes::Nodes;
 use pki::Pki;
 use server::Server;
+use tokens::Tokens;
 
 /// How the API server is set up.
 pub struct Config {
@@ -131,7 +136,8 @@ impl ApiServer {
         let nodes = Nodes::new(pki.node_client_tls()?, config.node_dialer);
         let services = Allocator::new(config.service_cidrs, config.node_ports);
         let address = config.advertise.map_or_else(|| "127.0.0.1:6443".to_owned(), |address| address.to_string());
-        let server = Arc::new(Server::new(store, config.data_dir, services, nodes, address));
+        let tokens = Tokens::new(pki.token_key()?, &config.cluster_domain);
+        let server = Arc::new(Server::new(store, config.data_dir, services, nodes, tokens, address));
         bootstrap::restore_allocations(&server).map_err(Error::Bootstrap)?;
         custom::restore(&server);
         bootstrap::run(&server, config.advertise).await.map_err(Error::Bootstrap)?;

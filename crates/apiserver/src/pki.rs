@@ -20,7 +20,8 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use crate::authz::User;
+use crate::tokens::Key;
+use crate::user::{AUTHENTICATED, MASTERS, User};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const LEAF_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -36,6 +37,8 @@ pub enum PkiError {
     },
     #[error("{path} is not a certificate or key in PEM form; remove {directory} to make a new authority")]
     Damaged { path: PathBuf, directory: PathBuf },
+    #[error("{path} is not a P-256 key in PEM form; remove it to make a new one, which ends all tokens")]
+    NotASigningKey { path: PathBuf },
     #[error("cannot make a certificate for {subject}")]
     Sign {
         subject: String,
@@ -59,6 +62,7 @@ pub(crate) struct Pki {
     ca_pem: String,
     ca_der: CertificateDer<'static>,
     issuer: Issuer<'static, KeyPair>,
+    directory: PathBuf,
 }
 
 struct Signed {
@@ -86,14 +90,20 @@ impl Pki {
         let ca_der = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|_| damaged(&certificate_path))?;
         let key = KeyPair::from_pem(&read(&key_path)?).map_err(|_| damaged(&key_path))?;
         // The name and usage are always the same, so the issuer need not be read out of the certificate.
-        Ok(Self { ca_pem, ca_der, issuer: Issuer::new(authority(), key) })
+        Ok(Self { ca_pem, ca_der, issuer: Issuer::new(authority(), key), directory: directory.to_owned() })
+    }
+
+    /// The key that signs tokens.
+    pub(crate) fn token_key(&self) -> Result<Key, PkiError> {
+        Key::open(&self.directory.join("sa.key"))
     }
 
     fn sign(&self, user: &User, names: &[String], usages: &[ExtendedKeyUsagePurpose]) -> Result<Signed, PkiError> {
         let failed = || signing(&user.name);
         let mut params = CertificateParams::new(names.to_vec()).map_err(failed())?;
         let mut subject = DistinguishedName::new();
-        for group in &user.groups {
+        // That one is authenticated follows from having a certificate.
+        for group in user.groups.iter().filter(|group| *group != AUTHENTICATED) {
             subject.push(DnType::OrganizationName, group.as_str());
         }
         subject.push(DnType::CommonName, user.name.as_str());
@@ -132,7 +142,7 @@ impl Pki {
 
     /// TLS for the API itself, under all of `names`; clients may show a certificate.
     pub(crate) fn server_tls(&self, names: &[String]) -> Result<Arc<ServerConfig>, PkiError> {
-        let user = User { name: "kube-apiserver".into(), groups: vec![] };
+        let user = User { name: "kube-apiserver".into(), ..User::default() };
         let signed = self.sign(&user, names, &[ExtendedKeyUsagePurpose::ServerAuth])?;
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier =
@@ -149,7 +159,7 @@ impl Pki {
 
     /// TLS for asking nodes.
     pub(crate) fn node_client_tls(&self) -> Result<Arc<ClientConfig>, PkiError> {
-        let user = User { name: "kube-apiserver-kubelet-client".into(), groups: vec![crate::authz::MASTERS.into()] };
+        let user = User::new("kube-apiserver-kubelet-client", &[MASTERS]);
         let signed = self.sign(&user, &[], &[ExtendedKeyUsagePurpose::ClientAuth])?;
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()?
@@ -194,9 +204,9 @@ pub(crate) fn user_of(certificate: &CertificateDer<'_>) -> Option<User> {
     let name = subject.iter_common_name().next()?.as_str().ok()?.to_owned();
     let mut groups = Vec::new();
     for group in subject.iter_organization() {
-        groups.push(group.as_str().ok()?.to_owned());
+        groups.push(group.as_str().ok()?);
     }
-    Some(User { name, groups })
+    Some(User::new(name, &groups))
 }
 
 fn authority() -> CertificateParams {
@@ -218,6 +228,17 @@ fn signing(subject: &str) -> impl FnOnce(rcgen::Error) -> PkiError {
 
 fn key_der(key: &KeyPair) -> PrivateKeyDer<'static> {
     PrivatePkcs8KeyDer::from(key.serialize_der()).into()
+}
+
+/// The private key in a file, which is made if it is not there, in PKCS #8 form.
+pub(crate) fn private_key(path: &Path) -> Result<Vec<u8>, PkiError> {
+    if !path.exists() {
+        let key = KeyPair::generate().map_err(signing("tokens"))?;
+        write_private(path, &key.serialize_pem())?;
+    }
+    let text = fs::read_to_string(path).map_err(|source| PkiError::File { path: path.to_owned(), source })?;
+    let key = KeyPair::from_pem(&text).map_err(|_| PkiError::NotASigningKey { path: path.to_owned() })?;
+    Ok(key.serialize_der())
 }
 
 /// Whole or not at all, and for the owner's eyes only.

@@ -1,126 +1,224 @@
-//! Questions that somebody asks about themselves: who am I, may I do this, what may I do. Nothing of it is stored.
+//! Questions about who somebody is, what they may do, and whose a token is. Nothing of it is stored.
 //!
-//! Source: `authorization.k8s.io` and `authentication.k8s.io`, which `kubectl auth` and careful controllers ask.
-//! Deliberately not here: reviews of others, which take tokens to be of use.
+//! Source: `authorization.k8s.io` and `authentication.k8s.io`, `pkg/registry/{authorization,authentication}`.
 
-use portolan_kinds::Status;
+use jiff::Timestamp;
+use portolan_kinds::{FieldError, Status};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::authz::{self, User};
+use crate::authz::{Decision, Request};
 use crate::object;
+use crate::server::Server;
+use crate::user::User;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Review {
-    Access,
-    Rules,
+    MyAccess,
+    MyRules,
     Myself,
+    Access,
+    /// Asked in a namespace, by those who may ask about it alone.
+    LocalAccess,
+    Token,
 }
 
+const AUTHORIZATION: &str = "authorization.k8s.io";
+const AUTHENTICATION: &str = "authentication.k8s.io";
+
 impl Review {
-    /// By the segments of the path after `/apis`.
-    pub(crate) fn of(group: &str, version: &str, plural: &str) -> Option<Self> {
+    /// By what stands in the path after `/apis`.
+    pub(crate) fn of(group: &str, version: &str, plural: &str, namespaced: bool) -> Option<Self> {
         match (group, version, plural) {
-            ("authorization.k8s.io", "v1", "selfsubjectaccessreviews") => Some(Self::Access),
-            ("authorization.k8s.io", "v1", "selfsubjectrulesreviews") => Some(Self::Rules),
-            ("authentication.k8s.io", "v1", "selfsubjectreviews") => Some(Self::Myself),
+            (AUTHORIZATION, "v1", "localsubjectaccessreviews") => namespaced.then_some(Self::LocalAccess),
+            _ if namespaced => None,
+            (AUTHORIZATION, "v1", "selfsubjectaccessreviews") => Some(Self::MyAccess),
+            (AUTHORIZATION, "v1", "selfsubjectrulesreviews") => Some(Self::MyRules),
+            (AUTHORIZATION, "v1", "subjectaccessreviews") => Some(Self::Access),
+            (AUTHENTICATION, "v1", "selfsubjectreviews") => Some(Self::Myself),
+            (AUTHENTICATION, "v1", "tokenreviews") => Some(Self::Token),
             _ => None,
         }
     }
 
-    fn kind(self) -> (&'static str, &'static str) {
+    /// Group, kind and plural.
+    pub(crate) fn kind(self) -> (&'static str, &'static str, &'static str) {
         match self {
-            Self::Access => ("authorization.k8s.io/v1", "SelfSubjectAccessReview"),
-            Self::Rules => ("authorization.k8s.io/v1", "SelfSubjectRulesReview"),
-            Self::Myself => ("authentication.k8s.io/v1", "SelfSubjectReview"),
+            Self::MyAccess => (AUTHORIZATION, "SelfSubjectAccessReview", "selfsubjectaccessreviews"),
+            Self::MyRules => (AUTHORIZATION, "SelfSubjectRulesReview", "selfsubjectrulesreviews"),
+            Self::Access => (AUTHORIZATION, "SubjectAccessReview", "subjectaccessreviews"),
+            Self::LocalAccess => (AUTHORIZATION, "LocalSubjectAccessReview", "localsubjectaccessreviews"),
+            Self::Myself => (AUTHENTICATION, "SelfSubjectReview", "selfsubjectreviews"),
+            Self::Token => (AUTHENTICATION, "TokenReview", "tokenreviews"),
         }
     }
 
     /// # Errors
-    /// 400 for a body of another kind, or without the question.
-    pub(crate) fn answer(self, user: &User, asked: &Value) -> Result<Value, Status> {
-        let (api_version, kind) = self.kind();
-        let sent = asked["kind"].as_str().unwrap_or(kind);
-        if sent != kind {
-            return Err(Status::bad_request(format!("the body of this request is a {kind}, and not a {sent}")));
-        }
+    /// 400 or 422 for what is no such question.
+    pub(crate) fn answer(
+        self,
+        server: &Server,
+        user: &User,
+        namespace: &str,
+        mut asked: Value,
+    ) -> Result<Value, Status> {
+        let (group, kind, _) = self.kind();
+        portolan_kinds::check(group, "v1", kind, &mut asked)?;
+        let mut metadata = json!({});
+        let spec = &asked["spec"];
         let status = match self {
-            Self::Access => access(user, &asked["spec"])?,
-            Self::Rules => rules(user),
-            Self::Myself => json!({"userInfo": {"username": user.name, "groups": user.groups}}),
+            Self::MyAccess => {
+                self.validate(&asked, namespace)?;
+                access(server, user, spec)?
+            }
+            Self::Access | Self::LocalAccess => {
+                self.validate(&asked, namespace)?;
+                if self == Self::LocalAccess {
+                    metadata = json!({"namespace": namespace});
+                }
+                access(server, &subject(spec), spec)?
+            }
+            Self::MyRules => rules(server, user, object::text(spec, "/namespace"))?,
+            Self::Myself => {
+                metadata = json!({"creationTimestamp": object::time(Timestamp::now())});
+                json!({"userInfo": user.info()})
+            }
+            Self::Token => token(server, spec)?,
         };
-        let mut answer = json!({"kind": kind, "apiVersion": api_version, "metadata": {}, "status": status});
-        if self != Self::Myself {
-            answer["spec"] = asked["spec"].clone();
+        let mut answer =
+            json!({"kind": kind, "apiVersion": format!("{group}/v1"), "metadata": metadata, "status": status});
+        match self {
+            Self::Myself => {}
+            Self::MyRules => answer["spec"] = json!({}),
+            _ => answer["spec"] = asked["spec"].take(),
         }
         Ok(answer)
     }
+
+    fn validate(self, asked: &Value, namespace: &str) -> Result<(), Status> {
+        let (group, kind, _) = self.kind();
+        let (spec, metadata) = (&asked["spec"], &asked["metadata"]);
+        let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+        let mut errors = Vec::new();
+        let mut invalid =
+            |field: &str, value: &Value, why: &str| errors.push(FieldError::invalid(field, value.clone(), why));
+        if resource.is_object() && path.is_object() {
+            let why = "cannot be specified in combination with resourceAttributes";
+            invalid("spec.nonResourceAttributes", path, why);
+        }
+        if !resource.is_object() && !path.is_object() {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            invalid("spec.resourceAttributes", &Value::Null, why);
+        }
+        let subject = !object::text(spec, "/user").is_empty() || object::has_items(spec, "/groups");
+        if self != Self::MyAccess && !subject {
+            invalid("spec.user", &json!(""), "at least one of user or group must be specified");
+        }
+        if self == Self::LocalAccess {
+            let own = object::text(metadata, "/namespace");
+            let asked_in = object::text(resource, "/namespace");
+            if resource.is_object() && asked_in != own {
+                invalid("spec.resourceAttributes.namespace", &json!(asked_in), "must match metadata.namespace");
+            }
+            if path.is_object() {
+                invalid("spec.nonResourceAttributes", path, "disallowed on this kind of request");
+            }
+        }
+        let allowed = |field: &str| field == "managedFields" || self == Self::LocalAccess && field == "namespace";
+        if metadata.as_object().is_some_and(|metadata| metadata.keys().any(|field| !allowed(field))) {
+            let except = if self == Self::LocalAccess { " except for namespace" } else { "" };
+            invalid("metadata", metadata, &format!("must be empty{except}"));
+        }
+        if !errors.is_empty() {
+            return Err(Status::invalid(group, kind, "", &errors));
+        }
+        if self == Self::LocalAccess && object::text(metadata, "/namespace") != namespace {
+            let why = format!("spec.resourceAttributes.namespace must match namespace: {namespace}");
+            return Err(Status::bad_request(why));
+        }
+        Ok(())
+    }
 }
 
-fn access(user: &User, spec: &Value) -> Result<Value, Status> {
-    let verdict = match (&spec["resourceAttributes"], &spec["nonResourceAttributes"]) {
-        (resource @ Value::Object(_), Value::Null) => {
-            let text = |field: &str| resource[field].as_str().unwrap_or_default();
-            authz::authorize(
+/// The user that is asked about, who is nobody but what is said.
+fn subject(spec: &Value) -> User {
+    User {
+        name: object::text(spec, "/user").to_owned(),
+        uid: object::text(spec, "/uid").to_owned(),
+        groups: Vec::deserialize(&spec["groups"]).unwrap_or_default(),
+        extra: Option::deserialize(&spec["extra"]).ok().flatten().unwrap_or_default(),
+    }
+}
+
+fn access(server: &Server, user: &User, spec: &Value) -> Result<Value, Status> {
+    let Decision { allowed, reason } = match &spec["resourceAttributes"] {
+        Value::Object(resource) => {
+            let text = |field: &str| resource.get(field).and_then(Value::as_str).unwrap_or_default();
+            server.access.decide(
                 user,
-                &authz::Request {
+                &Request {
                     verb: text("verb"),
                     group: text("group"),
                     resource: text("resource"),
                     subresource: text("subresource"),
                     namespace: text("namespace"),
                     name: text("name"),
+                    ..Request::default()
                 },
-            )
-        }
-        (Value::Null, path @ Value::Object(_)) => {
-            authz::authorize_path(user, object::text(path, "/verb"), object::text(path, "/path"))
+            )?
         }
         _ => {
-            return Err(Status::bad_request(
-                "exactly one of spec.resourceAttributes and spec.nonResourceAttributes must be specified",
-            ));
+            let path = &spec["nonResourceAttributes"];
+            // No path is the root's: an empty one would be no path at all.
+            let asked = match object::text(path, "/path") {
+                "" => "/",
+                other => other,
+            };
+            server.access.decide(user, &Request::path(object::text(path, "/verb"), asked))?
         }
     };
-    Ok(json!({"allowed": verdict.is_ok()}))
+    let mut status = json!({"allowed": allowed});
+    if !reason.is_empty() {
+        status["reason"] = reason.into();
+    }
+    Ok(status)
 }
 
 /// Nodes have rules that no list can say.
-fn rules(user: &User) -> Value {
-    let mut resources = Vec::new();
-    if user.may_everything() {
-        resources.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
+fn rules(server: &Server, user: &User, namespace: &str) -> Result<Value, Status> {
+    if namespace.is_empty() {
+        return Err(Status::bad_request("no namespace on request"));
     }
-    json!({
-        "resourceRules": resources,
-        "nonResourceRules": [{"verbs": ["get"], "nonResourceURLs": ["*"]}],
-        "incomplete": !user.may_everything()
-    })
+    let (rules, wrong) = server.access.rules(user, namespace)?;
+    let (mut resources, mut paths) = (Vec::new(), Vec::new());
+    for rule in rules {
+        if !rule.resources.is_empty() {
+            resources.push(json!(rule));
+        }
+        if !rule.non_resource_urls.is_empty() {
+            paths.push(json!({"verbs": rule.verbs, "nonResourceURLs": rule.non_resource_urls}));
+        }
+    }
+    let node = user.as_node().map(|_| "node authorizer does not support user rule resolution".to_owned());
+    let incomplete = node.is_some();
+    let mut status = json!({"resourceRules": resources, "nonResourceRules": paths, "incomplete": incomplete});
+    if let Some(error) = node.or(wrong) {
+        status["evaluationError"] = error.into();
+    }
+    Ok(status)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn answers() {
-        let access = |user: &User, spec: Value| {
-            let answer = Review::Access.answer(user, &json!({"spec": spec.clone()})).unwrap();
-            assert_eq!((&answer["kind"], &answer["spec"]), (&json!("SelfSubjectAccessReview"), &spec));
-            answer["status"]["allowed"].as_bool().unwrap()
-        };
-        let node = User::node("n1");
-        let resource = |verb: &str, resource: &str| json!({"resourceAttributes": {"verb": verb, "resource": resource}});
-        assert!(access(&User::admin(), resource("*", "*")));
-        assert!(access(&node, resource("list", "services")));
-        assert!(!access(&node, resource("delete", "services")));
-        assert!(access(&node, json!({"nonResourceAttributes": {"verb": "get", "path": "/apis"}})));
-        for body in [json!({}), json!({"spec": {}}), json!({"kind": "Pod", "spec": resource("get", "pods")})] {
-            assert_eq!(Review::Access.answer(&node, &body).map_err(|status| status.code()), Err(400), "{body}");
-        }
-        let rules = |user: &User| Review::Rules.answer(user, &json!({"spec": {"namespace": "x"}})).unwrap();
-        assert_eq!(rules(&User::admin())["status"]["resourceRules"][0]["verbs"], json!(["*"]));
-        assert_eq!(rules(&node)["status"]["incomplete"], true);
-        let myself = Review::Myself.answer(&node, &json!({})).unwrap();
-        assert_eq!(myself["status"]["userInfo"], json!({"username": "system:node:n1", "groups": ["system:nodes"]}));
+fn token(server: &Server, spec: &Value) -> Result<Value, Status> {
+    let token = object::text(spec, "/token");
+    if token.is_empty() {
+        return Err(Status::bad_request("token is required for TokenReview in authentication"));
     }
+    let mut audiences: Vec<String> = Option::deserialize(&spec["audiences"]).ok().flatten().unwrap_or_default();
+    if audiences.is_empty() {
+        audiences = server.tokens.audiences();
+    }
+    Ok(match server.tokens.authenticate(&server.store, token, &audiences, Timestamp::now().as_second()) {
+        Ok(found) => json!({"authenticated": true, "user": found.user.info(), "audiences": found.audiences}),
+        Err(error) => json!({"user": {}, "error": error}),
+    })
 }

@@ -2,9 +2,11 @@
 //!
 //! Invariant: only kinds that the catalog has become a [`Target`]; all else is Kubernetes' 404.
 
+use http::Method;
 use percent_encoding::percent_decode_str;
 use portolan_kinds::{Catalog, Kind, KindRef, Status};
 
+use crate::authz::Request;
 use crate::review::Review;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,7 +25,11 @@ pub(crate) enum Route {
     OpenApiV2,
     OpenApiV3Index,
     OpenApiV3(String),
-    Review(Review),
+    /// How to check tokens without asking.
+    Issuer,
+    Keys,
+    /// A question, and the namespace that it is asked in, if any.
+    Review(Review, Option<String>),
     Object(Target),
 }
 
@@ -56,6 +62,7 @@ pub(crate) enum Sub {
     Eviction,
     Log,
     Finalize,
+    Token,
 }
 
 impl Sub {
@@ -68,6 +75,7 @@ impl Sub {
             Self::Eviction => "eviction",
             Self::Log => "log",
             Self::Finalize => "finalize",
+            Self::Token => "token",
         }
     }
 
@@ -87,6 +95,7 @@ impl Sub {
         match (kind.group, kind.plural) {
             ("", "pods") => all.extend([Self::Binding, Self::Eviction, Self::Log]),
             ("", "namespaces") => all.push(Self::Finalize),
+            ("", "serviceaccounts") => all.push(Self::Token),
             _ => {}
         }
         all
@@ -110,6 +119,8 @@ pub(crate) fn parse(path: &str, catalog: &Catalog) -> Result<Route, Status> {
         [""] => Ok(Route::Index),
         ["healthz" | "livez" | "readyz", ..] => Ok(Route::Health),
         ["version"] => Ok(Route::Version),
+        [".well-known", "openid-configuration"] => Ok(Route::Issuer),
+        ["openid", "v1", "jwks"] => Ok(Route::Keys),
         ["openapi", "v2"] => Ok(Route::OpenApiV2),
         ["openapi", "v3"] => Ok(Route::OpenApiV3Index),
         ["openapi", "v3", rest @ ..] => Ok(Route::OpenApiV3(rest.join("/"))),
@@ -124,6 +135,59 @@ pub(crate) fn parse(path: &str, catalog: &Catalog) -> Result<Route, Status> {
     }
 }
 
+/// What a path would name if there were such a kind, for those who may not know that there is none.
+pub(crate) struct Unknown {
+    group: String,
+    namespace: String,
+    resource: String,
+    name: String,
+    subresource: String,
+}
+
+pub(crate) fn unknown(path: &str) -> Option<Unknown> {
+    let segments: Vec<&str> = path.trim_matches('/').split('/').collect();
+    let (group, rest) = match segments.as_slice() {
+        ["api", _, rest @ ..] => ("", rest),
+        ["apis", group, _, rest @ ..] => (*group, rest),
+        _ => return None,
+    };
+    let (namespace, rest) = match rest {
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() => (*namespace, rest),
+        _ => ("", rest),
+    };
+    let part = |index: usize| rest.get(index).copied().unwrap_or_default().to_owned();
+    (!rest.is_empty()).then(|| Unknown {
+        group: group.to_owned(),
+        namespace: namespace.to_owned(),
+        resource: part(0),
+        name: part(1),
+        subresource: part(2),
+    })
+}
+
+impl Unknown {
+    pub(crate) fn request(&self, method: &Method) -> Request<'_> {
+        let verb = match *method {
+            Method::POST => "create",
+            Method::PUT => "update",
+            Method::PATCH => "patch",
+            Method::DELETE if self.name.is_empty() => "deletecollection",
+            Method::DELETE => "delete",
+            _ if self.name.is_empty() => "list",
+            _ => "get",
+        };
+        Request {
+            verb,
+            group: &self.group,
+            resource: &self.resource,
+            subresource: &self.subresource,
+            namespace: &self.namespace,
+            name: &self.name,
+            ..Request::default()
+        }
+    }
+}
+
 fn resources(catalog: &Catalog, group: &str, version: &str) -> Result<Route, Status> {
     if catalog.iter().any(|kind| kind.group == group && kind.version == version) {
         Ok(Route::Resources { group: group.to_owned(), version: version.to_owned() })
@@ -133,10 +197,15 @@ fn resources(catalog: &Catalog, group: &str, version: &str) -> Result<Route, Sta
 }
 
 fn target(catalog: &Catalog, group: &str, version: &str, rest: &[&str]) -> Result<Route, Status> {
-    if let [plural] = rest
-        && let Some(review) = Review::of(group, version, plural)
-    {
-        return Ok(Route::Review(review));
+    let review = match rest {
+        [plural] => Review::of(group, version, plural, false).map(|review| (review, None)),
+        ["namespaces", namespace, plural] => {
+            Review::of(group, version, plural, true).map(|review| (review, Some((*namespace).to_owned())))
+        }
+        _ => None,
+    };
+    if let Some((review, namespace)) = review {
+        return Ok(Route::Review(review, namespace));
     }
     let (namespace, rest) = match rest {
         // `/namespaces/x/status` is a part of the namespace; `/namespaces/x/pods` is a collection in it.
@@ -217,7 +286,15 @@ mod tests {
             ("/api/v1/nodes/n", "nodes ns=- name=n sub="),
             ("/api/v1/namespaces/a/nodes/n", "404"),
             ("/apis/apps/v1/namespaces/a/deployments/d/scale", "deployments ns=a name=d sub=scale"),
-            ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "Review(Access)"),
+            ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "Review(MyAccess, None)"),
+            (
+                "/apis/authorization.k8s.io/v1/namespaces/a/localsubjectaccessreviews",
+                "Review(LocalAccess, Some(\"a\"))",
+            ),
+            ("/apis/authorization.k8s.io/v1/localsubjectaccessreviews", "404"),
+            ("/api/v1/namespaces/a/serviceaccounts/b/token", "serviceaccounts ns=a name=b sub=token"),
+            ("/.well-known/openid-configuration", "Issuer"),
+            ("/openid/v1/jwks", "Keys"),
             ("/apis/authorization.k8s.io/v1/selfsubjectaccessreviews/x", "404"),
             ("/apis/apps/v1/namespaces/a/widgets", "404"),
             ("/api/v1/widgets", "404"),

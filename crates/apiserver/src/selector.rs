@@ -168,7 +168,12 @@ impl FieldSelector {
 
     /// The one name that can match, if the selector says so.
     pub(crate) fn name(&self) -> Option<&str> {
-        self.0.iter().find(|test| test.equal && test.field == "metadata.name").map(|test| test.value.as_str())
+        self.only("metadata.name")
+    }
+
+    /// The one value of a field that can match, if the selector says so.
+    pub(crate) fn only(&self, field: &str) -> Option<&str> {
+        self.0.iter().find(|test| test.equal && test.field == field).map(|test| test.value.as_str())
     }
 }
 

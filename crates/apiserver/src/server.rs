@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::accept::{self, Discovery, Form};
 use crate::allocate::Allocator;
-use crate::authz::{self, User};
+use crate::authz::{Authorizer, Request as Access};
 use crate::backup::Backup;
 use crate::body::{self, Budget};
 use crate::custom::Kinds;
@@ -25,8 +25,11 @@ use crate::nodes::Nodes;
 use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
+use crate::selector::FieldSelector;
 use crate::show::Pieces;
+use crate::tokens::{self, Tokens};
 use crate::turns::{self, Admission};
+use crate::user::User;
 use crate::write::{Asked, Written};
 use crate::{apply, delete, discovery, patch, pods, read, scale, sending, show, watch, write};
 
@@ -41,6 +44,8 @@ pub(crate) struct Server {
     pub(crate) services: Arc<Allocator>,
     pub(crate) nodes: Nodes,
     pub(crate) kinds: Kinds,
+    pub(crate) access: Authorizer,
+    pub(crate) tokens: Tokens,
     /// Writes, which go on when their client goes away: what was allocated for one must not be forgotten half-way.
     pub(crate) tasks: TaskTracker,
     pub(crate) admission: Admission,
@@ -66,14 +71,17 @@ impl Server {
         data_dir: PathBuf,
         services: Arc<Allocator>,
         nodes: Nodes,
+        tokens: Tokens,
         address: String,
     ) -> Self {
         Self {
+            access: Authorizer::new(&store),
             store,
             data_dir,
             services,
             nodes,
             kinds: Kinds::new(),
+            tokens,
             tasks: TaskTracker::new(),
             admission: Admission::new(),
             budget: Budget::new(),
@@ -90,54 +98,77 @@ impl Server {
     }
 
     async fn answer(self: Arc<Self>, parts: Parts, body: Incoming, peer: &Peer) -> Result<Reply, Status> {
-        let catalog = self.kinds.now();
-        let route = route::parse(parts.uri.path(), &catalog);
-        if matches!(route, Ok(Route::Health)) {
+        let user = self.authenticate(&parts, peer)?;
+        let path = parts.uri.path();
+        // Whoever asks whether the server is well may know.
+        if matches!(path, "/healthz" | "/livez" | "/readyz") {
             return Ok(respond::typed("text/plain; charset=utf-8", "ok"));
         }
-        if matches!(route, Ok(Route::Version)) {
-            return Ok(respond::value(200, &discovery::version()));
-        }
-        let user = match &peer.user {
-            Some(user) => user.clone(),
-            // A token that nobody gave out.
-            None if parts.headers.contains_key(AUTHORIZATION) => return Err(Status::unauthorized()),
-            None => User::anonymous(),
-        };
         if user != User::anonymous() {
             peer.standing.is_users(&user.name);
         }
         // Work is shared out between who really asks.
         let asker = user.name.clone();
-        let user = user.impersonating(&parts.headers)?;
-        if let Ok(Route::Review(review)) = route {
-            authz::authorize_path(&user, "create", parts.uri.path())?;
-            if parts.method != Method::POST {
-                return Err(Status::unknown_resource());
+        let user = self.access.impersonated(user, &parts.headers)?;
+        let catalog = self.kinds.now();
+        match route::parse(path, &catalog) {
+            Ok(Route::Object(target)) => {
+                let kind = target.kind.clone();
+                let mut reply = self.object(&asker, user, target, parts, body, peer).await?;
+                respond::warn(&mut reply, kind.deprecation().map(str::to_owned).as_slice());
+                Ok(reply)
             }
-            let bytes = body::read(&parts, body, &self.budget).await?;
-            let (asked, _) = body::object(&body::media_type(&parts), &bytes)?;
-            return Ok(respond::value(201, &review.answer(&user, &asked)?));
-        }
-        if parts.uri.path() == BACKUP {
-            let asked =
-                authz::Request { verb: "get", group: "portolan.dev", resource: "backups", ..Default::default() };
-            authz::authorize(&user, &asked)?;
-            return self.backup(&asker).await;
-        }
-        let Ok(Route::Object(target)) = route else {
-            // Strangers learn not even what exists.
-            let verb = parts.method.as_str().to_ascii_lowercase();
-            authz::authorize_path(&user, &verb, parts.uri.path())?;
-            if !matches!(parts.method, Method::GET | Method::HEAD) {
-                return Err(Status::unknown_resource());
+            Ok(Route::Review(review, namespace)) => {
+                let (group, _, resource) = review.kind();
+                let namespace = namespace.unwrap_or_default();
+                let request = Access { verb: "create", group, resource, namespace: &namespace, ..Access::default() };
+                self.access.authorize(&user, &request)?;
+                if parts.method != Method::POST {
+                    return Err(Status::unknown_resource());
+                }
+                let bytes = body::read(&parts, body, &self.budget).await?;
+                let (asked, _) = body::object(&body::media_type(&parts), &bytes)?;
+                Ok(respond::value(201, &review.answer(&self, &user, &namespace, asked)?))
             }
-            return self.document(&catalog, route?, &parts);
+            route => {
+                // Strangers learn not even what exists.
+                let verb = parts.method.as_str().to_ascii_lowercase();
+                match route::unknown(path).filter(|_| route.is_err()) {
+                    Some(target) => self.access.authorize(&user, &target.request(&parts.method))?,
+                    None => self.access.authorize(&user, &Access::path(&verb, path))?,
+                }
+                if !matches!(parts.method, Method::GET | Method::HEAD) {
+                    return Err(Status::unknown_resource());
+                }
+                if path == BACKUP {
+                    return self.backup(&asker).await;
+                }
+                self.document(&catalog, route?, &parts)
+            }
+        }
+    }
+
+    /// By the connection's certificate, or else by a token; nobody in particular without either.
+    ///
+    /// # Errors
+    /// 401 for a token that is no good.
+    fn authenticate(&self, parts: &Parts, peer: &Peer) -> Result<User, Status> {
+        if let Some(user) = &peer.user {
+            return Ok(user.clone());
+        }
+        let mut words = header(parts, AUTHORIZATION).trim().splitn(3, ' ');
+        let bearer = words.next().is_some_and(|scheme| scheme.eq_ignore_ascii_case("bearer"));
+        let Some(token) = words.next().filter(|token| bearer && !token.is_empty()) else {
+            return Ok(User::anonymous());
         };
-        let kind = target.kind.clone();
-        let mut reply = self.object(&asker, user, target, parts, body, peer).await?;
-        respond::warn(&mut reply, kind.deprecation().map(str::to_owned).as_slice());
-        Ok(reply)
+        let now = jiff::Timestamp::now().as_second();
+        match self.tokens.authenticate(&self.store, token, &self.tokens.audiences(), now) {
+            Ok(authenticated) => Ok(authenticated.user),
+            Err(why) => {
+                tracing::debug!(%why, "refused a token");
+                Err(Status::unauthorized())
+            }
+        }
     }
 
     /// Everything, as of now. It holds the cluster's own keys, so it is for who may do everything.
@@ -191,9 +222,11 @@ impl Server {
                 }
                 reply
             }
-            Route::Health | Route::Version | Route::Review(_) | Route::Object(_) => {
-                return Err(Status::unknown_resource());
-            }
+            Route::Health => respond::typed("text/plain; charset=utf-8", "ok"),
+            Route::Version => respond::value(200, &discovery::version()),
+            Route::Issuer => respond::value(200, &self.tokens.configuration()),
+            Route::Keys => respond::typed("application/jwk-set+json", self.tokens.keys().to_string()),
+            Route::Review(..) | Route::Object(_) => return Err(Status::unknown_resource()),
         })
     }
 
@@ -209,15 +242,24 @@ impl Server {
         let mut options = Options::parse(parts.uri.query().unwrap_or_default())?;
         options.take_user_agent(header(&parts, USER_AGENT));
         let verb = verb(&parts.method, &target, &options)?;
-        authz::authorize(
+        let (one, node_name) = selected(verb, &target, &options);
+        let name = target.name.as_deref().or(one.as_deref()).unwrap_or_default();
+        // As upstream: reading a namespace counts as reading in it.
+        let namespace = match target.namespace.as_deref() {
+            None if target.kind.group.is_empty() && target.kind.plural == "namespaces" => name,
+            other => other.unwrap_or_default(),
+        };
+        self.access.authorize(
             &user,
-            &authz::Request {
+            &Access {
                 verb,
                 group: target.kind.group,
                 resource: target.kind.plural,
                 subresource: target.sub.as_str(),
-                namespace: target.namespace.as_deref().unwrap_or_default(),
-                name: target.name.as_deref().unwrap_or_default(),
+                namespace,
+                name,
+                node_name: node_name.as_deref().unwrap_or_default(),
+                path: "",
             },
         )?;
         let form = accept::form(header(&parts, ACCEPT), options.include_object);
@@ -293,6 +335,7 @@ impl Server {
             ("create", Sub::None) => write::create(self, asked, body).await.map(shown),
             ("create", Sub::Binding) => pods::bind(self, asked, &body).await,
             ("create", Sub::Eviction) => pods::evict(self, asked, &body).await,
+            ("create", Sub::Token) => tokens::request(self, asked, body).map(|done| respond::value(201, &done)),
             ("update", Sub::Scale) => scale::update(self, asked, &body).await,
             ("update", _) => write::update(self, asked, body).await.map(shown),
             ("patch", Sub::Scale) if applies => scale::apply(self, asked, &bytes).await,
@@ -306,6 +349,15 @@ impl Server {
     }
 }
 
+/// The one name, and the one node of pods, that a collection is narrowed to. What is wrong with a selector is said later.
+fn selected(verb: &str, target: &Target, options: &Options) -> (Option<String>, Option<String>) {
+    if !matches!(verb, "list" | "watch" | "deletecollection") {
+        return (None, None);
+    }
+    let fields = FieldSelector::parse(&options.field_selector, &target.kind).unwrap_or_default();
+    (fields.name().map(str::to_owned), fields.only("spec.nodeName").map(str::to_owned))
+}
+
 /// # Errors
 /// 405 for a method that makes no sense there.
 fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static str, Status> {
@@ -315,7 +367,7 @@ fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static 
         (&Method::GET | &Method::HEAD, Sub::None) if collection => "list",
         (&Method::GET | &Method::HEAD, Sub::None | Sub::Status | Sub::Scale | Sub::Log) => "get",
         (&Method::POST, Sub::None) if collection && (target.namespace.is_some() || !target.kind.namespaced) => "create",
-        (&Method::POST, Sub::Binding | Sub::Eviction) => "create",
+        (&Method::POST, Sub::Binding | Sub::Eviction | Sub::Token) => "create",
         (&Method::PUT, Sub::None | Sub::Status | Sub::Scale | Sub::Finalize) if !collection => "update",
         (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale) if !collection => "patch",
         (&Method::DELETE, Sub::None) if collection => "deletecollection",

@@ -14,8 +14,8 @@ use std::time::Duration;
 use portolan_kinds::Status;
 use tokio::sync::oneshot;
 
-use crate::authz::User;
 use crate::route::Target;
+use crate::user::User;
 
 /// Writes at work at one time. More would not make the disk faster, since what waits together is flushed together.
 const WRITES: usize = 64;

@@ -11,7 +11,7 @@ use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
 use portolan_store::{Expect, Op, Store, WriteError};
 use serde_json::Value;
 
-use crate::authz::{self, User};
+use crate::admission;
 use crate::body;
 use crate::custom;
 use crate::object;
@@ -20,6 +20,7 @@ use crate::ranges;
 use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services::{self, Allocation};
+use crate::user::User;
 
 /// After this many lost races something is wrong, and the client should hear of it.
 const TRIES: usize = 64;
@@ -197,12 +198,12 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
         apply::update(kind, (None, Value::Null), (&object, &sent), asked.writer(&object::time(now)))
     });
     kind.prepare_create(&mut object);
+    admission::create(server, asked, &mut object).await?;
     refuse_invalid(kind, &object, &kind.validate_create(&object))?;
     if custom::is_definition(kind) {
         custom::refuse_too_many(&server.store, object::name(&object), &object)?;
     }
     warnings.extend(kind.warnings(&object));
-    authz::node_may_touch(asked.user, kind.group, kind.plural, &object)?;
     set_managed_fields(&mut object, owners.managed_fields);
 
     for attempt in 0..TRIES {
@@ -310,11 +311,11 @@ pub(crate) async fn change(
             return Err(Status::not_found(kind.group, kind.plural, name));
         };
         let mut old = object::from_stored(kind, object::decode(&entry.value));
-        authz::node_may_touch(asked.user, kind.group, kind.plural, &old)?;
         let held = apply::take_managed_fields(&mut old);
         let Changed { object: new, mut warnings, owners } = change(&old, &held)?;
         let now = Timestamp::now();
         let (mut new, owners) = settle_update(&asked, (new, owners), (&old, held), now)?;
+        admission::update(server, asked, &old, &new)?;
         let gone = is_finished(kind, &new, &old);
         let allocation = if gone && services::is_service(kind) {
             Some(services::release(&server.services, &old))

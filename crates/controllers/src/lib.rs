@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+mod aggregation;
 mod deployment;
 mod drive;
 mod endpoints;
@@ -41,6 +42,7 @@ use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Namespace, Node, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+use k8s_openapi::api::rbac::v1::ClusterRole;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
@@ -105,6 +107,7 @@ struct Caches {
     replica_sets: Cache<ReplicaSet>,
     deployments: Cache<Deployment>,
     leases: Cache<Lease>,
+    cluster_roles: Cache<ClusterRole>,
     /// `kube-root-ca.crt` of every namespace, with contents.
     root_cas: Cache<ConfigMap>,
     config_maps: Cache<PartialObjectMeta<ConfigMap>>,
@@ -148,6 +151,7 @@ impl Caches {
             replica_sets: tasks.watch(client, all()),
             deployments: tasks.watch(client, all()),
             leases: tasks.watch(client, all()),
+            cluster_roles: tasks.watch(client, all()),
             root_cas: tasks.watch(client, all().fields(&format!("metadata.name={}", serviceaccount::ROOT_CA))),
             config_maps: tasks.watch(client, all()),
             secrets: tasks.watch(client, all()),
@@ -168,6 +172,7 @@ impl Caches {
             self.replica_sets.synced(),
             self.deployments.synced(),
             self.leases.synced(),
+            self.cluster_roles.synced(),
             self.root_cas.synced(),
             self.config_maps.synced(),
             self.secrets.synced(),
@@ -204,6 +209,7 @@ pub async fn run(client: Client, config: Config, shutdown: CancellationToken) ->
     tasks.start("endpoints", endpoints::run(shared.clone()));
     tasks.start("endpointslicemirroring", mirroring::run(shared.clone()));
     tasks.start("loadbalancer", loadbalancer::run(shared.clone()));
+    tasks.start("clusterroleaggregation", aggregation::run(shared.clone()));
     tasks.start("serviceaccount", serviceaccount::run(shared.clone()));
     tasks.start("namespace", namespace::run(shared.clone()));
     tasks.start("podgc", podgc::run(shared.clone()));

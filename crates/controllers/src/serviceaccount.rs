@@ -1,6 +1,7 @@
 //! Namespaces -> each its `default` ServiceAccount and its `kube-root-ca.crt` ConfigMap.
 //!
-//! Deliberately not here: tokens.
+//! Invariant: the ConfigMap is there before the account, so a pod, which needs the account to be made, finds both.
+//! Deliberately not here: tokens, which the API server gives out.
 
 use std::sync::Arc;
 
@@ -82,10 +83,9 @@ impl Controller for Furnishings {
         }
         let (client, name) = (self.client.clone(), name.clone());
         Some(Box::pin(async move {
-            let account = async { if lacks_account { create_account(client.clone(), &name).await } else { Ok(()) } };
-            let ca = async { if lacks_ca { write_ca(client.clone(), present, root_ca).await } else { Ok(()) } };
-            let (account, ca) = futures::join!(account, ca);
-            account.and(ca).into()
+            let ca = if lacks_ca { write_ca(client.clone(), present, root_ca).await } else { Ok(()) };
+            let account = if lacks_account { create_account(client.clone(), &name).await } else { Ok(()) };
+            ca.and(account).into()
         }))
     }
 }

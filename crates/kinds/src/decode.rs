@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::look::Path;
 use crate::quantity::{BAD_QUANTITY, Quantity};
 use crate::schema::{Field, Scalar, Shape, Table, Type, table};
-use crate::{FieldValidation, Kind, Status};
+use crate::{FieldValidation, Kind, Status, protobuf};
 
 /// At most this many unknown fields are named.
 pub(crate) const MAX_WARNINGS: usize = 100;
@@ -25,7 +25,7 @@ pub(crate) fn decode(
         return custom.decode(kind, &sent_kind, body, validation);
     }
     let mut unknown = Vec::new();
-    check(kind.type_name(), &mut body, validation, &mut unknown).map_err(|why| {
+    check_type(kind.type_name(), &mut body, validation, &mut unknown).map_err(|why| {
         Status::bad_request(format!(
             "{sent_kind} in version \"{}\" cannot be handled as a {}: {why}",
             kind.version, kind.kind
@@ -46,8 +46,30 @@ pub(crate) fn not_strict(kind: &Kind, sent_kind: &str, mistakes: &[String]) -> S
     ))
 }
 
-/// Checks a body of a type that is not stored, such as `meta.v1.DeleteOptions`. The error is the message's tail.
-pub(crate) fn check(
+/// Checks the body of a request that is not stored, such as a TokenRequest, and drops what no schema has.
+///
+/// # Errors
+/// 400 for another kind, and for values of a wrong type.
+pub fn check(group: &str, version: &str, kind: &str, body: &mut Value) -> Result<(), Status> {
+    let expected = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+    let sent = |field: &str| body[field].as_str().unwrap_or_default();
+    if !sent("kind").is_empty() && sent("kind") != kind
+        || !sent("apiVersion").is_empty() && sent("apiVersion") != expected
+    {
+        return Err(Status::bad_request(format!(
+            "the body of this request is a {kind} of {expected}, and not a {} of {}",
+            sent("kind"),
+            sent("apiVersion")
+        )));
+    }
+    let schema = protobuf::find(&expected, kind).map(|schema| schema.name).unwrap_or_default();
+    check_type(schema, body, FieldValidation::Ignore, &mut Vec::new()).map_err(|why| {
+        Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
+    })
+}
+
+/// Checks a body of any type of the table, such as `meta.v1.DeleteOptions`. The error is the message's tail.
+fn check_type(
     type_name: &str,
     body: &mut Value,
     validation: FieldValidation,

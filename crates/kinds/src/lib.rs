@@ -31,6 +31,7 @@ mod table;
 mod validate;
 
 pub use catalog::{Catalog, all, find};
+pub use decode::check;
 pub use event::convert_event;
 pub use fields::UnsupportedField;
 pub use kind::{Column, FieldValidation, Kind, KindRef, Scale, Subresource};

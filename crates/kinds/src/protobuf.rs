@@ -63,7 +63,7 @@ pub fn to_json(body: &[u8]) -> Result<Value, Status> {
 }
 
 /// The type of an `apiVersion` and `kind`.
-fn find(version: &str, kind: &str) -> Option<&'static Type> {
+pub(crate) fn find(version: &str, kind: &str) -> Option<&'static Type> {
     let (group, version) = version.split_once('/').unwrap_or(("core", version));
     let group = group.split('.').next().unwrap_or_default();
     let found = table().find(&format!("{group}.{version}.{kind}"));

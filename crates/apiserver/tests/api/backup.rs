@@ -12,8 +12,9 @@ async fn a_running_cluster_is_backed_up_as_of_one_moment() {
     for index in 0..20 {
         client.post(CONFIG_MAPS, &config_map(&format!("c{index:02}"))).await.ok();
     }
-    let node = cluster.client(&User::node("n1"));
-    assert_eq!(node.get("/backup").await.code, 403, "it holds the cluster's keys");
+    for user in [User::node("n1"), User::controllers()] {
+        assert_eq!(cluster.client(&user).get("/backup").await.code, 403, "it holds the cluster's keys");
+    }
     assert_eq!(cluster.stranger().get("/backup").await.code, 403);
     let taken = client.get("/backup").await;
     assert_eq!(taken.code, 200);

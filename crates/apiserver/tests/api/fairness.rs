@@ -89,7 +89,7 @@ impl Loop {
 }
 
 fn somebody(name: &str) -> User {
-    User { name: name.to_owned(), groups: vec!["system:masters".into()] }
+    User::new(name, &["system:masters"])
 }
 
 async fn fill(client: &Client, count: usize) {

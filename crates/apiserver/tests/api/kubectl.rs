@@ -199,3 +199,48 @@ async fn mistakes_read_as_with_kubernetes() {
         assert!(!output.status.success() && error.contains(words), "{manifest}: {error}");
     }
 }
+
+const ROLE: &str = "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: r, namespace: default}
+rules:
+- {apiGroups: [\"\"], resources: [configmaps], verbs: [get, list, watch]}
+";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_and_tokens_by_every_kubectl() {
+    if !has_kubectl() {
+        return;
+    }
+    for program in versions() {
+        let cluster = Cluster::start().await;
+        let mut kubectl = Kubectl::new(&cluster);
+        kubectl.program.clone_from(&program);
+        for (arguments, manifest, expected) in [
+            ("create role r --verb=get,list --resource=configmaps", "", "r created"),
+            ("create rolebinding b --role=r --user=jane", "", "b created"),
+            ("create clusterrole c --verb=get --non-resource-url=/metrics", "", "c created"),
+            ("create clusterrolebinding cb --clusterrole=c --serviceaccount=default:robot", "", "cb created"),
+            ("create serviceaccount robot", "", "robot created"),
+            ("get roles", "", "CREATED AT"),
+            ("get rolebindings -o wide", "", "Role/r"),
+            ("get clusterrolebindings -o wide", "", "default/robot"),
+            ("describe clusterrole c", "", "[/metrics]"),
+            ("auth can-i list configmaps --as jane", "", "yes"),
+            ("auth can-i get /metrics --as system:serviceaccount:default:robot", "", "yes"),
+            ("auth can-i --list --as jane", "", "configmaps"),
+            ("auth reconcile -f FILE", ROLE, "reconciled"),
+            ("auth can-i watch configmaps --as jane", "", "yes"),
+        ] {
+            let said = kubectl.run(arguments, manifest).await;
+            assert!(said.contains(expected), "{} {arguments}: {said}", program.display());
+        }
+        let no = kubectl.output("auth can-i delete configmaps --as jane", "").await;
+        assert_eq!((no.status.code(), String::from_utf8_lossy(&no.stdout).trim()), (Some(1), "no"));
+        let token = kubectl.run("create token robot --duration=10m", "").await;
+        let bearer = format!("Bearer {}", token.trim());
+        let asked = cluster.stranger().send(http::Method::GET, "/api", &[("authorization", &bearer)], "").await;
+        assert_eq!(asked.code, 200, "{}: {token}", program.display());
+    }
+}

@@ -13,5 +13,7 @@ mod kubectl;
 mod lists;
 mod logs;
 mod objects;
+mod roles;
 mod services;
+mod tokens;
 mod watches;

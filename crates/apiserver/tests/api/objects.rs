@@ -406,11 +406,32 @@ async fn a_field_that_stands_there_twice_is_spoken_of() {
 async fn every_pod_has_an_account() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
+    let accounts = "/api/v1/namespaces/default/serviceaccounts";
+    client.post(accounts, &json!({"metadata": {"name": "robot"}})).await.ok();
     for (name, given, expected) in [("a", None, "default"), ("b", Some("robot"), "robot")] {
         let spec = json!({"serviceAccountName": given, "containers": [{"name": "c", "image": "i"}]});
         let pod = json!({"metadata": {"name": name}, "spec": spec});
         let pod = client.post("/api/v1/namespaces/default/pods", &pod).await.ok();
         assert_eq!(pod["spec"]["serviceAccountName"], expected);
         assert_eq!(pod["spec"]["serviceAccount"], expected);
+        let mount = &pod["spec"]["containers"][0]["volumeMounts"][0];
+        assert_eq!(mount["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+        assert_eq!(mount["name"], pod["spec"]["volumes"][0]["name"]);
     }
+    let spec = json!({"serviceAccountName": "nobody", "containers": [{"name": "c", "image": "i"}]});
+    let refused =
+        client.post("/api/v1/namespaces/default/pods", &json!({"metadata": {"name": "x"}, "spec": spec})).await;
+    let words =
+        "pods \"x\" is forbidden: error looking up service account default/nobody: serviceaccount \"nobody\" not found";
+    assert_eq!(refused.failure(), (403, words.to_owned()));
+    // The account of a new namespace may come a moment after the first pod.
+    client.post("/api/v1/namespaces", &json!({"metadata": {"name": "new"}})).await.ok();
+    let pod = json!({"metadata": {"name": "p"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let account = json!({"metadata": {"name": "default"}, "automountServiceAccountToken": false});
+    let (pod, account) = tokio::join!(
+        client.post("/api/v1/namespaces/new/pods", &pod),
+        client.post("/api/v1/namespaces/new/serviceaccounts", &account)
+    );
+    account.ok();
+    assert_eq!(pod.ok()["spec"].get("volumes"), None);
 }

@@ -28,11 +28,19 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) struct World {
     pub(crate) client: Client,
+    /// With no more rights than the controllers have.
+    controllers_client: Client,
     _server: JoinSet<()>,
     nodes: BTreeMap<String, JoinSet<()>>,
     controllers: Option<(CancellationToken, JoinSet<()>)>,
     // Last, so that it is removed after everything that writes there.
     _data: tempfile::TempDir,
+}
+
+async fn connect(kubeconfig: &str) -> Client {
+    let config = Kubeconfig::from_yaml(kubeconfig).unwrap();
+    let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+    Client::try_from(config).unwrap()
 }
 
 impl World {
@@ -46,13 +54,12 @@ impl World {
         let server = ApiServer::open(portolan_apiserver::Config::new(data.path())).await.unwrap();
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("https://{}", listener.local_addr().unwrap());
-        let kubeconfig = server.kubeconfig(&url, &User::admin()).unwrap();
-        let config = Kubeconfig::from_yaml(&kubeconfig).unwrap();
-        let config = kube::Config::from_custom_kubeconfig(config, &KubeConfigOptions::default()).await.unwrap();
+        let client = connect(&server.kubeconfig(&url, &User::admin()).unwrap()).await;
+        let controllers_client = connect(&server.kubeconfig(&url, &User::controllers()).unwrap()).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { server.serve(vec![listener], CancellationToken::new()).await.unwrap() });
-        let client = Client::try_from(config).unwrap();
-        let mut world = Self { client, _server: tasks, nodes: BTreeMap::new(), controllers: None, _data: data };
+        let mut world =
+            Self { client, controllers_client, _server: tasks, nodes: BTreeMap::new(), controllers: None, _data: data };
         world.start_controllers();
         for node in nodes {
             world.start_node(node);
@@ -78,7 +85,7 @@ impl World {
             root_ca_pem: "-----BEGIN CERTIFICATE-----".into(),
         };
         let mut task = JoinSet::new();
-        let running = portolan_controllers::run(self.client.clone(), config, token.clone());
+        let running = portolan_controllers::run(self.controllers_client.clone(), config, token.clone());
         task.spawn(async move { running.await.unwrap() });
         self.controllers = Some((token, task));
     }

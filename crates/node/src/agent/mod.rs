@@ -18,6 +18,7 @@ mod objects;
 mod probing;
 mod start;
 mod stop;
+mod tokens;
 mod users;
 mod volumes;
 mod worker;

@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod};
 
 use super::hooks::{self, Target};
 use super::host::{Host, Record};
 use super::objects::{self, Objects};
+use super::tokens::Tokens;
 use super::users::user;
 use super::volumes;
 use crate::net::link_name;
@@ -29,6 +31,8 @@ pub(super) struct NewSandbox {
     pub(super) events: tokio::sync::mpsc::UnboundedReceiver<ShimEvent>,
     pub(super) driver: futures::future::BoxFuture<'static, ()>,
     pub(super) ips: Vec<IpAddr>,
+    /// When the tokens in its volumes are to be renewed, if it has any.
+    pub(super) renew_tokens: Option<Timestamp>,
 }
 
 /// Why a container could not be started, in the kubelet's words.
@@ -98,7 +102,7 @@ async fn make_sandbox(
         fs::create_dir_all(dir.join(part)).map_err(failed)?;
     }
     private(&dir).map_err(failed)?;
-    prepare_volumes(host, pod, &dir, &ips).await?;
+    let renew_tokens = prepare_volumes(host, pod, &dir, &ips).await?;
     write_etc(host, pod, &dir, &ips).map_err(failed)?;
     let spec = pod.spec.clone().unwrap_or_default();
     let mut tmpfs = volumes::memory(pod, &dir);
@@ -128,7 +132,7 @@ async fn make_sandbox(
     host.opened(pod, &shim);
     let record = Record { pod: pod.clone(), address };
     host.write_record(uid, &record).map_err(failed)?;
-    Ok(NewSandbox { shim, events, driver: Box::pin(driver), ips })
+    Ok(NewSandbox { shim, events, driver: Box::pin(driver), ips, renew_tokens })
 }
 
 /// Others on the node have no business in what a pod's Secrets are written to.
@@ -138,10 +142,22 @@ fn private(dir: &Path) -> io::Result<()> {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o700))
 }
 
-async fn prepare_volumes(host: &Host, pod: &Pod, dir: &Path, ips: &[IpAddr]) -> Result<(), String> {
+/// Gives when the tokens among them are to be renewed.
+async fn prepare_volumes(host: &Host, pod: &Pod, dir: &Path, ips: &[IpAddr]) -> Result<Option<Timestamp>, String> {
     let all = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
     let objects = Objects::of_volumes(&host.client, pod, &all).await.map_err(|error| error.to_string())?;
-    volumes::prepare(pod, dir, &objects, &context(host, ips, &[]))
+    let failed = |error: kube::Error| format!("MountVolume.SetUp failed: failed to fetch token: {error}");
+    let tokens = Tokens::fetch(&host.client, pod, Timestamp::now()).await.map_err(failed)?;
+    volumes::prepare(pod, dir, &objects, &tokens, &context(host, ips, &[]))?;
+    Ok(tokens.renew_at)
+}
+
+/// Puts new tokens in the place of those that a running pod has; gives when to do so again.
+pub(super) async fn renew_tokens(host: &Host, pod: &Pod) -> Result<Option<Timestamp>, String> {
+    let tokens = Tokens::fetch(&host.client, pod, Timestamp::now()).await.map_err(|error| error.to_string())?;
+    let dir = host.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
+    tokens.replace(pod, &dir).map_err(|error| error.to_string())?;
+    Ok(tokens.renew_at)
 }
 
 fn context<'a>(

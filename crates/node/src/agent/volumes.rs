@@ -1,8 +1,7 @@
 //! A pod's volumes -> directories on the node, and a container's mounts -> what is bound where.
 //!
 //! Volumes live in `volumes/<name>` of the pod's directory, but for host paths. Files of ConfigMaps and Secrets are
-//! written once, when the pod starts. Deliberately not here: persistent volumes; ServiceAccount tokens, whose place in
-//! a projected volume stays empty; and parts (`subPath`) of volumes that containers write to, because a container
+//! written once, when the pod starts; tokens are renewed (`tokens`). Deliberately not here: persistent volumes; and parts (`subPath`) of volumes that containers write to, because a container
 //! could swap a directory for a link while it is being mounted.
 
 use std::collections::BTreeMap;
@@ -14,6 +13,7 @@ use std::path::{Component, Path, PathBuf};
 use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, Volume};
 
 use super::objects::{CONFIG_MAP, Objects, SECRET};
+use super::tokens::{self, Tokens};
 use crate::pod::{Bind, Lookup, ServiceEnv, bytes, expand, field};
 
 const FILE_MODE: i32 = 0o644;
@@ -55,12 +55,18 @@ pub(super) fn known(pod: &Pod, dir: &Path) -> Volumes {
 ///
 /// # Errors
 /// In the kubelet's words for a volume that cannot be mounted; which is tried again.
-pub(super) fn prepare(pod: &Pod, dir: &Path, objects: &Objects, context: &ServiceEnv<'_>) -> Result<(), String> {
+pub(super) fn prepare(
+    pod: &Pod,
+    dir: &Path,
+    objects: &Objects,
+    tokens: &Tokens,
+    context: &ServiceEnv<'_>,
+) -> Result<(), String> {
     let spec = pod.spec.clone().unwrap_or_default();
     let group = spec.security_context.and_then(|security| security.fs_group).and_then(|gid| u32::try_from(gid).ok());
     for volume in spec.volumes.iter().flatten() {
         let failed = |reason: String| format!("MountVolume.SetUp failed for volume \"{}\" : {reason}", volume.name);
-        prepare_one(pod, volume, &place(dir, volume), objects, context, group).map_err(failed)?;
+        prepare_one(pod, volume, &place(dir, volume), (objects, tokens), context, group).map_err(failed)?;
     }
     Ok(())
 }
@@ -69,7 +75,7 @@ fn prepare_one(
     pod: &Pod,
     volume: &Volume,
     path: &Path,
-    objects: &Objects,
+    (objects, tokens): (&Objects, &Tokens),
     context: &ServiceEnv<'_>,
     group: Option<u32>,
 ) -> Result<(), String> {
@@ -107,6 +113,12 @@ fn prepare_one(
             if let Some(downward) = &source.downward_api {
                 files.add_fields(pod, context, downward.items.as_deref().unwrap_or_default(), mode)?;
             }
+            if let Some(token) = &source.service_account_token {
+                let text = tokens.get(&volume.name, &token.path).ok_or("the API gave no token")?;
+                let (own, owner, _) = tokens::access(pod);
+                let mode = own.and_then(|mode| i32::try_from(mode).ok()).unwrap_or(mode);
+                files.0.insert(token.path.clone(), File { content: text.into(), mode, owner });
+            }
         }
     } else {
         return Err("volumes of this type are not supported on this node".to_owned());
@@ -132,7 +144,20 @@ fn host_path(path: &str, kind: &str) -> Result<(), String> {
 
 /// Files to write, by their paths within the volume.
 #[derive(Default)]
-struct Files(BTreeMap<String, (Vec<u8>, i32)>);
+struct Files(BTreeMap<String, File>);
+
+struct File {
+    content: Vec<u8>,
+    mode: i32,
+    /// The agent's own, if nobody's.
+    owner: Option<u32>,
+}
+
+impl File {
+    fn new(content: Vec<u8>, mode: i32) -> Self {
+        Self { content, mode, owner: None }
+    }
+}
 
 impl Files {
     fn add(
@@ -149,13 +174,13 @@ impl Files {
             return if optional { Ok(()) } else { Err(format!("{kind} \"{name}\" not found")) };
         };
         let Some(items) = items.filter(|items| !items.is_empty()) else {
-            self.0.extend(data.iter().map(|(key, value)| (key.clone(), (value.clone(), mode))));
+            self.0.extend(data.iter().map(|(key, value)| (key.clone(), File::new(value.clone(), mode))));
             return Ok(());
         };
         for item in items {
             match data.get(&item.key) {
                 Some(value) => {
-                    self.0.insert(item.path.clone(), (value.clone(), item.mode.unwrap_or(mode)));
+                    self.0.insert(item.path.clone(), File::new(value.clone(), item.mode.unwrap_or(mode)));
                 }
                 None if optional => {}
                 None => return Err(format!("references non-existent {kind} key: {}", item.key)),
@@ -174,7 +199,7 @@ impl Files {
         for item in items {
             let Some(reference) = &item.field_ref else { continue };
             let value = field(pod, context, &reference.field_path)?;
-            self.0.insert(item.path.clone(), (value.into_bytes(), item.mode.unwrap_or(mode)));
+            self.0.insert(item.path.clone(), File::new(value.into_bytes(), item.mode.unwrap_or(mode)));
         }
         Ok(())
     }
@@ -183,7 +208,7 @@ impl Files {
         // From an attempt that did not get to its end.
         let _ = fs::remove_dir_all(root);
         fs::create_dir_all(root)?;
-        for (name, (content, mode)) in self.0 {
+        for (name, File { content, mode, owner }) in self.0 {
             if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a bad path: {name}")));
             }
@@ -194,8 +219,10 @@ impl Files {
             let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
             io::Write::write_all(&mut file, &content)?;
             let mut mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
+            if owner.is_some() || group.is_some() {
+                std::os::unix::fs::chown(&path, owner, group)?;
+            }
             if group.is_some() {
-                std::os::unix::fs::chown(&path, None, group)?;
                 mode |= 0o040;
             }
             file.set_permissions(fs::Permissions::from_mode(mode))?;
@@ -264,7 +291,7 @@ mod tests {
     fn make(pod: &Pod, dir: &Path) -> Result<Vec<Bind>, String> {
         let objects = Objects::of(CONFIG_MAP, "settings", &[("a.conf", "A"), ("b.conf", "B")]);
         let context = ServiceEnv { pod_ips: &[], host_ips: &[], services: &[], allocatable: (0, 0) };
-        prepare(pod, dir, &objects, &context)?;
+        prepare(pod, dir, &objects, &Tokens::default(), &context)?;
         binds(&pod.spec.as_ref().unwrap().containers[0], &known(pod, dir), &[])
     }
 

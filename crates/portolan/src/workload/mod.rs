@@ -4,9 +4,10 @@
 //! SIGTERM ends each of them with exit code 0, servers only after what they had accepted is answered; what a client
 //! prints is one JSON object a line, so that `kubectl logs` can be read by a program.
 //!
-//! Deliberately not here: TLS, HTTP/2, and any knowledge of Kubernetes. A workload finds its peers by DNS, as
-//! anybody's would.
+//! Deliberately not here: TLS, HTTP/2, and any knowledge of Kubernetes, but for `api`, which asks it as any client in a
+//! pod would. A workload finds its peers by DNS, as anybody's would.
 
+mod api;
 mod echo;
 mod fetch;
 pub(crate) mod figures;
@@ -61,6 +62,14 @@ enum Command {
         #[arg(long, default_value = "5s", value_parser = duration)]
         timeout: Duration,
     },
+    /// Ask the cluster's API one question as this pod's ServiceAccount, and print the answer as JSON.
+    Api {
+        /// Such as /api/v1/namespaces/default/pods.
+        path: String,
+        /// Ask again this long after each answer, until SIGTERM.
+        #[arg(long, value_parser = duration)]
+        every: Option<Duration>,
+    },
     /// Ask DNS one question and print the answer as JSON.
     Lookup(lookup::LookupArgs),
 }
@@ -102,6 +111,7 @@ pub(crate) fn run(args: Arguments) -> anyhow::Result<ExitCode> {
             }
             Command::Load(args) => return load::run(args).await,
             Command::Get { url, timeout } => return fetch::get(&url, timeout).await,
+            Command::Api { path, every } => return api::run(&path, every).await,
             Command::Lookup(args) => return lookup::run(args).await,
         }
         Ok(ExitCode::SUCCESS)

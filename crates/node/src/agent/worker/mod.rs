@@ -24,6 +24,7 @@ use super::logs::Containers;
 use super::probing::{Answer, Probing};
 use super::spec_of;
 use super::start::{self, NewSandbox, Refused, instance_id};
+use super::tokens;
 use crate::pod::{
     Action, Ended, Exit, Phase, ProbeKind, Realized, Remembered, Sandbox, Verdict, adopted, is_backing_off, lost,
     next_actions, sandbox_lost,
@@ -54,6 +55,7 @@ enum Outcome {
     Stopped,
     Status(Map<String, Value>, Result<Box<Pod>, kube::Error>),
     Deleted(Result<(), kube::Error>),
+    Tokens(Result<Option<Timestamp>, String>),
 }
 
 struct Sheltered {
@@ -83,6 +85,8 @@ struct Worker {
     /// A patch that the API took and did not keep, with the revision it left.
     unkept: Option<(Option<String>, Map<String, Value>)>,
     deleting: bool,
+    /// When to renew the tokens in the pod's volumes.
+    renew_tokens: Option<Timestamp>,
     /// Tells of images that come.
     images: watch::Receiver<()>,
 }
@@ -130,6 +134,7 @@ impl Worker {
             write_after: None,
             unkept: None,
             deleting: false,
+            renew_tokens: None,
             images: host.images.subscribe(),
             host,
             pod,
@@ -154,7 +159,9 @@ impl Worker {
         });
         self.realized = adopted(&self.pod, remembered.collect());
         let ips = vec![found.record.address.map_or(self.host.config.node_ip, IpAddr::V4)];
-        self.shelter(NewSandbox { shim: found.shim, events: found.events, driver: found.driver, ips });
+        // Nobody remembers how old they are.
+        let renew_tokens = tokens::has(&self.pod).then(Timestamp::now);
+        self.shelter(NewSandbox { shim: found.shim, events: found.events, driver: found.driver, ips, renew_tokens });
         self.address = found.record.address;
         let running: Vec<String> =
             self.realized.containers.iter().filter(|(_, c)| c.is_running()).map(|(name, _)| name.clone()).collect();
@@ -179,6 +186,7 @@ impl Worker {
             _ => None,
         });
         self.realized.ips = made.ips;
+        self.renew_tokens = made.renew_tokens;
     }
 
     async fn work(&mut self, seen: &mut watch::Receiver<Seen>) {
@@ -195,10 +203,11 @@ impl Worker {
             }
             self.publish();
             self.write_status(now);
+            self.renew_tokens(now);
             if self.realized.deleted && self.realized.sandbox == Sandbox::Absent {
                 return;
             }
-            let wake = [plan.wake, self.write_after].into_iter().flatten().min();
+            let wake = [plan.wake, self.write_after, self.renew_tokens].into_iter().flatten().min();
             tokio::select! {
                 changed = seen.changed() => {
                     // The agent is ending.
@@ -218,6 +227,18 @@ impl Worker {
                 Ok(()) = self.images.changed() => self.look_for_images(),
                 () = sleep_until(wake) => self.write_after = self.write_after.filter(|at| *at > Timestamp::now()),
             }
+        }
+    }
+
+    /// Has new tokens fetched when it is time, as long as somebody may read them.
+    fn renew_tokens(&mut self, now: Timestamp) {
+        if self.renew_tokens.is_none_or(|at| at > now) {
+            return;
+        }
+        self.renew_tokens = None;
+        if self.realized.sandbox == Sandbox::Ready && !self.realized.deleted {
+            let (host, pod) = (self.host.clone(), self.pod.clone());
+            self.jobs.spawn(async move { Outcome::Tokens(start::renew_tokens(&host, &pod).await) });
         }
     }
 
@@ -262,6 +283,7 @@ impl Worker {
                 self.realized.sandbox_error = Some((message, now.checked_add(delay).unwrap_or(now)));
             }
             Outcome::SandboxRemoved => {
+                self.renew_tokens = None;
                 self.realized.sandbox = Sandbox::Absent;
                 self.realized.ips.clear();
             }
@@ -276,6 +298,12 @@ impl Worker {
             Outcome::Status(_, Err(error)) => {
                 self.writing = false;
                 self.retry_writing(&error, now);
+            }
+            Outcome::Tokens(Ok(renew_at)) => self.renew_tokens = renew_at,
+            Outcome::Tokens(Err(error)) => {
+                let (namespace, name) = names(&self.pod);
+                tracing::warn!(namespace, name, %error, "cannot renew a pod's tokens; trying again");
+                self.renew_tokens = now.checked_add(FIRST_RETRY).ok();
             }
             Outcome::Deleted(Ok(())) => {}
             Outcome::Deleted(Err(error)) => {

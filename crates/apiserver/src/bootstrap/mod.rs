@@ -1,7 +1,9 @@
-//! What a cluster has from its first moment: namespaces, and the Service by which it is reached from within.
+//! What a cluster has from its first moment: namespaces, roles, and the Service by which it is reached from within.
 //!
 //! Everything goes through the ordinary write path; what exists already is left alone, except where the server itself
 //! can be reached, which may differ from the last start.
+
+mod policy;
 
 use std::net::SocketAddr;
 
@@ -9,13 +11,13 @@ use portolan_kinds::Status;
 use portolan_store::{Page, Prefix};
 use serde_json::{Value, json};
 
-use crate::authz::User;
 use crate::object;
 use crate::options::Options;
 use crate::ranges;
 use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services;
+use crate::user::User;
 use crate::write::{self, Asked, Unwritten};
 
 /// Takes what the stored Services hold, before anything can be given out.
@@ -35,7 +37,10 @@ fn stored_services(server: &Server) -> Result<Vec<(portolan_store::Key, Value)>,
 pub(crate) async fn run(server: &Server, advertise: Option<SocketAddr>) -> Result<(), Status> {
     for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
         ensure(server, "", "namespaces", None, json!({"metadata": {"name": name}})).await?;
+        // Pods need it, and may come before the controllers, who make it everywhere else.
+        ensure(server, "", "serviceaccounts", Some(name), json!({"metadata": {"name": "default"}})).await?;
     }
+    policy::run(server).await?;
     service_range(server).await?;
     let labels = json!({"component": "apiserver", "provider": "kubernetes"});
     let first = server.services.cidrs().first().map(services::first_address);
