@@ -21,11 +21,10 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use portolan_model::{Diagnostic, Event, ServiceId, SliceId, translate};
+use portolan_model::{Diagnostic, Event, Names, ServiceId, SliceId, translate};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use crate::Key;
 use crate::backoff::Backoff;
 
 /// When an EndpointSlice's controller heard of what made it write the slice.
@@ -110,6 +109,13 @@ pub fn service_feed(client: &Client, scope: &Scope) -> (Feed, impl Future<Output
     (Feed { items }, driver)
 }
 
+/// Namespace and name, in the very copies that events have.
+type Name = (Arc<str>, Arc<str>);
+
+fn name<K: Resource>(object: &K) -> Name {
+    (object.namespace().unwrap_or_default().into(), object.name_any().into())
+}
+
 /// An API object that the model has words for.
 trait Told: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static {
     const KIND: &'static str;
@@ -119,7 +125,7 @@ trait Told: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send
     /// `None` when nothing of it concerns us, any more or at all.
     fn translate(&self) -> Option<(Event, Vec<Diagnostic>)>;
 
-    fn gone(key: &Key) -> Event;
+    fn gone(name: &Name) -> Event;
 
     fn happened(&self) -> Option<SystemTime> {
         None
@@ -133,8 +139,8 @@ impl Told for Service {
         translate::service(self).map(|(service, diagnostics)| (Event::Service(service), diagnostics))
     }
 
-    fn gone(key: &Key) -> Event {
-        Event::ServiceGone(ServiceId::new(&key.namespace, &key.name))
+    fn gone((namespace, name): &Name) -> Event {
+        Event::ServiceGone(ServiceId { namespace: namespace.clone(), name: name.clone() })
     }
 }
 
@@ -142,11 +148,14 @@ impl Told for EndpointSlice {
     const KIND: &'static str = "EndpointSlice";
 
     fn translate(&self) -> Option<(Event, Vec<Diagnostic>)> {
-        translate::endpoint_slice(self).map(|(slice, diagnostics)| (Event::Slice(slice), diagnostics))
+        let (mut slice, diagnostics) = translate::endpoint_slice(self)?;
+        // Of all names the most, and nobody who follows the feed asks for them.
+        slice.endpoints.iter_mut().for_each(|endpoint| endpoint.pod = None);
+        Some((Event::Slice(slice), diagnostics))
     }
 
-    fn gone(key: &Key) -> Event {
-        Event::SliceGone(SliceId::new(&key.namespace, &key.name))
+    fn gone((namespace, name): &Name) -> Event {
+        Event::SliceGone(SliceId { namespace: namespace.clone(), name: name.clone() })
     }
 
     fn happened(&self) -> Option<SystemTime> {
@@ -161,8 +170,8 @@ impl Told for Node {
         translate::node(self).map(|node| (Event::Node(node), Vec::new()))
     }
 
-    fn gone(key: &Key) -> Event {
-        Event::NodeGone(Arc::from(key.name.as_str()))
+    fn gone((_, name): &Name) -> Event {
+        Event::NodeGone(name.clone())
     }
 }
 
@@ -175,8 +184,8 @@ impl Told for ServiceCIDR {
         translate::service_cidrs(self).map(|(name, cidrs)| (Event::ServiceCidr(name, cidrs), Vec::new()))
     }
 
-    fn gone(key: &Key) -> Event {
-        Event::ServiceCidrGone(Arc::from(key.name.as_str()))
+    fn gone((_, name): &Name) -> Event {
+        Event::ServiceCidrGone(name.clone())
     }
 }
 
@@ -186,11 +195,12 @@ struct Watch<K> {
     /// Watches that have not listed yet.
     unlisted: Arc<AtomicU8>,
     listed: bool,
-    known: BTreeSet<Key>,
+    known: BTreeSet<Name>,
     /// Those that a list under way has not named yet.
-    missing: BTreeSet<Key>,
+    missing: BTreeSet<Name>,
+    names: Names,
     /// The last diagnostics told of each object, so that an unrelated update does not repeat them.
-    told: BTreeMap<Key, Vec<Diagnostic>>,
+    told: BTreeMap<Name, Vec<Diagnostic>>,
     kind: PhantomData<K>,
 }
 
@@ -202,6 +212,7 @@ impl<K: Told> Watch<K> {
             listed: false,
             known: BTreeSet::new(),
             missing: BTreeSet::new(),
+            names: Names::default(),
             told: BTreeMap::new(),
             kind: PhantomData,
         }
@@ -233,38 +244,43 @@ impl<K: Told> Watch<K> {
         match event {
             watcher::Event::Init => self.missing.clone_from(&self.known),
             watcher::Event::InitApply(object) => {
-                self.missing.remove(&Key::of(&object));
+                self.missing.remove(&name(&object));
                 self.applied(&object);
             }
             watcher::Event::InitDone => {
-                for key in std::mem::take(&mut self.missing) {
-                    self.gone(&key);
+                for name in std::mem::take(&mut self.missing) {
+                    self.gone(&name);
                 }
                 self.listed();
             }
             watcher::Event::Apply(object) => self.applied(&object),
-            watcher::Event::Delete(object) => self.gone(&Key::of(&object)),
+            watcher::Event::Delete(object) => self.gone(&name(&object)),
         }
     }
 
     fn applied(&mut self, object: &K) {
-        let key = Key::of(object);
-        let Some((event, diagnostics)) = object.translate() else { return self.gone(&key) };
+        let Some((mut event, diagnostics)) = object.translate() else { return self.gone(&name(object)) };
+        self.names.share(&mut event);
+        let name = match &event {
+            Event::Service(service) => (service.id.namespace.clone(), service.id.name.clone()),
+            Event::Slice(slice) => (slice.id.namespace.clone(), slice.id.name.clone()),
+            _ => name(object),
+        };
         if diagnostics.is_empty() {
-            self.told.remove(&key);
-        } else if self.told.get(&key) != Some(&diagnostics) {
-            self.told.insert(key.clone(), diagnostics.clone());
-            let (namespace, name) = (key.namespace.clone(), key.name.clone());
+            self.told.remove(&name);
+        } else if self.told.get(&name) != Some(&diagnostics) {
+            self.told.insert(name.clone(), diagnostics.clone());
+            let (namespace, name) = (name.0.to_string(), name.1.to_string());
             self.tell(FeedItem::Diagnostics { kind: K::KIND, namespace, name, diagnostics });
         }
         self.tell(FeedItem::Change { event, happened: object.happened() });
-        self.known.insert(key);
+        self.known.insert(name);
     }
 
-    fn gone(&mut self, key: &Key) {
-        self.told.remove(key);
-        if self.known.remove(key) {
-            self.tell(FeedItem::Change { event: K::gone(key), happened: None });
+    fn gone(&mut self, name: &Name) {
+        self.told.remove(name);
+        if self.known.remove(name) {
+            self.tell(FeedItem::Change { event: K::gone(name), happened: None });
         }
     }
 

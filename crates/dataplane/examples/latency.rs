@@ -288,9 +288,7 @@ fn service(number: u32) -> Service {
         health_check_node_port: None,
         source_ranges: Vec::new(),
         publish_not_ready: false,
-        traffic_distribution: None,
         foreign_proxy: false,
-        selector: Default::default(),
     }
 }
 
@@ -305,11 +303,9 @@ fn slice(number: u32) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: Some("other".into()),
-        zone: None,
         hostname: None,
         pod: None,
-        hint_zones: Vec::new(),
-        hint_nodes: Vec::new(),
+        hints: None,
     };
     let port = |name: &str, port| EndpointPort { name: name.into(), protocol: Protocol::Tcp, port: Some(port) };
     EndpointSlice {

@@ -1,33 +1,44 @@
 //! What programming the kernel costs at a given size: cold, one endpoint replaced, the count changed, a Service added.
 //!
 //!     cargo run --release -p portolan-dataplane --example scale -- 10000 10
+//!     cargo run --release -p portolan-dataplane --example scale -- 10000 10 ranges
 //!
-//! Works in a network namespace of its own and needs root. Prints the realized state's size and percentiles.
+//! With `ranges`, each Service is a load balancer open to a network of its own. Works in a network namespace of its own
+//! and needs root. Prints the realized state's size, percentiles, and how long the slowest changes waited for a processor.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use ipnet::Ipv4Net;
 use portolan_dataplane::{DataPlane, LocalTraffic, ProxyConfig};
 use portolan_model::{
-    Delta, Endpoint, EndpointPort, EndpointSlice, Event, Protocol, Service, ServiceId, ServicePort, ServiceType,
+    Delta, Endpoint, EndpointPort, EndpointSlice, Event, Names, Protocol, Service, ServiceId, ServicePort, ServiceType,
     SliceId, Snapshot, TrafficPolicy,
 };
 use portolan_testkit::Netns;
 
 fn main() -> anyhow::Result<()> {
-    let mut arguments = std::env::args().skip(1).map(|argument| argument.parse::<u32>());
-    let services = arguments.next().transpose().context("the number of Services")?.unwrap_or(10_000);
-    let endpoints = arguments.next().transpose().context("the number of endpoints")?.unwrap_or(10);
-    Netns::new().block_on(|| run(services, endpoints))
+    let mut arguments = std::env::args().skip(1);
+    let mut number = |what, usual| arguments.next().map_or(Ok(usual), |text| text.parse().context(what));
+    let services = number("the number of Services", 10_000)?;
+    let endpoints = number("the number of endpoints", 10)?;
+    let ranges = arguments.next().is_some_and(|word| word == "ranges");
+    let service = move |number| if ranges { restricted(number) } else { service(number) };
+    Netns::new().block_on(|| run(services, endpoints, service))
 }
 
-async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
+async fn run(services: u32, endpoints: u32, service: impl Fn(u32) -> Service) -> anyhow::Result<()> {
     let mut snapshot = Snapshot::default();
     let mut delta = Delta::default();
+    // As the feed does it.
+    let mut names = Names::default();
     for number in 0..services {
-        delta.merge(snapshot.apply(Event::Service(service(number))));
-        delta.merge(snapshot.apply(Event::Slice(slice(number, &(0..endpoints).collect::<Vec<_>>()))));
+        let slice = slice(number, &(0..endpoints).collect::<Vec<_>>());
+        for mut event in [Event::Service(service(number)), Event::Slice(slice)] {
+            names.share(&mut event);
+            delta.merge(snapshot.apply(event));
+        }
     }
     let mut plane = DataPlane::open(config()?).await?;
     println!("resident with the snapshot alone: {}", resident()?);
@@ -57,6 +68,9 @@ async fn run(services: u32, endpoints: u32) -> anyhow::Result<()> {
         print(what, times);
     }
     let start = Instant::now();
+    plane.audit(&snapshot).await?;
+    println!("audited, nothing changed by others: {:?}", start.elapsed());
+    let start = Instant::now();
     drop(plane);
     let mut plane = DataPlane::open(config()?).await?;
     println!("read back after a restart: {:?}", start.elapsed());
@@ -76,7 +90,22 @@ fn resident() -> anyhow::Result<String> {
     Ok(format!("{}, at most {}", field("VmRSS:"), field("VmHWM:")))
 }
 
-async fn change(plane: &mut DataPlane, snapshot: &mut Snapshot, events: Vec<Event>) -> anyhow::Result<Duration> {
+/// How long something took, and of that how long this thread waited for a processor.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Took {
+    all: Duration,
+    waited: Duration,
+}
+
+/// How long this thread has waited for a processor since it began. Kernel `sched-stats.rst`, `/proc/<pid>/schedstat`.
+fn waited() -> anyhow::Result<Duration> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat")?;
+    let nanoseconds = text.split(' ').nth(1).context("no wait in schedstat")?;
+    Ok(Duration::from_nanos(nanoseconds.parse()?))
+}
+
+async fn change(plane: &mut DataPlane, snapshot: &mut Snapshot, events: Vec<Event>) -> anyhow::Result<Took> {
+    let before = waited()?;
     let start = Instant::now();
     let mut delta = Delta::default();
     for event in events {
@@ -84,13 +113,18 @@ async fn change(plane: &mut DataPlane, snapshot: &mut Snapshot, events: Vec<Even
     }
     let report = plane.apply(snapshot, &delta).await;
     anyhow::ensure!(report.refused.is_empty(), "refused: {:?}", report.refused.first());
-    Ok(start.elapsed())
+    let all = start.elapsed();
+    Ok(Took { all, waited: waited()? - before })
 }
 
-fn print(what: &str, mut times: Vec<Duration>) {
+fn print(what: &str, mut times: Vec<Took>) {
     times.sort_unstable();
-    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100].all;
     println!("{what}: p50 {:?}, p99 {:?}, max {:?}", at(50), at(99), at(100));
+    let mut rest: Vec<Duration> = times.iter().map(|took| took.all.saturating_sub(took.waited)).collect();
+    rest.sort_unstable();
+    let at = |percent: usize| rest[(rest.len() - 1) * percent / 100];
+    println!("  without waiting for a processor: p50 {:?}, p99 {:?}, max {:?}", at(50), at(99), at(100));
 }
 
 fn id(number: u32) -> ServiceId {
@@ -113,9 +147,18 @@ fn service(number: u32) -> Service {
         health_check_node_port: None,
         source_ranges: Vec::new(),
         publish_not_ready: false,
-        traffic_distribution: None,
-        selector: std::collections::BTreeMap::default(),
         foreign_proxy: false,
+    }
+}
+
+/// A load balancer that a network of 256 addresses may use, each Service another.
+fn restricted(number: u32) -> Service {
+    let network = Ipv4Net::new_assert(Ipv4Addr::from(0xc000_0000 + number * 256), 24);
+    Service {
+        service_type: ServiceType::LoadBalancer,
+        load_balancer_ips: vec![IpAddr::V4(Ipv4Addr::from(0x0ac0_0000 + number))],
+        source_ranges: vec![network.into()],
+        ..service(number)
     }
 }
 
@@ -126,11 +169,9 @@ fn slice(number: u32, endpoints: &[u32]) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: Some("other".into()),
-        zone: None,
         hostname: None,
         pod: None,
-        hint_zones: Vec::new(),
-        hint_nodes: Vec::new(),
+        hints: None,
     };
     EndpointSlice {
         id: SliceId::new("bench", &format!("slice-{number}")),

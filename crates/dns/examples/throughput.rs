@@ -99,8 +99,6 @@ fn service(index: u32) -> Service {
         health_check_node_port: None,
         source_ranges: vec![],
         publish_not_ready: false,
-        traffic_distribution: None,
-        selector: [].into(),
         foreign_proxy: false,
     }
 }
@@ -118,11 +116,9 @@ fn slice(index: u32, endpoints: u32, round: u32) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: None,
-        zone: None,
         hostname: None,
         pod: None,
-        hint_zones: vec![],
-        hint_nodes: vec![],
+        hints: None,
     };
     EndpointSlice {
         id: SliceId::new(&service.namespace, &service.name),

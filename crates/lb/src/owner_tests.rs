@@ -30,8 +30,6 @@ fn service(name: &str, policy: TrafficPolicy, addresses: &[IpAddr]) -> Service {
         health_check_node_port: None,
         source_ranges: Vec::new(),
         publish_not_ready: false,
-        traffic_distribution: None,
-        selector: BTreeMap::new(),
         foreign_proxy: false,
     }
 }
@@ -44,11 +42,9 @@ fn slice(service: &str, nodes: &[(&str, bool)]) -> EndpointSlice {
         serving: true,
         terminating: !ready,
         node: Some((*node).into()),
-        zone: None,
         hostname: None,
         pod: None,
-        hint_zones: Vec::new(),
-        hint_nodes: Vec::new(),
+        hints: None,
     };
     EndpointSlice {
         id: SliceId::new("default", service),

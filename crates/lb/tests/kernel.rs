@@ -122,8 +122,6 @@ fn service(address: Ipv4Addr) -> Event {
         health_check_node_port: None,
         source_ranges: Vec::new(),
         publish_not_ready: false,
-        traffic_distribution: None,
-        selector: BTreeMap::new(),
         foreign_proxy: false,
     })
 }

@@ -9,13 +9,15 @@
 #![forbid(unsafe_code)]
 
 pub mod forwarding;
+mod names;
 pub mod quantity;
 mod snapshot;
 pub mod translate;
 mod vocabulary;
 
+pub use names::Names;
 pub use snapshot::{Delta, Event, Snapshot};
 pub use vocabulary::{
-    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Node, NodePort, Protocol, Service, ServiceId, ServicePort,
-    ServiceType, SliceId, TrafficDistribution, TrafficPolicy,
+    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Hints, Node, NodePort, Protocol, Service, ServiceId,
+    ServicePort, ServiceType, SliceId, TrafficPolicy,
 };

@@ -2,7 +2,6 @@
 //!
 //! Invariant: total. What cannot be understood is left out and named in a [`Diagnostic`]; the rest of the object stands.
 
-use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +12,8 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 
 use crate::{
-    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Node, NodePort, Protocol, Service, ServiceId, ServicePort,
-    ServiceType, SliceId, TrafficDistribution, TrafficPolicy,
+    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Hints, Node, NodePort, Protocol, Service, ServiceId,
+    ServicePort, ServiceType, SliceId, TrafficPolicy,
 };
 
 /// The label that ties an EndpointSlice to its Service.
@@ -169,12 +168,6 @@ pub fn service(object: &core::Service) -> Option<(Service, Vec<Diagnostic>)> {
             .map(NodePort),
         source_ranges,
         publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
-        traffic_distribution: match spec.traffic_distribution.as_deref() {
-            Some("PreferClose" | "PreferSameZone") => Some(TrafficDistribution::PreferSameZone),
-            Some("PreferSameNode") => Some(TrafficDistribution::PreferSameNode),
-            _ => None,
-        },
-        selector: if addressed { spec.selector.clone().unwrap_or_default() } else { BTreeMap::new() },
         foreign_proxy: labels
             .is_some_and(|labels| labels.contains_key(SERVICE_PROXY_NAME_LABEL) || labels.contains_key(HEADLESS_LABEL)),
         service_type,
@@ -220,33 +213,27 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Option<(EndpointSlic
             continue;
         }
         let conditions = endpoint.conditions.as_ref();
-        let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
         let target = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
-        let hints = endpoint.hints.as_ref();
+        let ready = conditions.and_then(|c| c.ready).unwrap_or(true);
         endpoints.push(Endpoint {
             address,
             ready,
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             node: endpoint.node_name.as_deref().map(Arc::from),
-            zone: endpoint.zone.as_deref().map(Arc::from),
             hostname: endpoint.hostname.as_deref().map(Arc::from),
             pod: target.and_then(|target| target.name.as_deref()).map(Arc::from),
-            hint_zones: hints
-                .and_then(|h| h.for_zones.as_ref())
-                .into_iter()
-                .flatten()
-                .map(|z| z.name.as_str().into())
-                .collect(),
-            hint_nodes: hints
-                .and_then(|h| h.for_nodes.as_ref())
-                .into_iter()
-                .flatten()
-                .map(|n| n.name.as_str().into())
-                .collect(),
+            hints: endpoint.hints.as_ref().and_then(hints),
         });
     }
     Some((EndpointSlice { id, service, ports, endpoints }, reader.diagnostics))
+}
+
+fn hints(object: &discovery::EndpointHints) -> Option<Arc<Hints>> {
+    let zones = object.for_zones.iter().flatten().map(|zone| Arc::from(zone.name.as_str()));
+    let nodes = object.for_nodes.iter().flatten().map(|node| Arc::from(node.name.as_str()));
+    let hints = Hints { zones: zones.collect(), nodes: nodes.collect() };
+    (hints != Hints::default()).then(|| Arc::new(hints))
 }
 
 pub fn node(object: &core::Node) -> Option<Node> {

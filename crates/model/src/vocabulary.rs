@@ -2,7 +2,6 @@
 //!
 //! Source: the Kubernetes API reference for `core/v1` Service and Node and `discovery.k8s.io/v1` EndpointSlice.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -91,13 +90,6 @@ pub enum TrafficPolicy {
     Local,
 }
 
-/// `spec.trafficDistribution`; `PreferClose` is the older name of `PreferSameZone`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TrafficDistribution {
-    PreferSameZone,
-    PreferSameNode,
-}
-
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
     pub id: ServiceId,
@@ -118,9 +110,6 @@ pub struct Service {
     /// Who may reach the load-balancer addresses; empty means everyone.
     pub source_ranges: Vec<IpNet>,
     pub publish_not_ready: bool,
-    pub traffic_distribution: Option<TrafficDistribution>,
-    /// Empty for a Service whose endpoints are written by hand.
-    pub selector: BTreeMap<String, String>,
     /// Labelled `service.kubernetes.io/service-proxy-name` or `service.kubernetes.io/headless`: not ours to forward. DNS
     /// still answers for it.
     pub foreign_proxy: bool,
@@ -161,12 +150,18 @@ pub struct Endpoint {
     pub serving: bool,
     pub terminating: bool,
     pub node: Option<Arc<str>>,
-    pub zone: Option<Arc<str>>,
     pub hostname: Option<Arc<str>>,
-    /// The pod behind the endpoint, if one is.
+    /// The pod behind the endpoint, if one is and whoever asks cares.
     pub pod: Option<Arc<str>>,
-    pub hint_zones: Vec<Arc<str>>,
-    pub hint_nodes: Vec<Arc<str>>,
+    /// Many endpoints have the same.
+    pub hints: Option<Arc<Hints>>,
+}
+
+/// For whom an endpoint is meant, before others. Not both lists are empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Hints {
+    pub zones: Vec<Arc<str>>,
+    pub nodes: Vec<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

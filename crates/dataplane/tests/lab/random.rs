@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 use portolan_model::{
-    Endpoint, EndpointPort, EndpointSlice, Event, Node, NodePort, Protocol, Service, ServiceId, ServicePort,
+    Endpoint, EndpointPort, EndpointSlice, Event, Hints, Node, NodePort, Protocol, Service, ServiceId, ServicePort,
     ServiceType, SliceId, Snapshot, TrafficPolicy,
 };
 use rand::rngs::StdRng;
@@ -102,8 +102,6 @@ impl Random {
             source_ranges: self
                 .some(&["192.0.2.0/24", "192.0.2.0/25", "203.0.113.7/32"].map(|net| net.parse().unwrap())),
             publish_not_ready: false,
-            traffic_distribution: None,
-            selector: std::collections::BTreeMap::default(),
             foreign_proxy: self.0.random_bool(0.1),
         }
     }
@@ -134,11 +132,9 @@ impl Random {
             serving,
             terminating: !ready && self.flip(),
             node: Some(if self.flip() { "node-1" } else { "node-2" }.into()),
-            zone: None,
             hostname: None,
             pod: None,
-            hint_zones: if self.0.random_bool(0.8) { vec!["east".into()] } else { Vec::new() },
-            hint_nodes: Vec::new(),
+            hints: self.0.random_bool(0.8).then(|| Hints { zones: vec!["east".into()], nodes: Vec::new() }.into()),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::{Backend, Family, NodeContext};
-use crate::{Endpoint, Service, ServicePort, Snapshot};
+use crate::{Endpoint, Hints, Service, ServicePort, Snapshot};
 
 /// What a ServicePort can reach in one family.
 #[derive(Debug, Default)]
@@ -23,7 +23,11 @@ struct Candidate<'a> {
     endpoint: &'a Endpoint,
 }
 
-impl Candidate<'_> {
+impl<'a> Candidate<'a> {
+    fn hinted(&self, names: fn(&Hints) -> &[Arc<str>]) -> &'a [Arc<str>] {
+        self.endpoint.hints.as_deref().map_or(&[], names)
+    }
+
     fn is_local(&self, node: &NodeContext) -> bool {
         self.endpoint.node.as_deref() == Some(&*node.name)
     }
@@ -63,17 +67,23 @@ pub(super) fn reachable(
 /// The ready endpoints that the hints choose: those for this node, else those for its zone, else all. Hints count only
 /// when every ready endpoint has them, since half-written hints would send everything to the few that do.
 fn nearest<'a>(ready: &[&'a Candidate<'a>], node: &NodeContext) -> Vec<&'a Candidate<'a>> {
-    let for_node: Vec<_> = ready.iter().copied().filter(|c| c.endpoint.hint_nodes.contains(&node.name)).collect();
-    if !for_node.is_empty() && ready.iter().all(|c| !c.endpoint.hint_nodes.is_empty()) {
+    if let Some(for_node) = meant(ready, &node.name, |hints| &hints.nodes) {
         return for_node;
     }
-    if let Some(zone) = &node.zone {
-        let for_zone: Vec<_> = ready.iter().copied().filter(|c| c.endpoint.hint_zones.contains(zone)).collect();
-        if !for_zone.is_empty() && ready.iter().all(|c| !c.endpoint.hint_zones.is_empty()) {
-            return for_zone;
-        }
+    if let Some(for_zone) = node.zone.as_ref().and_then(|zone| meant(ready, zone, |hints| &hints.zones)) {
+        return for_zone;
     }
     ready.to_vec()
+}
+
+/// Those whose hints name it; `None` where there are none, or some have no such hints.
+fn meant<'a>(
+    ready: &[&'a Candidate<'a>],
+    name: &Arc<str>,
+    names: fn(&Hints) -> &[Arc<str>],
+) -> Option<Vec<&'a Candidate<'a>>> {
+    let meant: Vec<_> = ready.iter().copied().filter(|c| c.hinted(names).contains(name)).collect();
+    (!meant.is_empty() && ready.iter().all(|c| !c.hinted(names).is_empty())).then_some(meant)
 }
 
 fn some_or(preferred: Arc<[Backend]>, otherwise: impl FnOnce() -> Arc<[Backend]>) -> Arc<[Backend]> {

@@ -107,14 +107,15 @@ impl Reasons<'_> {
 
     /// Why there is nobody to answer, or fewer than meant.
     fn backends(&mut self, service: &Service) {
-        if service.selector.is_empty() {
+        let selector = self.spec.selector.clone().unwrap_or_default();
+        if selector.is_empty() {
             self.hand_written(service);
             return;
         }
         let matching: Vec<&Pod> =
-            self.objects.pods.iter().filter(|pod| labels::matches(&service.selector, pod.labels())).collect();
+            self.objects.pods.iter().filter(|pod| labels::matches(&selector, pod.labels())).collect();
         if matching.is_empty() {
-            self.nothing_selected(service);
+            self.nothing_selected(&selector);
             return;
         }
         let unready: Vec<(String, String)> = matching
@@ -132,7 +133,7 @@ impl Reasons<'_> {
                 "{} match{} the selector {}, but none is ready",
                 pods(matching.len()),
                 if matching.len() == 1 { "es" } else { "" },
-                labels::join(&service.selector)
+                labels::join(&selector)
             );
             self.found.push(Reason { breaks: !usable, what, remedy: None });
         }
@@ -153,13 +154,12 @@ impl Reasons<'_> {
         self.dead_nodes();
     }
 
-    fn nothing_selected(&mut self, service: &Service) {
-        let selector = labels::join(&service.selector);
+    fn nothing_selected(&mut self, wanted: &BTreeMap<String, String>) {
+        let selector = labels::join(wanted);
         let namespace = &self.id.namespace;
         let candidates: Vec<(String, &BTreeMap<String, String>)> =
             self.objects.pods.iter().map(|pod| (pod.name_any(), pod.labels())).collect();
-        let nearest =
-            labels::nearest(&service.selector, candidates.iter().map(|(name, labels)| (name.as_str(), *labels)));
+        let nearest = labels::nearest(wanted, candidates.iter().map(|(name, labels)| (name.as_str(), *labels)));
         match nearest {
             None => self.breaks(
                 format!("no pod matches the selector {selector}: there is no pod in namespace {namespace}"),
