@@ -120,6 +120,7 @@ impl Desired {
                 diagnostics.push((id.clone(), Diagnostic { field: "spec".to_owned(), message }));
                 false
             });
+            stand_for_each_other(&mut forwarding.frontends);
         }
         compiled
     }
@@ -127,5 +128,18 @@ impl Desired {
     #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         self.asked.is_empty() && self.claims == Claims::default()
+    }
+}
+
+/// Has the first of those that remember together stand for them where another Service has the one that did.
+fn stand_for_each_other(frontends: &mut [FrontendForwarding]) {
+    let held: Vec<Frontend> = frontends.iter().map(|forwarding| forwarding.frontend).collect();
+    let mut instead = BTreeMap::new();
+    for forwarding in frontends {
+        let Some(affinity) = &mut forwarding.affinity else { continue };
+        // Held frontends are sorted.
+        if held.binary_search(&affinity.together).is_err() {
+            affinity.together = *instead.entry(affinity.together).or_insert(forwarding.frontend);
+        }
     }
 }

@@ -113,19 +113,22 @@ impl DataPlane {
         self.realize(snapshot, None).await
     }
 
-    /// Reads the kernel back and repairs what differs from the snapshot, and what was refused. For a slow background
-    /// tick and after suspicion; it costs a dump of the table if anybody else has changed any nftables since the latest.
+    /// Reads the kernel back and repairs what differs from what was last realized, and what was refused. For a slow
+    /// background tick and after suspicion. The table is read only if anybody else has changed any nftables since the
+    /// latest time, which the number of the ruleset's generation tells; nothing tells that of the socket programs' maps,
+    /// so they are read each time. Services are compiled anew only if something was amiss.
     ///
     /// # Errors
     /// When the kernel cannot be read; nothing was changed then.
     pub async fn audit(&mut self, snapshot: &Snapshot) -> Result<Report, Error> {
         self.addresses.read().await?;
-        let mut repaired = self.nft.look().await?;
+        let mut amiss = self.nft.look().await?;
         if let Some(sockets) = &mut self.sockets {
-            repaired += sockets.audit()?;
+            amiss += sockets.audit()?;
         }
-        let mut report = self.realize(snapshot, None).await;
-        report.repaired += repaired;
+        let nothing = Delta::default();
+        let mut report = self.realize(snapshot, (amiss == 0).then_some(&nothing)).await;
+        report.repaired += amiss;
         Ok(report)
     }
 

@@ -104,9 +104,9 @@ fn drift_is_found_and_repaired() {
             &["add", "element", "ip", "portolan", "refused", "{ 10.96.9.9 . tcp . 1 }"],
             &["add", "element", "ip", "portolan", "services", "{ 10.96.9.9 . tcp . 1 : 80:1 }"],
             &["flush", "map", "ip", "portolan", "picks"],
-            &["flush", "map", "ip", "portolan", "slots"],
+            &["flush", "map", "ip", "portolan", "slots-8"],
             &["flush", "chain", "ip", "portolan", "dispatch"],
-            &["flush", "chain", "ip", "portolan", "pick-3"],
+            &["flush", "chain", "ip", "portolan", "pick-3-part-8"],
             &["add", "rule", "ip6", "portolan", "after-nat", "drop"],
             &["flush", "ruleset"],
             &["delete", "table", "ip6", "portolan"],
@@ -133,7 +133,7 @@ fn a_change_finds_its_way_over_drift() {
         let delta = lab::apply(&mut snapshot, lab::OBJECTS);
         let mut projection = DataPlane::open(lab::config()).await.unwrap();
         projection.apply(&snapshot, &delta).await;
-        let flush = ["flush", "map", "ip", "portolan", "slots"];
+        let flush = ["flush", "map", "ip", "portolan", "slots-8"];
         if netns.command("nft", &flush).is_none() {
             return skip("needs nft");
         }

@@ -126,7 +126,7 @@ fn walked(table: &Table, row: &Row) -> Expected {
     assert_eq!(trace.unknown, [""; 0], "{}", row.text);
     let shares: f64 = trace.ends.iter().map(|end| f64::from(end.ways) / f64::from(end.of)).sum();
     assert!((shares - 1.0).abs() < 1e-9, "{}: {:?}", row.text, trace.ends);
-    let stays = trace.steps.iter().any(|step| step.effect.starts_with("update @affinity"));
+    let stays = trace.steps.iter().any(|step| step.effect.contains("update @affinity"));
     let mut each = BTreeSet::new();
     for end in trace.ends {
         match end.outcome {

@@ -33,7 +33,7 @@ fn facts(objects: Vec<Value>) -> BTreeSet<String> {
         body.as_object_mut().unwrap().remove("handle");
         let of = format!("{} {} {}", body["family"], body["table"], body["name"]);
         for mut element in body.as_object_mut().unwrap().remove("elem").iter_mut().flat_map(elements) {
-            if body["name"].as_str().is_some_and(|name| name.ends_with("slots")) {
+            if body["name"].as_str().is_some_and(|name| name.contains("slots")) {
                 let index = element.pointer_mut("/0/concat").and_then(|key| key.as_array_mut()?.last_mut()).unwrap();
                 *index = json!(index.as_u64().unwrap() >> 20);
             }
@@ -239,7 +239,8 @@ fn a_service_of_a_hundred_thousand_endpoints_harms_no_other() {
     });
     let Some(listed) = objects(&netns) else { return skip("needs nft") };
     let of = |address: &str| {
-        let elements = listed.iter().filter(|object| object["map"]["name"] == "slots").flat_map(|object| {
+        let is_part = |object: &&Value| object["map"]["name"].as_str().is_some_and(|name| name.starts_with("slots-"));
+        let elements = listed.iter().filter(is_part).flat_map(|object| {
             object["map"]["elem"].as_array().into_iter().flatten().filter(|element| element[0]["concat"][0] == address)
         });
         elements.count()

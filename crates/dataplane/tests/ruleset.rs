@@ -28,14 +28,14 @@ fn stock_nft_prints_the_table() {
     let Some(listing) = listing(&netns) else { return skip("needs nft") };
     println!("{listing}");
     for line in [
-        "10.96.0.1 . tcp . 80 : 0:3",
-        "0:3 : goto pick-3",
+        "10.96.0.1 . tcp . 80 : 800:3",
+        "800:3 : goto pick-3-part-8",
         "10.96.0.1 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080",
         "meta priority set ip daddr . meta l4proto . th dport map @services goto pick",
         "meta priority vmap @picks",
         "ct original ip daddr . meta l4proto . ct original proto-dst @traffic return",
         "10.96.0.1 . tcp . 80 counter packets 0 bytes 0",
-        "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @slots",
+        "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @slots-8",
     ] {
         assert!(listing.contains(line), "{line} is not in\n{listing}");
     }

@@ -74,11 +74,11 @@ fn every_kind_of_decision_is_told() {
         expect![[r#"
               nat prerouting
                 nat-prerouting: jump dispatch
-                dispatch: @services { 10.96.0.1 . tcp . 80 : 300: }
-                  -> meta priority set 300:, goto pick
-                pick: @picks { 300: : goto pick-3 }
-                  -> goto pick-3
-                pick-3: @slots { 10.96.0.1 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                dispatch: @services { 10.96.0.1 . tcp . 80 : 300:8 }
+                  -> meta priority set 300:8, goto pick
+                pick: @picks { 300:8 : goto pick-3-part-8 }
+                  -> goto pick-3-part-8
+                pick-3-part-8: @slots-8 { 10.96.0.1 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
                   -> dnat to 10.244.1.2:8080
               filter prerouting
                 filter-prerouting: jump after-nat
@@ -87,11 +87,11 @@ fn every_kind_of_decision_is_told() {
                 source: @hairpin { 10.244.1.2 . 10.244.1.2 }
                   -> masquerade  # a pod that reached itself
             1/3 10.244.1.2:8080 masqueraded: a pod that reached itself
-                @slots { 10.96.0.1 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                @slots-8 { 10.96.0.1 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
             1/3 10.244.1.3:8080
-                @slots { 10.96.0.1 . tcp . 80 . 0x00000001 : 10.244.1.3 . 8080 }
+                @slots-8 { 10.96.0.1 . tcp . 80 . 0x00000001 : 10.244.1.3 . 8080 }
             1/3 10.244.2.2:8080
-                @slots { 10.96.0.1 . tcp . 80 . 0x00000002 : 10.244.2.2 . 8080 }
+                @slots-8 { 10.96.0.1 . tcp . 80 . 0x00000002 : 10.244.2.2 . 8080 }
         "#]],
     );
     // From the node itself, and from beyond.
@@ -103,11 +103,11 @@ fn every_kind_of_decision_is_told() {
                 dispatch: @cluster-ips { 10.96.0.42 }, no @keeps-address { 10.203.0.11 }
                   -> jump mark-for-masquerade  # the answer must come back through this node
                 mark-for-masquerade: meta mark set meta mark | 0x00004000  # the node's address will replace the source
-                dispatch: @services { 10.96.0.42 . tcp . 80 : 100: }
-                  -> meta priority set 100:, goto pick
-                pick: @picks { 100: : goto pick-1 }
-                  -> goto pick-1
-                pick-1: @slots { 10.96.0.42 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                dispatch: @services { 10.96.0.42 . tcp . 80 : 100:e }
+                  -> meta priority set 100:e, goto pick
+                pick: @picks { 100:e : goto pick-1-part-14 }
+                  -> goto pick-1-part-14
+                pick-1-part-14: @slots-14 { 10.96.0.42 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
                   -> dnat to 10.244.1.2:8080
               filter output
                 filter-output: jump after-nat
@@ -115,7 +115,7 @@ fn every_kind_of_decision_is_told() {
               nat postrouting
                 source: meta mark & 0x00004000 != 0x00000000 meta mark set meta mark & 0xffffbfff masquerade fully-random  # marked on the way in
             1/1 10.244.1.2:8080 masqueraded: the answer must come back through this node
-                @slots { 10.96.0.42 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                @slots-14 { 10.96.0.42 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
         "#]],
     );
     check(
@@ -126,11 +126,11 @@ fn every_kind_of_decision_is_told() {
                 dispatch: @cluster-ips { fd00:96::1 }, no @keeps-address { fd00:203::2 }
                   -> jump mark-for-masquerade  # the answer must come back through this node
                 mark-for-masquerade: meta mark set meta mark | 0x00004000  # the node's address will replace the source
-                dispatch: @services { fd00:96::1 . udp . 53 : 300: }
-                  -> meta priority set 300:, goto pick
-                pick: @picks { 300: : goto pick-3 }
-                  -> goto pick-3
-                pick-3: @slots { fd00:96::1 . udp . 53 . 0x00000000 : fd00:244:1::2 . 9090 }
+                dispatch: @services { fd00:96::1 . udp . 53 : 300:5 }
+                  -> meta priority set 300:5, goto pick
+                pick: @picks { 300:5 : goto pick-3-part-5 }
+                  -> goto pick-3-part-5
+                pick-3-part-5: @slots-5 { fd00:96::1 . udp . 53 . 0x00000000 : fd00:244:1::2 . 9090 }
                   -> dnat to [fd00:244:1::2]:9090
               filter prerouting
                 filter-prerouting: jump after-nat
@@ -138,11 +138,11 @@ fn every_kind_of_decision_is_told() {
               nat postrouting
                 source: meta mark & 0x00004000 != 0x00000000 meta mark set meta mark & 0xffffbfff masquerade fully-random  # marked on the way in
             1/3 [fd00:244:1::2]:9090 masqueraded: the answer must come back through this node
-                @slots { fd00:96::1 . udp . 53 . 0x00000000 : fd00:244:1::2 . 9090 }
+                @slots-5 { fd00:96::1 . udp . 53 . 0x00000000 : fd00:244:1::2 . 9090 }
             1/3 [fd00:244:1::3]:9090 masqueraded: the answer must come back through this node
-                @slots { fd00:96::1 . udp . 53 . 0x00000001 : fd00:244:1::3 . 9090 }
+                @slots-5 { fd00:96::1 . udp . 53 . 0x00000001 : fd00:244:1::3 . 9090 }
             1/3 [fd00:244:2::2]:9090 masqueraded: the answer must come back through this node
-                @slots { fd00:96::1 . udp . 53 . 0x00000002 : fd00:244:2::2 . 9090 }
+                @slots-5 { fd00:96::1 . udp . 53 . 0x00000002 : fd00:244:2::2 . 9090 }
         "#]],
     );
     // NodePorts, with the policy Cluster and with Local.
@@ -255,11 +255,11 @@ fn every_kind_of_decision_is_told() {
                 dispatch: @masqueraded { 10.203.0.215 . tcp . 80 }
                   -> jump mark-for-masquerade  # the backend may be another node's
                 mark-for-masquerade: meta mark set meta mark | 0x00004000  # the node's address will replace the source
-                dispatch: @services { 10.203.0.215 . tcp . 80 : 100: }
-                  -> meta priority set 100:, goto pick
-                pick: @picks { 100: : goto pick-1 }
-                  -> goto pick-1
-                pick-1: @slots { 10.203.0.215 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                dispatch: @services { 10.203.0.215 . tcp . 80 : 100:6 }
+                  -> meta priority set 100:6, goto pick
+                pick: @picks { 100:6 : goto pick-1-part-6 }
+                  -> goto pick-1-part-6
+                pick-1-part-6: @slots-6 { 10.203.0.215 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
                   -> dnat to 10.244.1.2:8080
               filter prerouting
                 filter-prerouting: jump after-nat
@@ -267,7 +267,7 @@ fn every_kind_of_decision_is_told() {
               nat postrouting
                 source: meta mark & 0x00004000 != 0x00000000 meta mark set meta mark & 0xffffbfff masquerade fully-random  # marked on the way in
             1/1 10.244.1.2:8080 masqueraded: the backend may be another node's
-                @slots { 10.203.0.215 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                @slots-6 { 10.203.0.215 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
         "#]],
     );
     // No backend, no such port, no such Service, none of ours.
@@ -325,11 +325,13 @@ fn every_kind_of_decision_is_told() {
         expect![[r#"
               nat prerouting
                 nat-prerouting: jump dispatch
-                dispatch: @services { 10.96.0.44 . tcp . 80 : 300:4000 }
-                  -> meta priority set 300:4000, goto pick
-                pick: @picks { 300:4000 : goto sticky-pick-3 }
-                  -> goto sticky-pick-3
-                sticky-pick-3: @slots { 10.96.0.44 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                dispatch: @services { 10.96.0.44 . tcp . 80 : 300:4009 }
+                  -> meta priority set 300:4009, goto pick
+                pick: @picks { 300:4009 : goto sticky-pick-3-part-9 }
+                  -> goto sticky-pick-3-part-9
+                sticky-pick-3-part-9: @sessions { 10.96.0.44 . tcp . 80 : 9d34:19c }
+                  -> meta priority set 9d34:19c
+                sticky-pick-3-part-9: @slots-9 { 10.96.0.44 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
                   -> dnat to 10.244.1.2:8080
               filter prerouting
                 filter-prerouting: jump after-nat
@@ -338,13 +340,14 @@ fn every_kind_of_decision_is_told() {
                   -> meta priority set 302a:8000, goto remember-for  # session affinity
                 remember-for: @remembers { 302a:8000 : goto remember-10800 }
                   -> goto remember-10800
-                remember-10800: update @affinity { 10.244.1.9 . 10.96.0.44 . tcp . 80 timeout 10800s }
+                remember-10800: @sessions { 10.96.0.44 . tcp . 80 : 9d34:19c }
+                  -> meta priority set 9d34:19c, update @affinity { 10.244.1.9 . 9d34:19c timeout 10800s }
             1/3 10.244.1.2:8080
-                @slots { 10.96.0.44 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                @slots-9 { 10.96.0.44 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
             1/3 10.244.1.3:8080
-                @slots { 10.96.0.44 . tcp . 80 . 0x00000001 : 10.244.1.3 . 8080 }
+                @slots-9 { 10.96.0.44 . tcp . 80 . 0x00000001 : 10.244.1.3 . 8080 }
             1/3 10.244.2.2:8080
-                @slots { 10.96.0.44 . tcp . 80 . 0x00000002 : 10.244.2.2 . 8080 }
+                @slots-9 { 10.96.0.44 . tcp . 80 . 0x00000002 : 10.244.2.2 . 8080 }
         "#]],
     );
 }
@@ -353,7 +356,8 @@ fn every_kind_of_decision_is_told() {
 fn a_session_is_told_as_it_is_remembered() {
     require_root!();
     let node = node(lab::config());
-    let remember = "{ 10.244.1.9 . 10.96.0.43 . tcp . 80 timeout 1h : 10.244.1.3 . 8080 }";
+    // As the map `sessions` has it, in the order of this host's bytes.
+    let remember = "{ 10.244.1.9 . eef:9063 timeout 1h : 10.244.1.3 . 8080 }";
     let Some(done) = node.command("nft", &["add", "element", "ip", "portolan", "affinity", remember]) else {
         return skip("needs nft");
     };
@@ -364,11 +368,13 @@ fn a_session_is_told_as_it_is_remembered() {
         expect![[r#"
               nat prerouting
                 nat-prerouting: jump dispatch
-                dispatch: @services { 10.96.0.43 . tcp . 80 : 300:4000 }
-                  -> meta priority set 300:4000, goto pick
-                pick: @picks { 300:4000 : goto sticky-pick-3 }
-                  -> goto sticky-pick-3
-                sticky-pick-3: @affinity { 10.244.1.9 . 10.96.0.43 . tcp . 80 : 10.244.1.3 . 8080 }
+                dispatch: @services { 10.96.0.43 . tcp . 80 : 300:4006 }
+                  -> meta priority set 300:4006, goto pick
+                pick: @picks { 300:4006 : goto sticky-pick-3-part-6 }
+                  -> goto sticky-pick-3-part-6
+                sticky-pick-3-part-6: @sessions { 10.96.0.43 . tcp . 80 : eef:9063 }
+                  -> meta priority set eef:9063
+                sticky-pick-3-part-6: @affinity { 10.244.1.9 . eef:9063 : 10.244.1.3 . 8080 }
                   -> dnat to 10.244.1.3:8080  # as last time
               filter prerouting
                 filter-prerouting: jump after-nat
@@ -377,7 +383,8 @@ fn a_session_is_told_as_it_is_remembered() {
                   -> meta priority set 302a:8000, goto remember-for  # session affinity
                 remember-for: @remembers { 302a:8000 : goto remember-10800 }
                   -> goto remember-10800
-                remember-10800: update @affinity { 10.244.1.9 . 10.96.0.43 . tcp . 80 timeout 10800s }
+                remember-10800: @sessions { 10.96.0.43 . tcp . 80 : eef:9063 }
+                  -> meta priority set eef:9063, update @affinity { 10.244.1.9 . eef:9063 timeout 10800s }
             1/1 10.244.1.3:8080
         "#]],
     );
@@ -389,7 +396,7 @@ fn what_somebody_else_put_there_is_told_too() {
     let node = node(lab::config());
     for (command, what) in [
         (
-            &["delete", "element", "ip", "portolan", "slots", "{ 10.96.0.19 . tcp . 80 . 0x00000001 }"][..],
+            &["delete", "element", "ip", "portolan", "slots-11", "{ 10.96.0.19 . tcp . 80 . 0x00000001 }"][..],
             "a lost slot",
         ),
         (&["insert", "rule", "ip", "portolan", "dispatch", "ip", "saddr", "10.244.1.9", "drop"], "a stray rule"),
@@ -404,17 +411,17 @@ fn what_somebody_else_put_there_is_told_too() {
         expect![[r#"
               nat prerouting
                 nat-prerouting: jump dispatch
-                dispatch: @services { 10.96.0.19 . tcp . 80 : 200: }
-                  -> meta priority set 200:, goto pick
-                pick: @picks { 200: : goto pick-2 }
-                  -> goto pick-2
-                pick-2: @slots { 10.96.0.19 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                dispatch: @services { 10.96.0.19 . tcp . 80 : 200:b }
+                  -> meta priority set 200:b, goto pick
+                pick: @picks { 200:b : goto pick-2-part-11 }
+                  -> goto pick-2-part-11
+                pick-2-part-11: @slots-11 { 10.96.0.19 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
                   -> dnat to 10.244.1.2:8080
               filter prerouting
                 filter-prerouting: jump after-nat
                 after-nat: ct status dnat goto remember  # it found a backend
             1/2 10.244.1.2:8080
-                @slots { 10.96.0.19 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
+                @slots-11 { 10.96.0.19 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
             1/2 Refused
             unknown: Meta { dreg: R0, key: Cpu }
         "#]],

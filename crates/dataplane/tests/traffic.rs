@@ -118,6 +118,33 @@ fn a_session_stays_until_its_backend_goes() {
 }
 
 #[test]
+fn a_client_is_remembered_at_every_address_of_a_port() {
+    require_root!();
+    let lab = Lab::new();
+    let client = lab.at("pod-x");
+    lab.at("node-1").block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
+        delta
+            .merge(lab::apply(&mut snapshot, &CART.replace("clusterIPs", "externalIPs: [10.203.0.241]\n  clusterIPs")));
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
+        projection.apply(&snapshot, &delta).await;
+        let mut pods = vec!["pod-a", "pod-b", "pod-c"];
+        // By chance alone they agree in one round of four or nine.
+        for round in 0..8 {
+            let delta = lab::apply(&mut snapshot, &cart_slice(&pods));
+            projection.apply(&snapshot, &delta).await;
+            projection.settled().await;
+            let at = ["10.96.1.1:80", "10.203.0.11:30100", "10.203.0.241:80"];
+            let by: Vec<_> = at.into_iter().map(|at| share(client, &Dial::tcp(address(at)), 4)).collect();
+            assert_eq!(by[0].len(), 1, "round {round}: {by:?}");
+            assert!(by.iter().all(|by| *by == share(client, &Dial::tcp(address(at[0])), 4)), "round {round}: {by:?}");
+            pods = ["pod-a", "pod-b", "pod-c"].into_iter().filter(|pod| !by[0].contains_key(*pod)).collect();
+        }
+    });
+}
+
+#[test]
 fn sessions_run_out() {
     require_root!();
     let lab = Lab::new();

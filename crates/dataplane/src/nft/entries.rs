@@ -7,7 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use portolan_model::forwarding::{Backend, Family, Frontend};
+use portolan_model::forwarding::{Backend, Family, Frontend, Place};
 
 /// Which of a frontend's two sets of backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,6 +35,8 @@ pub enum Key {
     Dropped(Frontend),
     /// With session affinity -> [`Value::Remember`].
     Sticky(Frontend),
+    /// With session affinity -> [`Value::Session`].
+    Session(Frontend),
     /// -> [`Value::Backend`].
     Slot(Frontend, Reach, u32),
     /// Open to [`Key::Admitted`] sources only.
@@ -61,8 +63,9 @@ pub enum Value {
     /// The element of a set, which maps to nothing.
     Present,
     Pick(Pick),
-    /// For how many seconds after its latest connection a client is remembered.
-    Remember(u32),
+    Remember(Remember),
+    /// The number under which clients are remembered, with other frontends of the Service that have the same.
+    Session(u32),
     Backend(Backend),
 }
 
@@ -76,8 +79,51 @@ pub struct Pick {
     pub node_port: bool,
     pub reach: Reach,
     pub sticky: bool,
+    /// Which part of the slots they are in; 0 for a node port, whose slots are in one.
+    pub part: u8,
     /// At least 1.
     pub count: u32,
+}
+
+/// The chain that remembers a client, one for each timeout in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Remember {
+    /// Whether the frontend is a node port, which is looked up without an address.
+    pub node_port: bool,
+    /// For how long after its latest connection. At least 1.
+    pub seconds: u32,
+}
+
+/// The kernel lists a map in pieces, and walks it from its beginning for each. So the one that grows with endpoints is in
+/// as many parts, and what leads to a frontend's slots says in which they are.
+pub const SLOT_PARTS: u8 = 16;
+
+/// The part that the frontend's slots are in.
+#[must_use]
+pub fn part_of(frontend: &Frontend) -> u8 {
+    match frontend.place {
+        // The upper four bits.
+        Place::Address(_) => digest(frontend).to_be_bytes()[0] / SLOT_PARTS,
+        Place::Node(_) => 0,
+    }
+}
+
+/// A number that is the same for the frontend in every build and on every machine, and spread evenly. FNV-1a with the
+/// finish of MurmurHash3.
+pub(super) fn digest(frontend: &Frontend) -> u32 {
+    let mut digest = 0x811c_9dc5_u32;
+    let mut take =
+        |bytes: &[u8]| bytes.iter().for_each(|byte| digest = (digest ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    match frontend.place {
+        Place::Address(IpAddr::V4(address)) => take(&address.octets()),
+        Place::Address(IpAddr::V6(address)) => take(&address.octets()),
+        Place::Node(_) => {}
+    }
+    take(&[frontend.protocol.number()]);
+    take(&frontend.port.to_be_bytes());
+    digest = (digest ^ (digest >> 16)).wrapping_mul(0x85eb_ca6b);
+    digest = (digest ^ (digest >> 13)).wrapping_mul(0xc2b2_ae35);
+    digest ^ (digest >> 16)
 }
 
 /// A chain that exists because an entry's class leads to it.
@@ -90,7 +136,7 @@ pub struct Chain {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ChainKind {
     Pick(Pick),
-    Remember(u32),
+    Remember(Remember),
 }
 
 impl Key {
@@ -99,7 +145,7 @@ impl Key {
     pub fn frontend(&self) -> Option<Frontend> {
         match self {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => Some(*f),
-            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => Some(*f),
+            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Session(f) | Self::Slot(f, ..) => Some(*f),
             Self::Restricted(f) | Self::Admitted(f, _) | Self::Connections(f) | Self::Traffic(f) => Some(*f),
             Self::ClusterIp(_) | Self::Hairpin(_) | Self::NodeAddress(_) | Self::Echo(_) => None,
             Self::ServiceCidr(_) | Self::PodNetwork(_) | Self::KeepsAddress(_) => None,
@@ -122,7 +168,7 @@ impl Key {
     pub fn family(&self) -> Family {
         match self {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => f.family(),
-            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Slot(f, ..) => f.family(),
+            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Session(f) | Self::Slot(f, ..) => f.family(),
             Self::Restricted(f) | Self::Admitted(f, _) | Self::Connections(f) | Self::Traffic(f) => f.family(),
             Self::ClusterIp(address) | Self::Hairpin(address) => Family::of(*address),
             Self::NodeAddress(address) | Self::Echo(address) => Family::of(*address),
@@ -136,8 +182,8 @@ impl Key {
 pub fn chain_of((key, value): &Entry) -> Option<Chain> {
     let kind = match value {
         Value::Pick(pick) => ChainKind::Pick(*pick),
-        Value::Remember(seconds) => ChainKind::Remember(*seconds),
-        Value::Present | Value::Backend(_) => return None,
+        Value::Remember(remember) => ChainKind::Remember(*remember),
+        Value::Present | Value::Backend(_) | Value::Session(_) => return None,
     };
     Some(Chain { family: key.family(), kind })
 }
@@ -145,12 +191,16 @@ pub fn chain_of((key, value): &Entry) -> Option<Chain> {
 impl fmt::Display for ChainKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Remember(seconds) => write!(f, "remember-{seconds}"),
+            Self::Remember(Remember { node_port, seconds }) => {
+                let node_port = if *node_port { "node-port-" } else { "" };
+                write!(f, "{node_port}remember-{seconds}")
+            }
             Self::Pick(pick) => {
                 let node_port = if pick.node_port { "node-port-" } else { "" };
                 let outside = if pick.reach == Reach::Outside { "outside-" } else { "" };
                 let sticky = if pick.sticky { "sticky-" } else { "" };
-                write!(f, "{node_port}{outside}{sticky}pick-{}", pick.count)
+                write!(f, "{node_port}{outside}{sticky}pick-{}", pick.count)?;
+                if pick.node_port { Ok(()) } else { write!(f, "-part-{}", pick.part) }
             }
         }
     }
@@ -162,6 +212,7 @@ const CLASS_NODE_PORT: u32 = 1 << 20;
 const CLASS_OUTSIDE: u32 = 1 << 21;
 const CLASS_STICKY: u32 = 1 << 22;
 const CLASS_REMEMBER: u32 = 1 << 23;
+const CLASS_PART: u32 = 24;
 
 /// As large as a class has room for, and larger than any API server admits.
 pub(super) const LONGEST_REMEMBERED: u32 = CLASS_NUMBER;
@@ -171,13 +222,14 @@ impl ChainKind {
     /// all such elements at every commit.
     #[must_use]
     pub fn class(self) -> u32 {
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
         match self {
-            Self::Remember(seconds) => CLASS_REMEMBER | seconds,
+            Self::Remember(remember) => CLASS_REMEMBER | bit(remember.node_port, CLASS_NODE_PORT) | remember.seconds,
             Self::Pick(pick) => {
-                let bit = |set: bool, bit: u32| if set { bit } else { 0 };
                 bit(pick.node_port, CLASS_NODE_PORT)
                     | bit(pick.reach == Reach::Outside, CLASS_OUTSIDE)
                     | bit(pick.sticky, CLASS_STICKY)
+                    | u32::from(pick.part) << CLASS_PART
                     | pick.count
             }
         }
@@ -187,14 +239,17 @@ impl ChainKind {
     #[must_use]
     pub fn of_class(class: u32) -> Option<Self> {
         let number = class & CLASS_NUMBER;
+        let node_port = class & CLASS_NODE_PORT != 0;
+        let [part, ..] = class.to_be_bytes();
         let kind = match class & CLASS_REMEMBER {
             0 => Self::Pick(Pick {
-                node_port: class & CLASS_NODE_PORT != 0,
+                node_port,
+                part: if node_port { 0 } else { part % SLOT_PARTS },
                 reach: if class & CLASS_OUTSIDE == 0 { Reach::Inside } else { Reach::Outside },
                 sticky: class & CLASS_STICKY != 0,
                 count: number,
             }),
-            _ => Self::Remember(number),
+            _ => Self::Remember(Remember { node_port, seconds: number }),
         };
         (number > 0 && kind.class() == class).then_some(kind)
     }
@@ -202,10 +257,12 @@ impl ChainKind {
     /// The opposite of `Display`; `None` for a chain that is none of these.
     #[must_use]
     pub fn parse(name: &str) -> Option<Self> {
-        if let Some(seconds) = name.strip_prefix("remember-") {
-            return seconds.parse().ok().map(Self::Remember);
+        if let Some((kind, seconds)) = name.rsplit_once("remember-") {
+            let remember = Remember { node_port: !kind.is_empty(), seconds: seconds.parse().ok()? };
+            return (Self::Remember(remember).to_string() == name).then_some(Self::Remember(remember));
         }
-        let (kind, count) = name.rsplit_once("pick-")?;
+        let (kind, rest) = name.rsplit_once("pick-")?;
+        let (count, part) = rest.split_once("-part-").unwrap_or((rest, "0"));
         let node_port = kind.strip_prefix("node-port-");
         let outside = node_port.unwrap_or(kind).strip_prefix("outside-");
         let sticky = outside.unwrap_or(node_port.unwrap_or(kind));
@@ -213,6 +270,7 @@ impl ChainKind {
             node_port: node_port.is_some(),
             reach: if outside.is_some() { Reach::Outside } else { Reach::Inside },
             sticky: sticky == "sticky-",
+            part: part.parse().ok().filter(|part| *part < SLOT_PARTS)?,
             count: count.parse().ok()?,
         };
         (Self::Pick(pick).to_string() == name).then_some(Self::Pick(pick))
@@ -227,17 +285,22 @@ mod tests {
     fn chain_names_and_classes_read_back() {
         let picks = [false, true].into_iter().flat_map(|node_port| {
             [Reach::Inside, Reach::Outside].into_iter().flat_map(move |reach| {
-                [false, true].map(|sticky| ChainKind::Pick(Pick { node_port, reach, sticky, count: 17 }))
+                let part = if node_port { 0 } else { 11 };
+                [false, true].map(|sticky| ChainKind::Pick(Pick { node_port, reach, sticky, part, count: 17 }))
             })
         });
-        for kind in picks.chain([ChainKind::Remember(10_800)]) {
+        let remember = |node_port| ChainKind::Remember(Remember { node_port, seconds: 10_800 });
+        for kind in picks.chain([remember(false), remember(true)]) {
             assert_eq!(ChainKind::parse(&kind.to_string()), Some(kind));
             assert_eq!(ChainKind::of_class(kind.class()), Some(kind));
         }
-        for nothing in [0, CLASS_STICKY, CLASS_REMEMBER | CLASS_STICKY | 1, 1 << 24 | 1] {
+        for nothing in [0, CLASS_STICKY, CLASS_REMEMBER | CLASS_STICKY | 1, 1 << 28 | 1, CLASS_NODE_PORT | 1 << 24 | 1]
+        {
             assert_eq!(ChainKind::of_class(nothing), None, "{nothing:#x}");
         }
-        for other in ["dispatch", "pick-", "pick-x", "my-pick-3", "pick-03"] {
+        for other in
+            ["dispatch", "pick-", "pick-3", "my-pick-3-part-0", "pick-03-part-1", "pick-3-part-16", "remember-for"]
+        {
             assert_eq!(ChainKind::parse(other), None, "{other}");
         }
     }

@@ -24,6 +24,8 @@ pub(super) enum Part {
     Daddr,
     Proto,
     Dport,
+    /// What a map gave before.
+    Priority,
     /// Where the packet was going before it was rewritten.
     OriginalDaddr,
     OriginalDport,
@@ -79,6 +81,7 @@ impl Builder {
                 Part::Daddr => (header(destination), self.address_words()),
                 Part::Proto => (Expr::Meta { dreg, key: MetaKey::L4Proto }, 1),
                 Part::Dport => (Expr::Payload { dreg, base: PayloadBase::Transport, offset: 2, len: 2 }, 1),
+                Part::Priority => (Expr::Meta { dreg, key: MetaKey::Priority }, 1),
                 Part::OriginalDaddr => {
                     let key = if self.family == Family::V4 { CtKey::DstIp } else { CtKey::DstIp6 };
                     (original(key), self.address_words())

@@ -5,11 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
-use std::net::IpAddr;
 
 use nlink::netlink::nftables::{Chain as NfChain, Set, SetElement, Transaction};
 use nlink::netlink::{Connection, Nftables};
-use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family, Frontend};
 
 use super::entries::{Chain, ChainKind, Entry, Key, chain_of};
@@ -22,13 +20,10 @@ use crate::{Error, ProxyConfig};
 /// Elements of a message: an element list may have at most 64 KiB, and the longest element takes less than 160 bytes.
 const MESSAGE_ELEMENTS: usize = 400;
 
-/// A client's session with a backend that is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+/// Clients that are sent to a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Session {
-    /// `None` for any address: a node port.
-    pub destination: Option<IpAddr>,
-    pub protocol: Protocol,
-    pub port: u16,
+    pub number: u32,
     pub backend: Backend,
 }
 
@@ -38,7 +33,7 @@ pub(crate) trait Ruleset: Send {
     fn read(&mut self) -> impl Future<Output = Result<(State, usize), Error>> + Send;
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
     /// Forgets which clients were sent to these backends.
-    fn forget(&mut self, sessions: &[Session]) -> impl Future<Output = Result<(), Error>> + Send;
+    fn forget(&mut self, sessions: &BTreeSet<Session>) -> impl Future<Output = Result<(), Error>> + Send;
     /// What the counters of each frontend are at.
     fn counted(&mut self) -> impl Future<Output = Result<BTreeMap<Frontend, Counts>, Error>> + Send;
     /// Whether anybody else has committed anything since the latest `read`. May say so wrongly, but not the reverse.
@@ -89,7 +84,7 @@ impl KernelRuleset {
             transaction = transaction.add_table(TABLE, nf);
         }
         let sets = if exists { self.connection.list_sets_in(TABLE, nf).await.map_err(reading)? } else { Vec::new() };
-        for map in Map::ALL {
+        for map in Map::all() {
             match sets.iter().find(|set| set.name == map.name()) {
                 None => transaction = transaction.add_set(map.set(family)),
                 Some(found) => {
@@ -159,7 +154,7 @@ impl Ruleset for KernelRuleset {
         let generation = self.connection.generation().await;
         self.generation = generation.inspect_err(|error| tracing::debug!(%error, "no generation")).ok();
         for family in Family::BOTH {
-            for map in Map::ALL {
+            for map in Map::all() {
                 if matches!(map, Map::Affinity | Map::Picks | Map::Remembers) {
                     continue;
                 }
@@ -226,19 +221,16 @@ impl Ruleset for KernelRuleset {
         .await
     }
 
-    async fn forget(&mut self, sessions: &[Session]) -> Result<(), Error> {
-        let matches = |(destination, protocol, port, backend): (IpAddr, Protocol, u16, Backend)| {
-            sessions.iter().any(|session| {
-                session.destination.is_none_or(|wanted| wanted == destination)
-                    && (session.protocol, session.port, session.backend) == (protocol, port, backend)
-            })
-        };
+    async fn forget(&mut self, sessions: &BTreeSet<Session>) -> Result<(), Error> {
         for family in Family::BOTH {
             if !sessions.iter().any(|session| Family::of(session.backend.address) == family) {
                 continue;
             }
             let elements = self.elements(family, Map::Affinity).await?;
-            for element in elements.iter().filter(|element| wire::affinity(family, element).is_some_and(matches)) {
+            let is_one = |element: &&SetElement| {
+                wire::session(family, element).is_some_and(|session| sessions.contains(&session))
+            };
+            for element in elements.iter().filter(is_one) {
                 let key = SetElement::new(element.key().to_vec());
                 let transaction = self.connection.transaction().del_set_elements(&Map::Affinity.set(family), &[key]);
                 match self.send(transaction, || "forgetting a client's session".to_owned()).await {

@@ -9,10 +9,10 @@
 //! | `node-ports` | | the addresses of the node are looked up once, and not once a Service |
 //! | `external-local` | | sorts insiders from outsiders under `externalTrafficPolicy: Local` |
 //! | `pick` | | goes to the chain of the class that a map gave |
-//! | `…pick-<n>` | | rewrites the destination: a random one of n slots, or the one remembered |
+//! | `…pick-<n>-part-<p>` | | rewrites the destination: a random one of n slots, or the one remembered |
 //! | `after-nat` | filter prerouting and output, -99 | what still has a Service's address found no backend; reject is not for nat chains |
 //! | `remember` | | likewise |
-//! | `remember-<s>` | | writes down who was sent where, which is known only now |
+//! | `…remember-<s>` | | writes down who was sent where, which is known only now |
 //! | `source` | nat postrouting, 100 | where sources are rewritten |
 //! | `count` | filter prerouting and output, -99 | where every packet passes once, its connection known to be a Service's |
 //!
@@ -20,7 +20,11 @@
 //! only maps with verdicts are `picks` and `remembers`, which have an element for each distinct number of backends and
 //! timeout, and not for each Service. The others give a class, a number, which waits for its lookup there in the packet's
 //! priority: the mark belongs to too many others, and routing sets the priority of forwarded packets afresh after this.
-//! What it was before is lost for the first packet of a connection to a Service, no other.
+//! What it was before is lost for the first packet of a connection to a Service, no other. With session affinity the
+//! priority next holds the number under which the client is remembered, until it is written down.
+//!
+//! The slots are in parts, maps of the same shape: the kernel lists a map in pieces, and walks it from its beginning for
+//! each, so that reading one large map back costs its square.
 //!
 //! Invariant: stock `nft list ruleset` (1.0.6 and later) prints the table. For that, the parts of every looked-up key
 //! come from expressions `nft` has a name for, a slot's index is typed as a mark, `nft`'s name for a 32-bit number, and
@@ -37,7 +41,7 @@ use nlink::netlink::nftables::{
 };
 use portolan_model::forwarding::Family;
 
-use super::entries::{ChainKind, Pick, Reach};
+use super::entries::{ChainKind, Pick, Reach, Remember, SLOT_PARTS};
 use super::expressions::{
     Builder, Part, bitwise, chain_name, clear_priority, ct_bit, from_this_node, is_echo_request, link, masquerade,
     port_unreachable, proto_is, reg,
@@ -69,7 +73,8 @@ pub(super) enum Map {
     NodePorts,
     Picks,
     Remembers,
-    Slots,
+    /// One of [`SLOT_PARTS`].
+    Slots(u8),
     NodePortSlots,
     Masqueraded,
     NodePortMasqueraded,
@@ -83,6 +88,8 @@ pub(super) enum Map {
     NodePortDropped,
     Sticky,
     NodePortSticky,
+    Sessions,
+    NodePortSessions,
     Restricted,
     Admitted,
     AdmittedNetworks,
@@ -100,42 +107,56 @@ pub(super) enum Map {
     Affinity,
 }
 
+/// All maps but the parts of the slots.
+const MAPS: [Map; 34] = {
+    use Map as M;
+    [
+        M::Services,
+        M::NodePorts,
+        M::Picks,
+        M::Remembers,
+        M::NodePortSlots,
+        M::Masqueraded,
+        M::NodePortMasqueraded,
+        M::LocalOnly,
+        M::NodePortLocalOnly,
+        M::Outside,
+        M::NodePortOutside,
+        M::Refused,
+        M::NodePortRefused,
+        M::Dropped,
+        M::NodePortDropped,
+        M::Sticky,
+        M::NodePortSticky,
+        M::Sessions,
+        M::NodePortSessions,
+        M::Restricted,
+        M::Admitted,
+        M::AdmittedNetworks,
+        M::Connections,
+        M::NodePortConnections,
+        M::Traffic,
+        M::NodePortTraffic,
+        M::ClusterIps,
+        M::NodeAddresses,
+        M::ServiceCidrs,
+        M::PodNetworks,
+        M::KeepsAddress,
+        M::Echo,
+        M::Hairpin,
+        M::Affinity,
+    ]
+};
+
+const SLOTS: [&str; SLOT_PARTS as usize] = [
+    "slots-0", "slots-1", "slots-2", "slots-3", "slots-4", "slots-5", "slots-6", "slots-7", "slots-8", "slots-9",
+    "slots-10", "slots-11", "slots-12", "slots-13", "slots-14", "slots-15",
+];
+
 impl Map {
-    pub(super) const ALL: [Self; 33] = [
-        Self::Services,
-        Self::NodePorts,
-        Self::Picks,
-        Self::Remembers,
-        Self::Slots,
-        Self::NodePortSlots,
-        Self::Masqueraded,
-        Self::NodePortMasqueraded,
-        Self::LocalOnly,
-        Self::NodePortLocalOnly,
-        Self::Outside,
-        Self::NodePortOutside,
-        Self::Refused,
-        Self::NodePortRefused,
-        Self::Dropped,
-        Self::NodePortDropped,
-        Self::Sticky,
-        Self::NodePortSticky,
-        Self::Restricted,
-        Self::Admitted,
-        Self::AdmittedNetworks,
-        Self::Connections,
-        Self::NodePortConnections,
-        Self::Traffic,
-        Self::NodePortTraffic,
-        Self::ClusterIps,
-        Self::NodeAddresses,
-        Self::ServiceCidrs,
-        Self::PodNetworks,
-        Self::KeepsAddress,
-        Self::Echo,
-        Self::Hairpin,
-        Self::Affinity,
-    ];
+    pub(super) fn all() -> impl Iterator<Item = Self> {
+        MAPS.into_iter().chain((0..SLOT_PARTS).map(Self::Slots))
+    }
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -143,7 +164,7 @@ impl Map {
             Self::NodePorts => "node-port-services",
             Self::Picks => "picks",
             Self::Remembers => "remembers",
-            Self::Slots => "slots",
+            Self::Slots(part) => SLOTS[usize::from(part % SLOT_PARTS)],
             Self::NodePortSlots => "node-port-slots",
             Self::Masqueraded => "masqueraded",
             Self::NodePortMasqueraded => "node-port-masqueraded",
@@ -157,6 +178,8 @@ impl Map {
             Self::NodePortDropped => "node-port-dropped",
             Self::Sticky => "sticky",
             Self::NodePortSticky => "node-port-sticky",
+            Self::Sessions => "sessions",
+            Self::NodePortSessions => "node-port-sessions",
             Self::Restricted => "restricted",
             Self::Admitted => "admitted",
             Self::AdmittedNetworks => "admitted-networks",
@@ -186,6 +209,7 @@ impl Map {
             | Self::Refused
             | Self::Dropped
             | Self::Sticky
+            | Self::Sessions
             | Self::Restricted
             | Self::Connections
             | Self::Traffic => vec![address(), InetProto, InetService],
@@ -196,9 +220,10 @@ impl Map {
             | Self::NodePortRefused
             | Self::NodePortDropped
             | Self::NodePortSticky
+            | Self::NodePortSessions
             | Self::NodePortConnections
             | Self::NodePortTraffic => vec![InetProto, InetService],
-            Self::Slots => vec![address(), InetProto, InetService, Mark],
+            Self::Slots(_) => vec![address(), InetProto, InetService, Mark],
             Self::NodePortSlots => vec![InetProto, InetService, Mark],
             Self::Admitted | Self::AdmittedNetworks => vec![address(), InetProto, InetService, address()],
             Self::Echo => return InetProto,
@@ -207,7 +232,7 @@ impl Map {
                 return address();
             }
             Self::Hairpin => vec![address(), address()],
-            Self::Affinity => vec![address(), address(), InetProto, InetService],
+            Self::Affinity => vec![address(), SetKeyType::ClassId],
         })
     }
 
@@ -215,12 +240,14 @@ impl Map {
     pub(super) fn data_type(self, family: Family) -> Option<SetDataType> {
         let backend = SetKeyType::Concat(vec![address_type(family), SetKeyType::InetService]);
         match self {
-            Self::Services | Self::Outside | Self::Sticky => Some(SetDataType::Value(SetKeyType::ClassId)),
-            Self::NodePorts | Self::NodePortOutside | Self::NodePortSticky => {
+            Self::Services | Self::Outside | Self::Sticky | Self::Sessions => {
+                Some(SetDataType::Value(SetKeyType::ClassId))
+            }
+            Self::NodePorts | Self::NodePortOutside | Self::NodePortSticky | Self::NodePortSessions => {
                 Some(SetDataType::Value(SetKeyType::ClassId))
             }
             Self::Picks | Self::Remembers => Some(SetDataType::Verdict),
-            Self::Slots | Self::NodePortSlots | Self::Affinity => Some(SetDataType::Value(backend)),
+            Self::Slots(_) | Self::NodePortSlots | Self::Affinity => Some(SetDataType::Value(backend)),
             Self::Echo => Some(SetDataType::Value(address_type(family))),
             _ => None,
         }
@@ -489,32 +516,40 @@ pub(super) fn dynamic_chain(family: Family, kind: ChainKind) -> ChainPlan {
     let b = Builder { family };
     let rules = match kind {
         ChainKind::Pick(pick) => pick_rules(b, pick),
-        ChainKind::Remember(seconds) => {
-            let key = [Part::Saddr, Part::OriginalDaddr, Part::Proto, Part::OriginalDport];
-            let (mut rule, data) = b.load(&key, 0);
+        ChainKind::Remember(Remember { node_port, seconds }) => {
+            let original = [Part::OriginalDaddr, Part::Proto, Part::OriginalDport];
+            let number = match node_port {
+                true => b.set_priority(&original[1..], Map::NodePortSessions),
+                false => b.set_priority(&original, Map::Sessions),
+            };
+            let (key, data) = b.load(&[Part::Saddr, Part::Priority], 0);
             let (value, _) = b.load(&[Part::Daddr, Part::Dport], data);
-            rule.extend(value);
             let update = DynsetExpr::new(DynsetOp::Update, Map::Affinity.name(), reg(0))
                 .sreg_data(reg(data))
                 .timeout(std::time::Duration::from_secs(seconds.into()));
-            rule.push(update.into());
-            vec![(clear_priority(), ""), (rule, "")]
+            vec![(b.all([number, key, value, vec![update.into()]]), ""), (clear_priority(), "")]
         }
     };
     b.regular(&kind.to_string(), rules)
 }
 
 fn pick_rules(b: Builder, pick: Pick) -> Vec<(Vec<Expr>, &'static str)> {
-    let mut rules = vec![(clear_priority(), "")];
+    let frontend = [Part::Daddr, Part::Proto, Part::Dport];
+    let mut rules = Vec::new();
     if pick.sticky {
-        rules.push((b.dnat(&[Part::Saddr, Part::Daddr, Part::Proto, Part::Dport], Map::Affinity), "as last time"));
+        rules.push(match pick.node_port {
+            true => (b.set_priority(&frontend[1..], Map::NodePortSessions), ""),
+            false => (b.set_priority(&frontend, Map::Sessions), ""),
+        });
+        rules.push((b.dnat(&[Part::Saddr, Part::Priority], Map::Affinity), "as last time"));
     }
+    rules.push((clear_priority(), ""));
     let base = if pick.reach == Reach::Outside { OUTSIDE_BASE } else { 0 };
     let index = Part::Random { of: pick.count, base };
     rules.push((
         match pick.node_port {
             true => b.dnat(&[Part::Proto, Part::Dport, index], Map::NodePortSlots),
-            false => b.dnat(&[Part::Daddr, Part::Proto, Part::Dport, index], Map::Slots),
+            false => b.dnat(&[Part::Daddr, Part::Proto, Part::Dport, index], Map::Slots(pick.part)),
         },
         "",
     ));

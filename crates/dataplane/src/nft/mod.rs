@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `entries` | what an element can be, in words |
 //! | `row` | a frontend's forwarding -> entries, pure |
+//! | `sessions` | frontends that remember together -> a number for them, pure |
 //! | `state` | what is realized; a change -> the smallest operations, pure |
 //! | `reconcile` | the upper half: batches, refusals, what is found after a restart or a mishap |
 //! | `layout` | the table's maps, chains and rules, as data |
@@ -17,6 +18,7 @@ mod kernel;
 mod layout;
 mod reconcile;
 mod row;
+mod sessions;
 pub mod state;
 mod wire;
 

@@ -5,7 +5,6 @@
 //! deleted before `prune`, unless a Service needs its key.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -15,6 +14,7 @@ use portolan_model::{Protocol, ServiceId};
 use super::entries::Key;
 use super::kernel::{Ruleset, Session};
 use super::row::Row;
+use super::sessions::Sessions;
 use super::state::{Journal, State};
 use crate::conntrack::{Stale, StaleFlow};
 use crate::desired::Change;
@@ -44,6 +44,7 @@ pub(crate) struct Reconciler<R> {
     counters: bool,
     realized: State,
     services: BTreeMap<ServiceId, Owned>,
+    sessions: Sessions,
     /// Keys of the node as a whole: its addresses, the pod networks, the service ranges.
     common: BTreeSet<Key>,
     /// Refused the last time, or found changed by someone else.
@@ -61,6 +62,7 @@ impl<R: Ruleset> Reconciler<R> {
             counters,
             realized,
             services: BTreeMap::new(),
+            sessions: Sessions::default(),
             common: BTreeSet::new(),
             due: BTreeSet::new(),
             in_doubt: false,
@@ -147,7 +149,11 @@ impl<R: Ruleset> Reconciler<R> {
         let mut journal = Journal::default();
         let planned: Vec<Owned> =
             batch.iter().map(|(id, forwarding)| self.plan(id, forwarding, &mut journal)).collect();
-        self.write(&mut journal, report).await?;
+        if let Err(error) = self.write(&mut journal, report).await {
+            let frontends = batch.iter().flat_map(|(_, forwarding)| &forwarding.frontends);
+            self.release_sessions(frontends.map(|forwarding| forwarding.frontend));
+            return Err(error);
+        }
         for ((id, _), owned) in batch.iter().zip(planned) {
             match owned.frontends.is_empty() && owned.shared.is_empty() {
                 true => self.services.remove(*id),
@@ -173,7 +179,8 @@ impl<R: Ruleset> Reconciler<R> {
         }
         for wanted in &forwarding.frontends {
             let new = before.frontends.binary_search(&wanted.frontend).is_err();
-            self.realized.put(wanted.frontend, |row| Row::desired(wanted, counters, row), new, journal);
+            let session = wanted.affinity.map(|affinity| self.sessions.number(affinity.together));
+            self.realized.put(wanted.frontend, |row| Row::desired(wanted, session, counters, row), new, journal);
         }
         for gone in before.shared.iter().filter(|key| after.shared.binary_search(key).is_err()) {
             self.realized.release(*gone, journal);
@@ -210,6 +217,10 @@ impl<R: Ruleset> Reconciler<R> {
             .chain(Family::BOTH.into_iter().flat_map(|family| keeping_address(&change.node, family)))
             .chain(Family::BOTH.into_iter().filter_map(|family| change.node.answering(family)).map(Key::Echo))
             .collect();
+        // Nearly always. Looking for what is in the way takes as long as there are Services.
+        if desired == self.common {
+            return;
+        }
         for attempt in 0..2 {
             let mut journal = Journal::default();
             let in_the_way = self.realized.unowned().filter(|stray| desired.iter().any(|key| key.excludes(stray)));
@@ -255,13 +266,42 @@ impl<R: Ruleset> Reconciler<R> {
     /// Has sessions with removed backends forgotten, and gives the UDP flows that became stale.
     async fn aftermath(&mut self, journal: &Journal) -> Vec<Stale> {
         let effects = effects(&self.realized, journal);
-        let sessions: Vec<Session> = effects.iter().flat_map(Effect::sessions).collect();
+        let sessions: BTreeSet<Session> =
+            journal.touched().flat_map(|(frontend, before)| self.left(*frontend, before)).collect();
+        self.release_sessions(journal.touched().map(|(frontend, _)| *frontend));
         if !sessions.is_empty()
             && let Err(error) = self.ruleset.forget(&sessions).await
         {
             tracing::warn!(%error, "clients may stay with a backend that is gone until their sessions run out");
         }
         effects.iter().flat_map(Effect::stale).collect()
+    }
+
+    /// The sessions that the frontend's clients were in before and can be in no longer.
+    fn left(&self, frontend: Frontend, before: Option<&Row>) -> Vec<Session> {
+        let Some((before, number)) = before.and_then(|row| row.session().map(|number| (row, number))) else {
+            return Vec::new();
+        };
+        let leads = |frontend: &Frontend, backend: &Backend| {
+            let row = self.realized.row(frontend).filter(|row| row.session() == Some(number));
+            row.is_some_and(|row| row.backends().contains(backend))
+        };
+        // Others may go on remembering under the number.
+        let standing = self.sessions.standing(frontend.family(), number);
+        let is_left = |backend: &Backend| {
+            !leads(&frontend, backend) && !standing.is_some_and(|standing| leads(standing, backend))
+        };
+        let backends = before.backends().into_iter().filter(is_left);
+        backends.map(|backend| Session { number, backend }).collect()
+    }
+
+    /// Numbers that are not in use with any of the frontends can be had by others.
+    fn release_sessions(&mut self, frontends: impl Iterator<Item = Frontend>) {
+        for frontend in frontends {
+            if self.realized.row(&frontend).and_then(Row::session).is_none() {
+                self.sessions.release(&frontend);
+            }
+        }
     }
 
     /// As `reread`, unless the kernel can tell that nobody else has changed anything.
@@ -311,7 +351,6 @@ struct Effect {
     removed: Vec<Backend>,
     /// It leads somewhere now and did not before.
     opened: bool,
-    sticky: bool,
 }
 
 fn effects(realized: &State, journal: &Journal) -> Vec<Effect> {
@@ -322,36 +361,22 @@ fn effects(realized: &State, journal: &Journal) -> Vec<Effect> {
             frontend: *frontend,
             removed: before.backends().difference(&after.backends()).copied().collect(),
             opened: after.forwards() && !before.forwards(),
-            sticky: before.is_sticky() || after.is_sticky(),
         }
     };
     journal.touched().map(effect).collect()
 }
 
 impl Effect {
-    fn destination(&self) -> Option<IpAddr> {
-        match self.frontend.place {
+    fn stale(&self) -> Vec<Stale> {
+        let Frontend { place, protocol, port } = self.frontend;
+        let destination = match place {
             Place::Address(address) => Some(address),
             Place::Node(_) => None,
-        }
-    }
-
-    fn stale(&self) -> Vec<Stale> {
-        let Frontend { protocol, port, .. } = self.frontend;
-        let stale = |flow| Stale { protocol, destination: self.destination(), port, flow };
+        };
+        let stale = |flow| Stale { protocol, destination, port, flow };
         let removed = self.removed.iter().map(|backend| stale(StaleFlow::To(*backend)));
         let opened = self.opened && protocol == Protocol::Udp;
         removed.chain(opened.then(|| stale(StaleFlow::Untranslated(self.frontend.family())))).collect()
-    }
-
-    fn sessions(&self) -> Vec<Session> {
-        let session = |backend: &Backend| Session {
-            destination: self.destination(),
-            protocol: self.frontend.protocol,
-            port: self.frontend.port,
-            backend: *backend,
-        };
-        if self.sticky { self.removed.iter().map(session).collect() } else { Vec::new() }
     }
 }
 

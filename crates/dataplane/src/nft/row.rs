@@ -9,13 +9,14 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 use portolan_model::forwarding::{Backend, Frontend, FrontendForwarding, Masquerade, Place, Target};
 
-use super::entries::{Chain, ChainKind, Entry, Key, LONGEST_REMEMBERED, Pick, Reach, Value};
+use super::entries::{Chain, ChainKind, Entry, Key, LONGEST_REMEMBERED, Pick, Reach, Remember, Value, part_of};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
     service: Option<Pick>,
     outside: Option<Pick>,
-    remember: Option<u32>,
+    remember: Option<Remember>,
+    session: Option<u32>,
     masqueraded: bool,
     local_only: bool,
     refused: bool,
@@ -30,8 +31,13 @@ pub(super) struct Row {
 }
 
 impl Row {
-    /// What the frontend shall have, given what it has.
-    pub(super) fn desired(forwarding: &FrontendForwarding, counted: bool, realized: &Self) -> Self {
+    /// What the frontend shall have, given what it has and the number under which it remembers clients.
+    pub(super) fn desired(
+        forwarding: &FrontendForwarding,
+        session: Option<u32>,
+        counted: bool,
+        realized: &Self,
+    ) -> Self {
         let mut row = Self {
             // Also without a backend, so that nothing is forgotten when one comes back.
             connections: counted,
@@ -40,8 +46,10 @@ impl Row {
             admitted: forwarding.sources.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
             ..Self::default()
         };
+        let node_port = matches!(forwarding.frontend.place, Place::Node(_));
         let pick = |reach: Reach, backends: &[Backend]| Pick {
-            node_port: matches!(forwarding.frontend.place, Place::Node(_)),
+            node_port,
+            part: part_of(&forwarding.frontend),
             reach,
             sticky: forwarding.affinity.is_some(),
             count: u32::try_from(backends.len()).unwrap_or(u32::MAX),
@@ -69,8 +77,10 @@ impl Row {
                 }
             }
         }
+        row.session = session;
         row.remember = forwarding.affinity.map(|affinity| {
-            u32::try_from(affinity.timeout.as_secs()).unwrap_or(LONGEST_REMEMBERED).clamp(1, LONGEST_REMEMBERED)
+            let seconds = u32::try_from(affinity.timeout.as_secs()).unwrap_or(LONGEST_REMEMBERED);
+            Remember { node_port, seconds: seconds.clamp(1, LONGEST_REMEMBERED) }
         });
         row
     }
@@ -90,7 +100,8 @@ impl Row {
             .chain(self.outside.map(|pick| (Key::Outside(of), Value::Pick(pick))))
             .chain(set(self.refused, Key::Refused))
             .chain(set(self.dropped, Key::Dropped))
-            .chain(self.remember.map(|seconds| (Key::Sticky(of), Value::Remember(seconds))))
+            .chain(self.remember.map(|remember| (Key::Sticky(of), Value::Remember(remember))))
+            .chain(self.session.map(|number| (Key::Session(of), Value::Session(number))))
             .chain(slots(&self.inside_slots, Reach::Inside))
             .chain(slots(&self.outside_slots, Reach::Outside))
             .chain(set(self.restricted, Key::Restricted))
@@ -104,7 +115,8 @@ impl Row {
         match (key, value) {
             (Key::Service(_), Value::Pick(pick)) => self.service = Some(pick),
             (Key::Outside(_), Value::Pick(pick)) => self.outside = Some(pick),
-            (Key::Sticky(_), Value::Remember(seconds)) => self.remember = Some(seconds),
+            (Key::Sticky(_), Value::Remember(remember)) => self.remember = Some(remember),
+            (Key::Session(_), Value::Session(number)) => self.session = Some(number),
             (Key::Masqueraded(_), _) => self.masqueraded = true,
             (Key::LocalOnly(_), _) => self.local_only = true,
             (Key::Refused(_), _) => self.refused = true,
@@ -137,8 +149,9 @@ impl Row {
     pub(super) fn len(&self) -> usize {
         let flags = [self.masqueraded, self.local_only, self.refused, self.dropped, self.restricted];
         let counts = [self.connections, self.traffic];
-        let leads = [self.service.is_some(), self.outside.is_some(), self.remember.is_some()];
-        flags.into_iter().chain(leads).chain(counts).filter(|present| *present).count()
+        let leads = [self.service.is_some(), self.outside.is_some()];
+        let sticky = [self.remember.is_some(), self.session.is_some()];
+        flags.into_iter().chain(leads).chain(sticky).chain(counts).filter(|present| *present).count()
             + self.inside_slots.iter().chain(&*self.outside_slots).flatten().count()
             + self.admitted.len()
     }
@@ -159,8 +172,8 @@ impl Row {
         self.service.is_some()
     }
 
-    pub(super) fn is_sticky(&self) -> bool {
-        self.remember.is_some()
+    pub(super) fn session(&self) -> Option<u32> {
+        self.session
     }
 }
 
@@ -240,7 +253,7 @@ mod tests {
                 affinity: sticky.then(|| Affinity { timeout: Duration::from_secs(10), together: frontend }),
                 sources: if open { Vec::new() } else { vec!["10.2.0.0/16".parse().unwrap(), "10.1.0.0/16".parse().unwrap()] },
             };
-            let row = Row::desired(&forwarding, seed % 2 == 0, &Row::default());
+            let row = Row::desired(&forwarding, sticky.then_some(7), seed % 2 == 0, &Row::default());
             let mut entries: Vec<Entry> = row.entries(frontend).collect();
             prop_assert!(entries.is_sorted_by(|a, b| a.0 < b.0));
             prop_assert_eq!(entries.len(), row.len());

@@ -10,7 +10,8 @@ use nlink::netlink::nftables::{ChainName, SetElement, SetElementData, Verdict};
 use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family, Frontend, MAX_BACKENDS, Place};
 
-use super::entries::{ChainKind, Entry, Key, Reach, Value};
+use super::entries::{ChainKind, Entry, Key, Reach, Value, part_of};
+use super::kernel::Session;
 use super::layout::{Map, OUTSIDE_BASE, classes};
 
 /// The map an entry is in.
@@ -27,7 +28,8 @@ pub(super) fn map_of(key: &Key) -> Map {
         Key::Refused(f) => either(f, Map::Refused, Map::NodePortRefused),
         Key::Dropped(f) => either(f, Map::Dropped, Map::NodePortDropped),
         Key::Sticky(f) => either(f, Map::Sticky, Map::NodePortSticky),
-        Key::Slot(f, ..) => either(f, Map::Slots, Map::NodePortSlots),
+        Key::Session(f) => either(f, Map::Sessions, Map::NodePortSessions),
+        Key::Slot(f, ..) => either(f, Map::Slots(part_of(f)), Map::NodePortSlots),
         Key::Restricted(_) => Map::Restricted,
         // Apart, since `nft` does not print a range of one address among others.
         Key::Admitted(_, net) if net.prefix_len() == net.max_prefix_len() => Map::Admitted,
@@ -54,7 +56,8 @@ pub(super) fn element((key, value): &Entry) -> SetElement {
         },
         Value::Backend(backend) => element.value(SetElement::concat([address(backend.address), port(backend.port)])),
         Value::Pick(pick) => element.value(class(ChainKind::Pick(*pick))),
-        Value::Remember(seconds) => element.value(class(ChainKind::Remember(*seconds))),
+        Value::Remember(remember) => element.value(class(ChainKind::Remember(*remember))),
+        Value::Session(number) => element.value(SetElement::new(number.to_be_bytes().into())),
     }
 }
 
@@ -77,14 +80,14 @@ fn class(kind: ChainKind) -> SetElement {
     SetElement::new(kind.class().to_be_bytes().into())
 }
 
-/// The key of an affinity element that was read back, and the backend it holds, if they are what this says.
-pub(super) fn affinity(family: Family, element: &SetElement) -> Option<(IpAddr, Protocol, u16, Backend)> {
+/// The session that an element of [`Map::Affinity`] is of.
+pub(super) fn session(family: Family, element: &SetElement) -> Option<Session> {
     let mut key = Reader(element.key());
     let _client = key.address(family)?;
-    let (destination, protocol, port) = (key.address(family)?, key.protocol()?, key.port()?);
+    let number = key.class()?;
     let Some(SetElementData::Value(value)) = element.data() else { return None };
     let mut value = Reader(value);
-    Some((destination, protocol, port, Backend { address: value.address(family)?, port: value.port()? }))
+    Some(Session { number, backend: Backend { address: value.address(family)?, port: value.port()? } })
 }
 
 pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<Entry> {
@@ -119,7 +122,12 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
         Map::NodePortDropped => Key::Dropped(node_port(&mut key)?),
         Map::Sticky => Key::Sticky(frontend(&mut key)?),
         Map::NodePortSticky => Key::Sticky(node_port(&mut key)?),
-        Map::Slots => slot(frontend(&mut key)?, key.number()?)?,
+        Map::Sessions => Key::Session(frontend(&mut key)?),
+        Map::NodePortSessions => Key::Session(node_port(&mut key)?),
+        Map::Slots(part) => {
+            let frontend = frontend(&mut key).filter(|frontend| part_of(frontend) == part)?;
+            slot(frontend, key.number()?)?
+        }
         Map::NodePortSlots => slot(node_port(&mut key)?, key.number()?)?,
         Map::Restricted => Key::Restricted(frontend(&mut key)?),
         Map::Admitted => Key::Admitted(frontend(&mut key)?, IpNet::from(key.address(family)?)),
@@ -165,7 +173,7 @@ fn value(map: Map, family: Family, element: &SetElement) -> Option<Value> {
         _ => Reader(&[]),
     };
     match map {
-        Map::Slots | Map::NodePortSlots => {
+        Map::Slots(_) | Map::NodePortSlots => {
             Some(Value::Backend(Backend { address: data.address(family)?, port: data.port()? }))
         }
         Map::Services | Map::NodePorts | Map::Outside | Map::NodePortOutside => {
@@ -175,9 +183,10 @@ fn value(map: Map, family: Family, element: &SetElement) -> Option<Value> {
             }
         }
         Map::Sticky | Map::NodePortSticky => match ChainKind::of_class(data.class()?)? {
-            ChainKind::Remember(seconds) => Some(Value::Remember(seconds)),
+            ChainKind::Remember(remember) => Some(Value::Remember(remember)),
             ChainKind::Pick(_) => None,
         },
+        Map::Sessions | Map::NodePortSessions => Some(Value::Session(data.class()?)),
         _ => Some(Value::Present),
     }
 }
@@ -196,6 +205,7 @@ fn element_key(key: &Key) -> SetElement {
         | Key::Refused(f)
         | Key::Dropped(f)
         | Key::Sticky(f)
+        | Key::Session(f)
         | Key::Connections(f)
         | Key::Traffic(f)
         | Key::Restricted(f) => SetElement::concat(frontend(f)),
@@ -293,7 +303,7 @@ impl Reader<'_> {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::entries::{Pick, chain_of};
+    use super::super::entries::{Pick, Remember, chain_of};
     use super::*;
 
     fn frontends() -> impl Strategy<Value = Frontend> {
@@ -312,7 +322,7 @@ mod tests {
 
     /// Every kind of entry, with keys and values that belong together.
     fn entries() -> impl Strategy<Value = Entry> {
-        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..17).prop_map(
+        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..18).prop_map(
             |(frontend, octets, bits, number, flag, kind)| {
                 let other = match frontend.family() {
                     Family::V4 => IpAddr::from([octets[0], octets[1], octets[2], octets[3]]),
@@ -320,14 +330,21 @@ mod tests {
                 };
                 let node_port = matches!(frontend.place, Place::Node(_));
                 let reach = if flag { Reach::Outside } else { Reach::Inside };
-                let pick = Value::Pick(Pick { node_port, reach, sticky: bits.is_multiple_of(2), count: number });
+                let pick = Value::Pick(Pick {
+                    node_port,
+                    reach,
+                    sticky: bits.is_multiple_of(2),
+                    part: part_of(&frontend),
+                    count: number,
+                });
                 let backend = Value::Backend(Backend { address: other, port: frontend.port });
                 match kind {
                     0 => (Key::Service(frontend), pick),
                     1 => (if flag { Key::Masqueraded(frontend) } else { Key::LocalOnly(frontend) }, Value::Present),
                     2 => (Key::Outside(frontend), pick),
                     3 => (if flag { Key::Refused(frontend) } else { Key::Dropped(frontend) }, Value::Present),
-                    4 => (Key::Sticky(frontend), Value::Remember(number)),
+                    4 => (Key::Sticky(frontend), Value::Remember(Remember { node_port, seconds: number })),
+                    16 => (Key::Session(frontend), Value::Session(number)),
                     5 | 6 => (Key::Slot(frontend, reach, number), backend),
                     7 if !node_port => (Key::Restricted(frontend), Value::Present),
                     8 if !node_port => (Key::Admitted(frontend, network_of(other, bits)), Value::Present),

@@ -4,6 +4,7 @@
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
@@ -103,7 +104,7 @@ impl Ruleset for Fake {
         self.execute(operations)
     }
 
-    async fn forget(&mut self, _: &[Session]) -> Result<(), Error> {
+    async fn forget(&mut self, _: &BTreeSet<Session>) -> Result<(), Error> {
         if self.fails() { Err(refused(nix::libc::ENOMEM)) } else { Ok(()) }
     }
 
@@ -235,7 +236,7 @@ impl Ruleset for Picky {
         self.0.commit(operations).await
     }
 
-    async fn forget(&mut self, sessions: &[Session]) -> Result<(), Error> {
+    async fn forget(&mut self, sessions: &BTreeSet<Session>) -> Result<(), Error> {
         self.0.forget(sessions).await
     }
 
