@@ -242,8 +242,9 @@ fn every_kind_of_decision_is_told() {
         expect![[r#"
               nat prerouting
                 nat-prerouting: jump dispatch
-                dispatch: @restricted { 10.203.0.214 . tcp . 80 }, no @admitted { 10.203.0.214 . tcp . 80 . 10.203.0.2 }, no @admitted-networks { 10.203.0.214 . tcp . 80 . 10.203.0.2 }
-                  -> drop  # loadBalancerSourceRanges
+                dispatch: @restricted { 10.203.0.214 . tcp . 80 }
+                  -> jump admission  # loadBalancerSourceRanges
+                admission: drop  # none of loadBalancerSourceRanges
             1/1 Dropped
         "#]],
     );
@@ -252,6 +253,10 @@ fn every_kind_of_decision_is_told() {
         expect![[r#"
               nat prerouting
                 nat-prerouting: jump dispatch
+                dispatch: @restricted { 10.203.0.215 . tcp . 80 }
+                  -> jump admission  # loadBalancerSourceRanges
+                admission: @admitted-networks { 10.203.0.215 . tcp . 80 . 10.203.0.128 }
+                  -> return
                 dispatch: @masqueraded { 10.203.0.215 . tcp . 80 }
                   -> jump mark-for-masquerade  # the backend may be another node's
                 mark-for-masquerade: meta mark set meta mark | 0x00004000  # the node's address will replace the source

@@ -41,6 +41,7 @@ pub enum Key {
     Slot(Frontend, Reach, u32),
     /// Open to [`Key::Admitted`] sources only.
     Restricted(Frontend),
+    /// A single address, or a network of one of the [`lengths`](super::networks::lengths).
     Admitted(Frontend, IpNet),
     /// Counts first packets.
     Connections(Frontend),

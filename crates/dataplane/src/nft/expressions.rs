@@ -5,6 +5,9 @@
 //!
 //! Source: kernel `nf_tables.h`, `nft_payload.c`, `nft_nat.c`.
 
+use std::net::IpAddr;
+
+use ipnet::IpNet;
 use nlink::netlink::nftables as nf;
 use nlink::netlink::nftables::{
     ChainName, CmpOp, CtDirection, CtKey, Expr, FibFlags, FibResult, LookupExpr, MetaKey, NumgenKind, PayloadBase,
@@ -12,7 +15,9 @@ use nlink::netlink::nftables::{
 };
 use portolan_model::forwarding::Family;
 
-use super::layout::{ChainPlan, Map, TABLE, nf_family};
+use super::layout::ChainPlan;
+use super::maps::{Map, TABLE, nf_family};
+use super::networks::mark;
 
 const RTN_LOCAL: u32 = 2;
 const NAT_FULLY_RANDOM: u32 = 1 << 4;
@@ -21,6 +26,8 @@ const NAT_FULLY_RANDOM: u32 = 1 << 4;
 #[derive(Clone, Copy)]
 pub(super) enum Part {
     Saddr,
+    /// The source's network of so many bits, as [`mark`] has it.
+    SourceNetwork(u8),
     Daddr,
     Proto,
     Dport,
@@ -77,7 +84,7 @@ impl Builder {
             let header = |offset| Expr::Payload { dreg, base: PayloadBase::Network, offset, len: length };
             let original = |key| Expr::CtDirectional { dreg, key, direction: CtDirection::Original };
             let (load, words) = match part {
-                Part::Saddr => (header(source), self.address_words()),
+                Part::Saddr | Part::SourceNetwork(_) => (header(source), self.address_words()),
                 Part::Daddr => (header(destination), self.address_words()),
                 Part::Proto => (Expr::Meta { dreg, key: MetaKey::L4Proto }, 1),
                 Part::Dport => (Expr::Payload { dreg, base: PayloadBase::Transport, offset: 2, len: 2 }, 1),
@@ -92,9 +99,23 @@ impl Builder {
                 }
             };
             loads.push(load);
+            if let Part::SourceNetwork(bits) = part {
+                loads.push(self.network(dreg, *bits));
+            }
             at += words;
         }
         (loads, at)
+    }
+
+    /// Makes of an address in the register what stands for its network of so many bits.
+    fn network(self, at: Register, bits: u8) -> Expr {
+        let all = IpNet::new_assert(self.family.unspecified(), bits);
+        let octets = |address| match address {
+            IpAddr::V4(address) => address.octets().to_vec(),
+            IpAddr::V6(address) => address.octets().to_vec(),
+        };
+        let len = u32::from(all.max_prefix_len() / 8);
+        Expr::Bitwise { sreg: at, dreg: at, len, mask: octets(all.netmask()), xor: octets(mark(&all)) }
     }
 
     pub(super) fn keyed(self, parts: &[Part], then: impl Fn(Register) -> Expr) -> Vec<Expr> {

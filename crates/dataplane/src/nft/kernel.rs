@@ -11,7 +11,8 @@ use nlink::netlink::{Connection, Nftables};
 use portolan_model::forwarding::{Backend, Family, Frontend};
 
 use super::entries::{Chain, ChainKind, Entry, Key, chain_of};
-use super::layout::{ChainPlan, Map, TABLE, classes, dynamic_chain, fixed_chains, nf_family};
+use super::layout::{ChainPlan, dynamic_chain, fixed_chains};
+use super::maps::{Map, TABLE, classes, nf_family};
 use super::state::{Operations, State};
 use super::wire;
 use crate::traffic::Counts;

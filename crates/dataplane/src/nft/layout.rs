@@ -1,4 +1,4 @@
-//! The table: its maps and sets, and the rules that read them.
+//! The table's chains, and the rules in them that read the maps and sets.
 //!
 //! The rules are the same whatever the number of Services; all that varies is in elements. The way of a connection's
 //! first packet, with the chains in the order it meets them:
@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `dispatch` | nat prerouting and output, -100 | where destinations are rewritten; only first packets come here |
 //! | `node-ports` | | the addresses of the node are looked up once, and not once a Service |
+//! | `admission` | | lets only those on who may come: one look a length of network, the same for any number of networks |
 //! | `external-local` | | sorts insiders from outsiders under `externalTrafficPolicy: Local` |
 //! | `pick` | | goes to the chain of the class that a map gave |
 //! | `…pick-<n>-part-<p>` | | rewrites the destination: a random one of n slots, or the one remembered |
@@ -23,6 +24,10 @@
 //! What it was before is lost for the first packet of a connection to a Service, no other. With session affinity the
 //! priority next holds the number under which the client is remembered, until it is written down.
 //!
+//! A network of sources is one element of a hash table, its first address with the bit after the prefix set; so there is
+//! one rule for each length that networks have here, every fourth, and those of other lengths are made of these. A set of
+//! ranges over a concatenation would be copied by the kernel at each change.
+//!
 //! The slots are in parts, maps of the same shape: the kernel lists a map in pieces, and walks it from its beginning for
 //! each, so that reading one large map back costs its square.
 //!
@@ -30,31 +35,25 @@
 //! come from expressions `nft` has a name for, a slot's index is typed as a mark, `nft`'s name for a 32-bit number, and
 //! no rule has a map inside a map.
 //!
-//! Deliberately not here: the elements.
+//! Deliberately not here: the maps' keys and values, and the elements.
 //!
 //! Source: kernel `nf_tables_api.c` (`nft_table_validate`), `ip_forward.c`.
 
 use nlink::netlink::nftables as nf;
 use nlink::netlink::nftables::{
-    BaseChain, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, FilterHook, LookupExpr, MetaKey, NatHook, Priority, Rule, Set,
-    SetDataType, SetInfo, SetKeyType, Verdict,
+    BaseChain, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, FilterHook, LookupExpr, MetaKey, NatHook, Priority, Rule,
+    Verdict,
 };
 use portolan_model::forwarding::Family;
 
-use super::entries::{ChainKind, Pick, Reach, Remember, SLOT_PARTS};
+use super::entries::{ChainKind, Pick, Reach, Remember};
 use super::expressions::{
     Builder, Part, bitwise, chain_name, clear_priority, ct_bit, from_this_node, is_echo_request, link, masquerade,
     port_unreachable, proto_is, reg,
 };
+use super::maps::{Map, OUTSIDE_BASE};
+use super::networks::lengths;
 use crate::config::{LocalTraffic, ProxyConfig};
-
-pub(crate) const TABLE: &str = "portolan";
-
-/// The index of the first slot of the outside set; those of the inside set start at 0. More than `MAX_BACKENDS`.
-pub(super) const OUTSIDE_BASE: u32 = 1 << 20;
-
-/// Clients remembered for session affinity in one family; one more is forwarded without being remembered.
-const AFFINITY_SIZE: u32 = 1 << 20;
 
 const CT_NEW: u32 = 1 << 3;
 const CT_DNAT: u32 = 1 << 5;
@@ -66,230 +65,6 @@ const PICK_CHAIN: &str = "pick";
 const REMEMBER_CHAIN: &str = "remember-for";
 const REFUSE_CHAIN: &str = "refuse";
 const COUNT_CHAIN: &str = "count";
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) enum Map {
-    Services,
-    NodePorts,
-    Picks,
-    Remembers,
-    /// One of [`SLOT_PARTS`].
-    Slots(u8),
-    NodePortSlots,
-    Masqueraded,
-    NodePortMasqueraded,
-    LocalOnly,
-    NodePortLocalOnly,
-    Outside,
-    NodePortOutside,
-    Refused,
-    NodePortRefused,
-    Dropped,
-    NodePortDropped,
-    Sticky,
-    NodePortSticky,
-    Sessions,
-    NodePortSessions,
-    Restricted,
-    Admitted,
-    AdmittedNetworks,
-    Connections,
-    NodePortConnections,
-    Traffic,
-    NodePortTraffic,
-    ClusterIps,
-    NodeAddresses,
-    ServiceCidrs,
-    PodNetworks,
-    KeepsAddress,
-    Echo,
-    Hairpin,
-    Affinity,
-}
-
-/// All maps but the parts of the slots.
-const MAPS: [Map; 34] = {
-    use Map as M;
-    [
-        M::Services,
-        M::NodePorts,
-        M::Picks,
-        M::Remembers,
-        M::NodePortSlots,
-        M::Masqueraded,
-        M::NodePortMasqueraded,
-        M::LocalOnly,
-        M::NodePortLocalOnly,
-        M::Outside,
-        M::NodePortOutside,
-        M::Refused,
-        M::NodePortRefused,
-        M::Dropped,
-        M::NodePortDropped,
-        M::Sticky,
-        M::NodePortSticky,
-        M::Sessions,
-        M::NodePortSessions,
-        M::Restricted,
-        M::Admitted,
-        M::AdmittedNetworks,
-        M::Connections,
-        M::NodePortConnections,
-        M::Traffic,
-        M::NodePortTraffic,
-        M::ClusterIps,
-        M::NodeAddresses,
-        M::ServiceCidrs,
-        M::PodNetworks,
-        M::KeepsAddress,
-        M::Echo,
-        M::Hairpin,
-        M::Affinity,
-    ]
-};
-
-const SLOTS: [&str; SLOT_PARTS as usize] = [
-    "slots-0", "slots-1", "slots-2", "slots-3", "slots-4", "slots-5", "slots-6", "slots-7", "slots-8", "slots-9",
-    "slots-10", "slots-11", "slots-12", "slots-13", "slots-14", "slots-15",
-];
-
-impl Map {
-    pub(super) fn all() -> impl Iterator<Item = Self> {
-        MAPS.into_iter().chain((0..SLOT_PARTS).map(Self::Slots))
-    }
-
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Services => "services",
-            Self::NodePorts => "node-port-services",
-            Self::Picks => "picks",
-            Self::Remembers => "remembers",
-            Self::Slots(part) => SLOTS[usize::from(part % SLOT_PARTS)],
-            Self::NodePortSlots => "node-port-slots",
-            Self::Masqueraded => "masqueraded",
-            Self::NodePortMasqueraded => "node-port-masqueraded",
-            Self::LocalOnly => "local-only",
-            Self::NodePortLocalOnly => "node-port-local-only",
-            Self::Outside => "outside",
-            Self::NodePortOutside => "node-port-outside",
-            Self::Refused => "refused",
-            Self::NodePortRefused => "node-port-refused",
-            Self::Dropped => "dropped",
-            Self::NodePortDropped => "node-port-dropped",
-            Self::Sticky => "sticky",
-            Self::NodePortSticky => "node-port-sticky",
-            Self::Sessions => "sessions",
-            Self::NodePortSessions => "node-port-sessions",
-            Self::Restricted => "restricted",
-            Self::Admitted => "admitted",
-            Self::AdmittedNetworks => "admitted-networks",
-            Self::Connections => "connections",
-            Self::NodePortConnections => "node-port-connections",
-            Self::Traffic => "traffic",
-            Self::NodePortTraffic => "node-port-traffic",
-            Self::ClusterIps => "cluster-ips",
-            Self::NodeAddresses => "node-addresses",
-            Self::ServiceCidrs => "service-cidrs",
-            Self::PodNetworks => "pod-networks",
-            Self::KeepsAddress => "keeps-address",
-            Self::Echo => "echo",
-            Self::Hairpin => "hairpin",
-            Self::Affinity => "affinity",
-        }
-    }
-
-    pub(super) fn key_type(self, family: Family) -> SetKeyType {
-        use SetKeyType::{InetProto, InetService, Mark};
-        let address = || address_type(family);
-        SetKeyType::Concat(match self {
-            Self::Services
-            | Self::Masqueraded
-            | Self::LocalOnly
-            | Self::Outside
-            | Self::Refused
-            | Self::Dropped
-            | Self::Sticky
-            | Self::Sessions
-            | Self::Restricted
-            | Self::Connections
-            | Self::Traffic => vec![address(), InetProto, InetService],
-            Self::NodePorts
-            | Self::NodePortMasqueraded
-            | Self::NodePortLocalOnly
-            | Self::NodePortOutside
-            | Self::NodePortRefused
-            | Self::NodePortDropped
-            | Self::NodePortSticky
-            | Self::NodePortSessions
-            | Self::NodePortConnections
-            | Self::NodePortTraffic => vec![InetProto, InetService],
-            Self::Slots(_) => vec![address(), InetProto, InetService, Mark],
-            Self::NodePortSlots => vec![InetProto, InetService, Mark],
-            Self::Admitted | Self::AdmittedNetworks => vec![address(), InetProto, InetService, address()],
-            Self::Echo => return InetProto,
-            Self::Picks | Self::Remembers => return SetKeyType::ClassId,
-            Self::ClusterIps | Self::NodeAddresses | Self::ServiceCidrs | Self::PodNetworks | Self::KeepsAddress => {
-                return address();
-            }
-            Self::Hairpin => vec![address(), address()],
-            Self::Affinity => vec![address(), SetKeyType::ClassId],
-        })
-    }
-
-    /// What a key is mapped to; `None` for a set.
-    pub(super) fn data_type(self, family: Family) -> Option<SetDataType> {
-        let backend = SetKeyType::Concat(vec![address_type(family), SetKeyType::InetService]);
-        match self {
-            Self::Services | Self::Outside | Self::Sticky | Self::Sessions => {
-                Some(SetDataType::Value(SetKeyType::ClassId))
-            }
-            Self::NodePorts | Self::NodePortOutside | Self::NodePortSticky | Self::NodePortSessions => {
-                Some(SetDataType::Value(SetKeyType::ClassId))
-            }
-            Self::Picks | Self::Remembers => Some(SetDataType::Verdict),
-            Self::Slots(_) | Self::NodePortSlots | Self::Affinity => Some(SetDataType::Value(backend)),
-            Self::Echo => Some(SetDataType::Value(address_type(family))),
-            _ => None,
-        }
-    }
-
-    pub(super) fn set(self, family: Family) -> Set {
-        let set = Set::new(TABLE, self.name()).family(nf_family(family)).key_type(self.key_type(family));
-        let set = match self.data_type(family) {
-            Some(data) => set.map(data),
-            None => set,
-        };
-        match self {
-            Self::Affinity => set.per_element_timeouts().dynamic().size(AFFINITY_SIZE),
-            Self::AdmittedNetworks | Self::ServiceCidrs | Self::PodNetworks | Self::KeepsAddress => set.interval(),
-            Self::Connections | Self::NodePortConnections | Self::Traffic | Self::NodePortTraffic => set.counter(),
-            _ => set,
-        }
-    }
-
-    /// Whether a set that was found is this one.
-    pub(super) fn is(self, family: Family, found: &SetInfo) -> bool {
-        let data_type = self.data_type(family).map(|data| match data {
-            SetDataType::Value(value) => value.type_id(),
-            _ => nf::NFT_DATA_VERDICT,
-        });
-        found.key_type == self.key_type(family).type_id() && found.data_type == data_type
-    }
-}
-
-pub(crate) fn nf_family(family: Family) -> nf::Family {
-    match family {
-        Family::V4 => nf::Family::Ip,
-        Family::V6 => nf::Family::Ip6,
-    }
-}
-
-fn address_type(family: Family) -> SetKeyType {
-    match family {
-        Family::V4 => SetKeyType::Ipv4Addr,
-        Family::V6 => SetKeyType::Ipv6Addr,
-    }
-}
 
 /// A chain as it is meant to be.
 pub(super) struct ChainPlan {
@@ -391,11 +166,14 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
         ],
     ));
 
-    let not_in = |set: Map| {
-        b.keyed(&[Part::Daddr, Part::Proto, Part::Dport, Part::Saddr], |key| {
-            LookupExpr::new(set.name(), key).invert().into()
-        })
+    let admit = |source, set| {
+        b.all([b.tested(&[Part::Daddr, Part::Proto, Part::Dport, source], set), b.verdict(Verdict::Return)])
     };
+    let mut admission = vec![(admit(Part::Saddr, Map::Admitted), "")];
+    admission.extend(lengths(family).map(|bits| (admit(Part::SourceNetwork(bits), Map::AdmittedNetworks), "")));
+    admission.push((b.verdict(Verdict::Drop), "none of loadBalancerSourceRanges"));
+    chains.push(b.regular("admission", admission));
+
     let mut dispatch = vec![
         (
             b.all([
@@ -405,15 +183,7 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
             ]),
             "the node answers pings for Services",
         ),
-        (
-            b.all([
-                b.tested(&frontend, Map::Restricted),
-                not_in(Map::Admitted),
-                not_in(Map::AdmittedNetworks),
-                b.verdict(Verdict::Drop),
-            ]),
-            "loadBalancerSourceRanges",
-        ),
+        (b.all([b.tested(&frontend, Map::Restricted), jump("admission")]), "loadBalancerSourceRanges"),
     ];
     let to_cluster_ip = b.test(Part::Daddr, Map::ClusterIps);
     dispatch.push((
@@ -500,15 +270,6 @@ pub(super) fn fixed_chains(family: Family, config: &ProxyConfig) -> Vec<ChainPla
         chains.push(ChainPlan { base: Some(base), ..b.regular(name, rules) });
     }
     chains
-}
-
-/// The map that leads to chains of this kind. There are two because a chain that rewrites destinations may not be
-/// reachable from a filter hook.
-pub(super) fn classes(kind: ChainKind) -> Map {
-    match kind {
-        ChainKind::Pick(_) => Map::Picks,
-        ChainKind::Remember(_) => Map::Remembers,
-    }
 }
 
 /// A chain that exists as long as an entry leads to it. The priority has served its purpose there.

@@ -7,7 +7,9 @@
 //! | `sessions` | frontends that remember together -> a number for them, pure |
 //! | `state` | what is realized; a change -> the smallest operations, pure |
 //! | `reconcile` | the upper half: batches, refusals, what is found after a restart or a mishap |
-//! | `layout` | the table's maps, chains and rules, as data |
+//! | `maps` | the table's maps and sets, as data |
+//! | `networks` | networks of sources, as keys of a hash table |
+//! | `layout` | the table's chains and rules, as data |
 //! | `expressions` | rules, spelled for one family |
 //! | `wire` | entries <-> bytes |
 //! | `kernel` | the lower half: transactions |
@@ -16,6 +18,8 @@ pub mod entries;
 mod expressions;
 mod kernel;
 mod layout;
+mod maps;
+mod networks;
 mod reconcile;
 mod row;
 mod sessions;
@@ -23,5 +27,5 @@ pub mod state;
 mod wire;
 
 pub(crate) use kernel::{KernelRuleset, remove_everything};
-pub(crate) use layout::{TABLE, nf_family};
+pub(crate) use maps::{TABLE, nf_family};
 pub(crate) use reconcile::Reconciler;

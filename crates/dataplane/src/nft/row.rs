@@ -10,6 +10,7 @@ use ipnet::IpNet;
 use portolan_model::forwarding::{Backend, Frontend, FrontendForwarding, Masquerade, Place, Target};
 
 use super::entries::{Chain, ChainKind, Entry, Key, LONGEST_REMEMBERED, Pick, Reach, Remember, Value, part_of};
+use super::networks::cut;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
@@ -43,7 +44,7 @@ impl Row {
             connections: counted,
             traffic: counted,
             restricted: !forwarding.sources.is_empty(),
-            admitted: forwarding.sources.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
+            admitted: forwarding.sources.iter().flat_map(cut).collect::<BTreeSet<_>>().into_iter().collect(),
             ..Self::default()
         };
         let node_port = matches!(forwarding.frontend.place, Place::Node(_));

@@ -12,7 +12,8 @@ use portolan_model::forwarding::{Backend, Family, Frontend, MAX_BACKENDS, Place}
 
 use super::entries::{ChainKind, Entry, Key, Reach, Value, part_of};
 use super::kernel::Session;
-use super::layout::{Map, OUTSIDE_BASE, classes};
+use super::maps::{Map, OUTSIDE_BASE, classes};
+use super::networks::{mark, unmark};
 
 /// The map an entry is in.
 pub(super) fn map_of(key: &Key) -> Map {
@@ -31,7 +32,7 @@ pub(super) fn map_of(key: &Key) -> Map {
         Key::Session(f) => either(f, Map::Sessions, Map::NodePortSessions),
         Key::Slot(f, ..) => either(f, Map::Slots(part_of(f)), Map::NodePortSlots),
         Key::Restricted(_) => Map::Restricted,
-        // Apart, since `nft` does not print a range of one address among others.
+        // Apart, since a network stands there as an address.
         Key::Admitted(_, net) if net.prefix_len() == net.max_prefix_len() => Map::Admitted,
         Key::Admitted(..) => Map::AdmittedNetworks,
         Key::Connections(f) => either(f, Map::Connections, Map::NodePortConnections),
@@ -61,7 +62,7 @@ pub(super) fn element((key, value): &Entry) -> SetElement {
     }
 }
 
-/// The element of [`classes`](super::layout::classes) that leads to the chain.
+/// The element of [`classes`](super::maps::classes) that leads to the chain.
 pub(super) fn class_element(kind: ChainKind) -> SetElement {
     let name = kind.to_string();
     let name = ChainName::new(&name).unwrap_or_else(|_| unreachable!("{name} is a chain name"));
@@ -131,13 +132,7 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
         Map::NodePortSlots => slot(node_port(&mut key)?, key.number()?)?,
         Map::Restricted => Key::Restricted(frontend(&mut key)?),
         Map::Admitted => Key::Admitted(frontend(&mut key)?, IpNet::from(key.address(family)?)),
-        Map::AdmittedNetworks => {
-            let frontend = frontend(&mut key)?;
-            let first = key.address(family)?;
-            let tail = element.key_end().map_or(element.key(), |end| end);
-            let last = Reader(&tail[tail.len().checked_sub(address_length(family))?..]).address(family)?;
-            Key::Admitted(frontend, network(first, last)?)
-        }
+        Map::AdmittedNetworks => Key::Admitted(frontend(&mut key)?, unmark(key.address(family)?)?),
         Map::Connections => Key::Connections(frontend(&mut key)?),
         Map::NodePortConnections => Key::Connections(node_port(&mut key)?),
         Map::Traffic => Key::Traffic(frontend(&mut key)?),
@@ -212,7 +207,7 @@ fn element_key(key: &Key) -> SetElement {
         Key::Slot(f, Reach::Inside, index) => with(f, SetElement::mark(*index)),
         Key::Slot(f, Reach::Outside, index) => with(f, SetElement::mark(OUTSIDE_BASE + index)),
         Key::Admitted(f, net) if net.prefix_len() == net.max_prefix_len() => with(f, address(net.addr())),
-        Key::Admitted(f, net) => with(f, range(net)),
+        Key::Admitted(f, net) => with(f, address(mark(net))),
         Key::ClusterIp(at) | Key::NodeAddress(at) => address(*at),
         Key::Hairpin(at) => SetElement::concat([address(*at), address(*at)]),
         Key::ServiceCidr(net) | Key::PodNetwork(net) | Key::KeepsAddress(net) => range(net),
@@ -243,13 +238,6 @@ fn range(net: &IpNet) -> SetElement {
     match net {
         IpNet::V4(net) => SetElement::ipv4_range(net.network(), net.broadcast()),
         IpNet::V6(net) => SetElement::ipv6_range(net.network(), net.broadcast()),
-    }
-}
-
-fn address_length(family: Family) -> usize {
-    match family {
-        Family::V4 => 4,
-        Family::V6 => 16,
     }
 }
 
@@ -304,6 +292,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entries::{Pick, Remember, chain_of};
+    use super::super::networks::cut;
     use super::*;
 
     fn frontends() -> impl Strategy<Value = Frontend> {
@@ -347,7 +336,10 @@ mod tests {
                     16 => (Key::Session(frontend), Value::Session(number)),
                     5 | 6 => (Key::Slot(frontend, reach, number), backend),
                     7 if !node_port => (Key::Restricted(frontend), Value::Present),
-                    8 if !node_port => (Key::Admitted(frontend, network_of(other, bits)), Value::Present),
+                    8 if !node_port => {
+                        let network = cut(&network_of(other, bits)).last().unwrap();
+                        (Key::Admitted(frontend, network), Value::Present)
+                    }
                     9 => (Key::ClusterIp(other), Value::Present),
                     10 => (Key::Hairpin(other), Value::Present),
                     11 => (Key::NodeAddress(other), Value::Present),
