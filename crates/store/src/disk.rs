@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
+use crate::moving::Moving;
+use crate::store::State;
 use crate::{Entry, Key, Revision};
 
 const OBJECTS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("objects");
@@ -63,11 +65,27 @@ impl RedbError for redb::SetDurabilityError {}
 /// Where the database's bytes are; tests put a failing device here.
 pub(crate) trait Place: Send + 'static {
     fn open(&self) -> Result<Database, DiskError>;
+
+    /// How many bytes it takes up.
+    fn len(&self) -> io::Result<u64>;
+
+    /// An empty database beside it, instead of any that was begun before.
+    fn fresh(&self) -> Result<Database, DiskError>;
+
+    /// Puts the one beside it in its place, durably: now or, after an error, perhaps; then [`Place::open`] finds out.
+    fn adopt(&self) -> io::Result<()>;
 }
 
 pub(crate) struct FilePlace(PathBuf);
 
+/// The ending of a file that is not whole yet.
+const UNNAMED: &str = "new";
+
 impl FilePlace {
+    fn sync_name(&self) -> io::Result<()> {
+        File::open(self.0.parent().unwrap_or(Path::new(".")))?.sync_all()
+    }
+
     /// Makes the directory and a new store's file, durably, unless they exist. Since a file has its name only once it is
     /// whole, an empty one is known for a loss and not taken for a beginning.
     pub(crate) fn prepare(path: PathBuf) -> Result<Self, DiskError> {
@@ -87,28 +105,26 @@ pub(crate) fn make(path: &Path, objects: &[(Key, Entry)], revision: Revision) ->
     }
     let directory = path.parent().ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
     fs::create_dir_all(directory)?;
-    let unnamed = path.with_extension("new");
-    match fs::remove_file(&unnamed) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    let unnamed = unnamed(path)?;
     let database = Database::builder().create(&unnamed).map_err(opening)?;
     settle(&database)?;
     for some in objects.chunks(TOGETHER) {
-        let transaction = database.begin_write()?;
-        {
-            let mut table = transaction.open_table(OBJECTS)?;
-            for (key, entry) in some {
-                table.insert(key.as_str(), (entry.revision.0, entry.value.as_ref()))?;
-            }
-            transaction.open_table(META)?.insert(REVISION, revision.0)?;
-        }
-        transaction.commit()?;
+        let some: Vec<Changed> = some.iter().map(|(key, entry)| (key.clone(), Some(entry.clone()))).collect();
+        put(&database, &some, revision)?;
     }
     drop(database);
     fs::rename(&unnamed, path)?;
     File::open(directory)?.sync_all()?;
     Ok(())
+}
+
+/// Where a new file for `path` is made, of which nothing is left from before.
+fn unnamed(path: &Path) -> io::Result<PathBuf> {
+    let unnamed = path.with_extension(UNNAMED);
+    match fs::remove_file(&unnamed) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(unnamed),
+    }
 }
 
 impl Place for FilePlace {
@@ -121,7 +137,23 @@ impl Place for FilePlace {
             MAGIC => {}
             _ => return Err(DiskError::Foreign),
         }
+        // If another file was put in its place, nothing is written to it before that is certain.
+        self.sync_name()?;
         Database::builder().set_cache_size(CACHE_BYTES).open(&self.0).map_err(opening)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(fs::metadata(&self.0)?.len())
+    }
+
+    fn fresh(&self) -> Result<Database, DiskError> {
+        let unnamed = unnamed(&self.0)?;
+        Database::builder().set_cache_size(CACHE_BYTES).create(unnamed).map_err(opening)
+    }
+
+    fn adopt(&self) -> io::Result<()> {
+        fs::rename(self.0.with_extension(UNNAMED), &self.0)?;
+        self.sync_name()
     }
 }
 
@@ -138,11 +170,12 @@ pub(crate) type Changed = (Key, Option<Entry>);
 pub(crate) struct Disk {
     place: Box<dyn Place>,
     database: Option<Database>,
+    moving: Moving,
 }
 
 impl Disk {
     pub(crate) fn open(place: Box<dyn Place>) -> Result<Self, DiskError> {
-        let mut disk = Self { place, database: None };
+        let mut disk = Self { place, database: None, moving: Moving::default() };
         disk.database()?;
         Ok(disk)
     }
@@ -181,29 +214,37 @@ impl Disk {
         let done = self.try_commit(changes, from, to);
         if done.is_err() {
             self.database = None;
+            self.moving.give_up();
         }
         done
     }
 
-    fn try_commit(&mut self, changes: &[Changed], from: Revision, to: Revision) -> Result<(), DiskError> {
-        let transaction = self.database()?.begin_write()?;
-        {
-            let mut meta = transaction.open_table(META)?;
-            let found = stored_revision(&meta)?;
-            if found != from {
-                return Err(DiskError::Diverged { found, expected: from });
+    /// To be called after each commit, when `state` is what is on disk: gives room back that is no longer needed. What
+    /// fails is left for another time.
+    pub(crate) fn tidy(&mut self, changes: &[Changed], state: &State, small: u64) {
+        match self.moving.step(&*self.place, changes, state, small) {
+            Ok(None) => {}
+            Ok(Some(fresh)) => {
+                // The old one closes itself with a last write, which goes to a file that has no name any more.
+                self.database = self.place.adopt().is_ok().then_some(fresh);
+                self.moving.settled(&*self.place, state);
             }
-            meta.insert(REVISION, to.0)?;
-            let mut objects = transaction.open_table(OBJECTS)?;
-            for (key, entry) in changes {
-                match entry {
-                    Some(entry) => objects.insert(key.as_str(), (entry.revision.0, entry.value.as_ref()))?,
-                    None => objects.remove(key.as_str())?,
-                };
+            Err(_) => {
+                self.moving.give_up();
+                self.moving.settled(&*self.place, state);
             }
         }
-        transaction.commit()?;
-        Ok(())
+    }
+
+    fn try_commit(&mut self, changes: &[Changed], from: Revision, to: Revision) -> Result<(), DiskError> {
+        let database = self.database()?;
+        let transaction = database.begin_read()?;
+        let found = stored_revision(&transaction.open_table(META)?)?;
+        drop(transaction);
+        if found != from {
+            return Err(DiskError::Diverged { found, expected: from });
+        }
+        put(database, changes, to)
     }
 
     /// The revision that is on disk now.
@@ -213,12 +254,29 @@ impl Disk {
     }
 }
 
+/// Makes `changes` in one durable transaction that ends at `revision`.
+pub(crate) fn put(database: &Database, changes: &[Changed], revision: Revision) -> Result<(), DiskError> {
+    let transaction = database.begin_write()?;
+    {
+        transaction.open_table(META)?.insert(REVISION, revision.0)?;
+        let mut objects = transaction.open_table(OBJECTS)?;
+        for (key, entry) in changes {
+            match entry {
+                Some(entry) => objects.insert(key.as_str(), (entry.revision.0, entry.value.as_ref()))?,
+                None => objects.remove(key.as_str())?,
+            };
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
 fn stored_revision(meta: &impl ReadableTable<&'static str, u64>) -> Result<Revision, DiskError> {
     Ok(meta.get(REVISION)?.map_or(Revision::FIRST, |revision| Revision(revision.value())))
 }
 
 /// Makes the tables of a new file and checks the format of an old one.
-fn settle(database: &Database) -> Result<(), DiskError> {
+pub(crate) fn settle(database: &Database) -> Result<(), DiskError> {
     let transaction = database.begin_write()?;
     let found = {
         let mut meta = transaction.open_table(META)?;

@@ -74,6 +74,18 @@ impl Place for Device {
     fn open(&self) -> Result<Database, DiskError> {
         Database::builder().create_with_backend(self.clone()).map_err(opening)
     }
+
+    fn len(&self) -> io::Result<u64> {
+        StorageBackend::len(self)
+    }
+
+    fn fresh(&self) -> Result<Database, DiskError> {
+        Err(full().into())
+    }
+
+    fn adopt(&self) -> io::Result<()> {
+        Err(full())
+    }
 }
 
 fn put(name: &str, value: &str) -> Transaction {

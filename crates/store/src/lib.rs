@@ -17,6 +17,7 @@ mod disk;
 mod failing_disk;
 mod history;
 mod key;
+mod moving;
 #[cfg(test)]
 mod power_cut;
 mod store;

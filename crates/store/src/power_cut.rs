@@ -2,7 +2,8 @@
 //! nobody was told.
 //!
 //! The device keeps only what was flushed. Of what was written since, each sector lands or does not, whatever the order
-//! it was written in, and the file has any of the lengths it was given. `PORTOLAN_STORE_HISTORIES` says how many
+//! it was written in, and the file has any of the lengths it was given. Files are small, so each round moves what is stored
+//! into another one, too. `PORTOLAN_STORE_HISTORIES` says how many
 //! histories (a hundred by itself); a failure prints the smallest history that has it.
 
 use std::collections::BTreeMap;
@@ -39,19 +40,28 @@ enum Trouble {
     },
 }
 
-#[derive(Debug)]
-struct Disk {
+#[derive(Debug, Default)]
+struct Content {
     flushed: Vec<u8>,
     /// As a reader sees it.
     now: Vec<u8>,
     unflushed: Vec<Unflushed>,
+}
+
+#[derive(Debug)]
+struct Disk {
+    /// The store's, and the one beside it.
+    files: [Content; 2],
+    /// Which of them has the name.
+    named: usize,
     trouble: Trouble,
     /// Writes and flushes so far.
     operations: u64,
 }
 
+/// A file of the disk.
 #[derive(Clone, Debug)]
-struct Device(Arc<Mutex<Disk>>);
+struct Device(Arc<Mutex<Disk>>, usize);
 
 /// A few good bits from a seed; splitmix64.
 struct Dice(u64);
@@ -84,12 +94,20 @@ impl Disk {
         }
     }
 
+    /// What is found when the power is back.
+    fn survive(&mut self, seed: u64) {
+        for (file, seed) in self.files.iter_mut().zip([seed, seed.rotate_left(17)]) {
+            file.survive(seed);
+        }
+    }
+}
+
+impl Content {
     fn flush(&mut self) {
         self.unflushed.clear();
         self.flushed.clone_from(&self.now);
     }
 
-    /// What is found when the power is back.
     fn survive(&mut self, seed: u64) {
         let mut dice = Dice(seed);
         let mut lengths = vec![self.flushed.len()];
@@ -123,9 +141,8 @@ fn gone() -> io::Error {
 
 impl Device {
     fn new() -> Self {
-        let disk =
-            Disk { flushed: Vec::new(), now: Vec::new(), unflushed: Vec::new(), trouble: Trouble::None, operations: 0 };
-        Self(Arc::new(Mutex::new(disk)))
+        let disk = Disk { files: Default::default(), named: 0, trouble: Trouble::None, operations: 0 };
+        Self(Arc::new(Mutex::new(disk)), 0)
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
@@ -147,7 +164,7 @@ impl Device {
 impl StorageBackend for Device {
     fn len(&self) -> io::Result<u64> {
         let disk = self.disk();
-        if disk.dead() { Err(gone()) } else { Ok(disk.now.len() as u64) }
+        if disk.dead() { Err(gone()) } else { Ok(disk.files[self.1].now.len() as u64) }
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
@@ -156,7 +173,7 @@ impl StorageBackend for Device {
             return Err(gone());
         }
         let start = usize::try_from(offset).unwrap();
-        out.copy_from_slice(disk.now.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        out.copy_from_slice(disk.files[self.1].now.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
@@ -166,8 +183,9 @@ impl StorageBackend for Device {
         let fails = disk.fails();
         let length = usize::try_from(length).unwrap();
         if !was_dead && (!fails || disk.dead()) {
-            disk.now.resize(length, 0);
-            disk.unflushed.push(Unflushed::Length(length));
+            let file = &mut disk.files[self.1];
+            file.now.resize(length, 0);
+            file.unflushed.push(Unflushed::Length(length));
         }
         if fails { Err(gone()) } else { Ok(()) }
     }
@@ -177,7 +195,7 @@ impl StorageBackend for Device {
         if disk.fails() {
             return Err(gone());
         }
-        disk.flush();
+        disk.files[self.1].flush();
         Ok(())
     }
 
@@ -187,8 +205,9 @@ impl StorageBackend for Device {
         let fails = disk.fails();
         let start = usize::try_from(offset).unwrap();
         if !was_dead && (!fails || disk.dead()) {
-            disk.now[start..start + data.len()].copy_from_slice(data);
-            disk.unflushed.push(Unflushed::Write(start, data.to_vec()));
+            let file = &mut disk.files[self.1];
+            file.now[start..start + data.len()].copy_from_slice(data);
+            file.unflushed.push(Unflushed::Write(start, data.to_vec()));
         }
         if fails { Err(gone()) } else { Ok(()) }
     }
@@ -196,7 +215,30 @@ impl StorageBackend for Device {
 
 impl Place for Device {
     fn open(&self) -> Result<Database, DiskError> {
-        Database::builder().create_with_backend(self.clone()).map_err(opening)
+        let named = self.disk().named;
+        Database::builder().create_with_backend(Self(self.0.clone(), named)).map_err(opening)
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        let named = self.disk().named;
+        StorageBackend::len(&Self(self.0.clone(), named))
+    }
+
+    fn fresh(&self) -> Result<Database, DiskError> {
+        let beside = 1 - self.disk().named;
+        self.disk().files[beside] = Content::default();
+        Database::builder().create_with_backend(Self(self.0.clone(), beside)).map_err(opening)
+    }
+
+    fn adopt(&self) -> io::Result<()> {
+        let mut disk = self.disk();
+        let was_dead = disk.dead();
+        let fails = disk.fails();
+        // One that fails may have happened, or not.
+        if !was_dead && (!fails || disk.operations.is_multiple_of(2)) {
+            disk.named = 1 - disk.named;
+        }
+        if fails { Err(gone()) } else { Ok(()) }
     }
 }
 
@@ -327,7 +369,7 @@ impl Bench {
     }
 
     fn open(&self) -> Result<Store, DiskError> {
-        Store::open_place(Box::new(self.device.clone()), Limits::default())
+        Store::open_place(Box::new(self.device.clone()), Limits { small_file: 0, ..Limits::default() })
     }
 
     fn transaction(&mut self, changes: &[Change]) -> Transaction {

@@ -53,13 +53,21 @@ pub struct Limits {
     pub history_bytes: usize,
     /// Of all resources together; then the largest history gives way first.
     pub all_history_bytes: usize,
+    /// A file up to this many bytes is never made smaller.
+    pub small_file: u64,
     /// Transactions that may wait for the disk; more make their writers wait to queue.
     pub queue: usize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { history_events: 16_384, history_bytes: 32 << 20, all_history_bytes: 64 << 20, queue: 1024 }
+        Self {
+            history_events: 16_384,
+            history_bytes: 32 << 20,
+            all_history_bytes: 64 << 20,
+            small_file: 8 << 20,
+            queue: 1024,
+        }
     }
 }
 
@@ -103,6 +111,8 @@ pub(crate) struct State {
     pub(crate) revision: Revision,
     /// There is no history from before it.
     opened: Revision,
+    /// Of the keys and values in `objects`.
+    pub(crate) bytes: u64,
     history_bytes: usize,
 }
 
@@ -112,10 +122,12 @@ impl State {
     }
 
     pub(crate) fn apply(&mut self, event: Event, limits: &Limits) {
-        match &event.new {
+        let before = match &event.new {
             Some(entry) => self.objects.insert(event.key.clone(), entry.clone()),
             None => self.objects.remove(&event.key),
         };
+        let stored = |entry: &Option<Entry>| entry.as_ref().map_or(0, |entry| stored_bytes(&event.key, entry));
+        self.bytes = self.bytes + stored(&event.new) - stored(&before);
         let event = Arc::new(event);
         self.history_bytes += event.bytes();
         self.history_bytes -= self.lane(event.key.resource()).push(event.clone(), limits);
@@ -180,6 +192,10 @@ impl State {
     }
 }
 
+fn stored_bytes(key: &Key, entry: &Entry) -> u64 {
+    (key.as_str().len() + entry.value.len()) as u64
+}
+
 pub(crate) struct Shared {
     state: RwLock<State>,
     pub(crate) limits: Limits,
@@ -236,8 +252,9 @@ impl Store {
     pub(crate) fn open_place(place: Box<dyn Place>, limits: Limits) -> Result<Self, DiskError> {
         let mut disk = Disk::open(place)?;
         let (objects, revision) = disk.load()?;
+        let bytes = objects.iter().map(|(key, entry)| stored_bytes(key, entry)).sum();
         let objects = objects.into_iter().collect();
-        let state = State { objects, lanes: HashMap::new(), revision, opened: revision, history_bytes: 0 };
+        let state = State { objects, lanes: HashMap::new(), revision, opened: revision, bytes, history_bytes: 0 };
         let shared = Arc::new(Shared { state: RwLock::new(state), limits, revision: watch::Sender::new(revision) });
         let (queue, requests) = mpsc::channel(limits.queue);
         let writer = Writer::new(disk, shared.clone());

@@ -137,10 +137,11 @@ impl Writer {
     }
 
     fn finish(&mut self, batch: Batch, answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
-        let done = if batch.events.is_empty() {
+        let changes = batch.changes();
+        let done = if changes.is_empty() {
             Ok(())
         } else {
-            self.disk.commit(&batch.changes(), batch.from, batch.to).map_err(Arc::new)
+            self.disk.commit(&changes, batch.from, batch.to).map_err(Arc::new)
         };
         match done {
             Ok(()) => {
@@ -148,6 +149,7 @@ impl Writer {
                 for (asker, answer) in answers {
                     let _ = asker.send(answer);
                 }
+                self.disk.tidy(&changes, &self.shared.read(), self.shared.limits.small_file);
             }
             Err(error) => {
                 self.doubtful = Some(batch);

@@ -33,6 +33,37 @@ async fn writing_one_object_again_and_again_does_not_fill_the_disk() {
     assert!(on_disk(directory.path()) < 4 << 20, "{} bytes", on_disk(directory.path()));
 }
 
+/// The few objects that stay are spread over the whole file.
+#[tokio::test]
+async fn what_is_deleted_gives_its_room_back_bit_by_bit() {
+    const OBJECTS: usize = 20_000;
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), Limits::default()).unwrap();
+    let every: Vec<usize> = (0..OBJECTS).collect();
+    for some in every.chunks(500) {
+        let ops: Vec<Op> = some.iter().map(|index| put(&format!("k{index:05}"), 2_000)).collect();
+        store.write(ops.into()).await.unwrap();
+    }
+    let full = on_disk(directory.path());
+    assert!(full > 40_000_000, "{full} bytes");
+    for some in every.chunks(500) {
+        let ops: Vec<Op> =
+            some.iter().filter(|index| *index % 100 > 0).map(|index| delete(&format!("k{index:05}"))).collect();
+        store.write(ops.into()).await.unwrap();
+    }
+    let mut commits = 0;
+    while on_disk(directory.path()) > full / 5 {
+        assert!(commits < 1_000, "{} of {full} bytes after {commits} commits", on_disk(directory.path()));
+        commits += 1;
+        store.write(vec![put("lease", 100)].into()).await.unwrap();
+    }
+    let kept = store.list(&things(), &Page::default()).unwrap();
+    assert_eq!(kept.entries.len(), OBJECTS / 100 + 1);
+    store.close();
+    let store = Store::open(directory.path(), Limits::default()).unwrap();
+    assert_eq!(store.list(&things(), &Page::default()).unwrap(), kept, "moving changes nothing, revisions among it");
+}
+
 #[tokio::test]
 async fn a_page_is_of_its_revision_until_history_forgets_it() {
     let directory = tempfile::tempdir().unwrap();

@@ -66,13 +66,16 @@ pub(crate) struct Running {
 }
 
 /// Killed when it is dropped, as by a power cut: with no word of warning.
-struct Process(Child);
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
 
 impl Drop for Process {
     fn drop(&mut self) {
         // It may have ended by itself; both then fail, and there is nothing left to do.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -89,9 +92,9 @@ impl Running {
                 Ok(()) => return Ok(running),
                 Err(error) => error,
             };
-            for Process(child) in &mut running.processes {
+            for Process { child, log } in &mut running.processes {
                 if let Some(status) = child.try_wait()? {
-                    bail!("a server ended with {status}; see the logs in {}", directory.display());
+                    bail!("a server ended with {status}: {}", std::fs::read_to_string(log)?);
                 }
             }
             if Instant::now() > deadline {
@@ -111,7 +114,7 @@ impl Running {
     /// Resident now, and at the most, of all processes together.
     pub(crate) fn memory(&self) -> Result<String> {
         let mut sums = [0; 2];
-        for Process(child) in &self.processes {
+        for Process { child, .. } in &self.processes {
             let status = std::fs::read_to_string(format!("/proc/{}/status", child.id()))?;
             for (sum, field) in sums.iter_mut().zip(["VmRSS:", "VmHWM:"]) {
                 let line = status.lines().find_map(|line| line.strip_prefix(field)).context("no memory of it")?;
@@ -123,12 +126,13 @@ impl Running {
 }
 
 fn spawn(program: &Path, arguments: &[String], log: &Path) -> Result<Process> {
-    let log = std::fs::File::create(log)?;
+    let output = std::fs::File::create(log)?;
     let mut command = Command::new(program);
     // As the binary does it for itself; other programs do not look.
     command.args(arguments).env("MALLOC_ARENA_MAX", "2");
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-    Ok(Process(command.spawn().with_context(|| program.display().to_string())?))
+    command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+    let child = command.spawn().with_context(|| program.display().to_string())?;
+    Ok(Process { child, log: log.to_owned() })
 }
 
 async fn portolan(directory: &Path) -> Result<(SocketAddr, Vec<Process>)> {
@@ -140,7 +144,7 @@ async fn portolan(directory: &Path) -> Result<(SocketAddr, Vec<Process>)> {
     let mut process = spawn(&std::env::current_exe()?, &arguments, &directory.join("portolan.log"))?;
     let deadline = Instant::now() + PATIENCE;
     while !port_file.exists() {
-        if let Some(status) = process.0.try_wait()? {
+        if let Some(status) = process.child.try_wait()? {
             bail!("it ended with {status}: {}", std::fs::read_to_string(directory.join("portolan.log"))?);
         }
         anyhow::ensure!(Instant::now() < deadline, "it does not say on which port it serves");
@@ -182,7 +186,7 @@ fn stock(apiserver: &Path, etcd: &Path, directory: &Path) -> Result<(SocketAddr,
         format!("--tls-cert-file={}", file("server.crt")),
         format!("--tls-private-key-file={}", file("server.key")),
         format!("--client-ca-file={}", file("ca.crt")),
-        format!("--service-account-key-file={}", file("tokens.key")),
+        format!("--service-account-key-file={}", file("tokens.pub")),
         format!("--service-account-signing-key-file={}", file("tokens.key")),
         "--service-account-issuer=https://kubernetes.default.svc".to_owned(),
         format!("--service-cluster-ip-range={SERVICES}"),
@@ -211,6 +215,8 @@ fn certificates(directory: &Path) -> Result<()> {
         write(&format!("{name}.crt"), params.signed_by(&key, &issuer)?.pem())?;
         write(&format!("{name}.key"), key.serialize_pem())?;
     }
-    write("tokens.key", KeyPair::generate()?.serialize_pem())?;
+    let tokens = KeyPair::generate()?;
+    write("tokens.key", tokens.serialize_pem())?;
+    write("tokens.pub", tokens.public_key_pem())?;
     Ok(())
 }

@@ -22,16 +22,17 @@ use crate::write::{self, Asked, Unwritten};
 
 /// Takes what the stored Services hold, before anything can be given out.
 pub(crate) fn restore_allocations(server: &Server) -> Result<(), Status> {
-    for (_, service) in stored_services(server)? {
+    for service in stored_services(server)? {
         server.services.restore(services::holdings(&service));
     }
     Ok(())
 }
 
-fn stored_services(server: &Server) -> Result<Vec<(portolan_store::Key, Value)>, Status> {
+/// One after the other: what is decoded takes many times the room of what is stored.
+fn stored_services(server: &Server) -> Result<impl Iterator<Item = Value>, Status> {
     let all = server.store.list(&Prefix::resource("", "services"), &Page::default());
     let all = all.map_err(|expired| Status::internal(expired.to_string()))?;
-    Ok(all.entries.into_iter().map(|(key, entry)| (key, object::decode(&entry.value))).collect())
+    Ok(all.entries.into_iter().map(|(_, entry)| object::decode(&entry.value)))
 }
 
 pub(crate) async fn run(server: &Server, advertise: Option<SocketAddr>) -> Result<(), Status> {
@@ -101,7 +102,7 @@ async fn endpoints(server: &Server, advertise: SocketAddr) -> Result<(), Status>
 async fn repair_addresses(server: &Server) -> Result<(), Status> {
     let kind = services::address_kind();
     let now = object::time(jiff::Timestamp::now());
-    for (_, service) in stored_services(server)? {
+    for service in stored_services(server)? {
         for address in services::addresses(&service) {
             if server.store.get(&object::key(kind, "", &address.to_string())).0.is_some() {
                 continue;
