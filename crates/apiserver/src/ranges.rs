@@ -15,12 +15,12 @@ use portolan_kinds::Kind;
 use portolan_store::{Event, Expect, Key, Op, Page, Store};
 use serde_json::{Value, json};
 
-use crate::authz::User;
 use crate::object;
 use crate::options::Options;
 use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services;
+use crate::user::User;
 use crate::write::{self, Asked};
 
 /// Every range has it from its first moment; see `portolan_kinds`.
