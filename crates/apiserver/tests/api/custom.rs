@@ -335,7 +335,7 @@ async fn what_cannot_be_served_is_refused() {
         (
             422,
             "CustomResourceDefinition.apiextensions.k8s.io \"crontabs.stable.example.com\" is invalid: \
-             spec.versions[0].schema.openAPIV3Schema.properties[spec].type: Required value: must not be empty for specified \
+             spec.validation.openAPIV3Schema.properties[spec].type: Required value: must not be empty for specified \
              object fields"
                 .to_owned()
         )

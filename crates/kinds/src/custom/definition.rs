@@ -17,6 +17,11 @@ use crate::{FieldError, Subresource};
 pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
 
 const MOST_SELECTABLE: usize = 8;
+/// What versions may have alike.
+const PARTS: [&str; 4] = ["schema", "subresources", "additionalPrinterColumns", "selectableFields"];
+/// What the schema of a whole object may not say when its status is written apart.
+const APART_FROM_STATUS: [&str; 8] =
+    ["additionalProperties", "allOf", "anyOf", "default", "enum", "maxProperties", "minProperties", "oneOf"];
 const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
 const COLUMN_FORMATS: [&str; 8] = ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
 
@@ -174,8 +179,16 @@ fn validate_spec(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     }
     let versions = spec.list("versions");
     let at = path.field("versions");
+    // What all versions have alike is told of once, where Kubernetes keeps it: beside the versions.
+    let shared = |field: &&str| match versions {
+        [first, ..] if *field == "schema" && !first["schema"].has("openAPIV3Schema") => false,
+        [first, rest @ ..] => first.has(field) && rest.iter().all(|version| version[*field] == first[*field]),
+        [] => false,
+    };
+    let (together, apart): (Vec<&str>, Vec<&str>) = PARTS.into_iter().partition(shared);
     for (index, version) in versions.iter().enumerate() {
         validate_version(version, &at.index(index), errors);
+        apart.iter().for_each(|part| validate_part(version, part, &at.index(index).field(part), errors));
     }
     let told = |errors: &mut Vec<FieldError>, words: &str| {
         errors.push(FieldError::invalid(at, spec["versions"].clone(), words))
@@ -196,6 +209,10 @@ fn validate_spec(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
         }
     }
     names_of(names, &at, errors);
+    for part in together {
+        let at = path.field(if part == "schema" { "validation" } else { part });
+        validate_part(&versions[0], part, &at, errors);
+    }
     conversion(&spec["conversion"], &path.field("conversion"), errors);
 }
 
@@ -204,7 +221,7 @@ fn conversion(conversion: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>)
     match conversion.text("strategy") {
         "" => errors.push(FieldError::required(at, "")),
         "None" if conversion.has("webhook") => {
-            errors.push(FieldError::forbidden(path.field("webhook"), "should not be set when strategy is not set to Webhook"));
+            errors.push(FieldError::forbidden(path.field("webhookClientConfig"), "should not be set when strategy is not set to Webhook"));
         }
         "None" => {}
         "Webhook" => errors.push(FieldError::invalid(
@@ -264,19 +281,45 @@ fn validate_version(version: &Value, path: &Path<'_>, errors: &mut Vec<FieldErro
             ));
         }
     }
+}
+
+/// One of [`PARTS`] of a version.
+fn validate_part(version: &Value, part: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     let schema = &version["schema"]["openAPIV3Schema"];
-    let at = path.field("schema");
-    if schema.is_object() {
-        errors.extend(structural::mistakes(schema, &at.field("openAPIV3Schema")));
-    } else {
-        errors.push(FieldError::required(at.field("openAPIV3Schema"), "schemas are required"));
+    match part {
+        "schema" if schema.is_object() => {
+            let at = path.field("openAPIV3Schema");
+            if version["subresources"].has("status") {
+                beside_status(schema, &at, errors);
+            }
+            errors.extend(structural::mistakes(schema, &at));
+        }
+        "schema" => errors.push(FieldError::required(path.field("openAPIV3Schema"), "")),
+        "subresources" => subresources(&version["subresources"], path, errors),
+        "additionalPrinterColumns" => {
+            for (index, column) in version.list(part).iter().enumerate() {
+                column_of(column, &path.index(index), errors);
+            }
+        }
+        _ => selectable(version.list("selectableFields"), &Schema::new(schema), path, errors),
     }
-    subresources(&version["subresources"], &path.field("subresources"), errors);
-    let at = path.field("additionalPrinterColumns");
-    for (index, column) in version.list("additionalPrinterColumns").iter().enumerate() {
-        column_of(column, &at.index(index), errors);
+}
+
+/// With a status of its own, the schema of the whole object may say nothing about both parts together.
+fn beside_status(schema: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+    let kind = schema.text("type");
+    if !matches!(kind, "" | "object") {
+        let words =
+            "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
+        errors.push(FieldError::invalid(path.field("type"), kind, words));
     }
-    selectable(version.list("selectableFields"), &Schema::new(schema), &path.field("selectableFields"), errors);
+    if APART_FROM_STATUS.iter().any(|field| schema.has(field)) {
+        let words = "only [Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength MinLength \
+                     Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example \
+                     XPreserveUnknownFields XValidations] fields are allowed at the root of the schema if the status \
+                     subresource is enabled";
+        errors.push(FieldError::invalid(path, schema.clone(), words));
+    }
 }
 
 fn subresources(subresources: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
@@ -328,7 +371,8 @@ fn column_of(column: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
         let words = format!("must be one of {}", COLUMN_FORMATS.join(","));
         errors.push(FieldError::invalid(path.field("format"), format, words));
     }
-    let (text, at) = (column.text("jsonPath"), path.field("jsonPath"));
+    // Kubernetes names it so inside.
+    let (text, at) = (column.text("jsonPath"), path.field("JSONPath"));
     if text.is_empty() {
         errors.push(FieldError::required(at, ""));
     } else if !text.starts_with('.') {
@@ -422,27 +466,23 @@ mod tests {
                 json!("World"),
                 "spec.scope: Unsupported value: \"World\": supported values: \"Cluster\", \"Namespaced\"",
             ),
-            (
-                "/spec/versions/0/schema",
-                json!({}),
-                "spec.versions[0].schema.openAPIV3Schema: Required value: schemas are required",
-            ),
+            ("/spec/versions/0/schema", json!({}), "spec.versions[0].schema.openAPIV3Schema: Required value"),
             ("/spec/names/shortNames", json!(["C_T"]), "spec.names.shortNames[0]: Invalid value: \"C_T\""),
             ("/spec/versions/0/storage", json!(false), "spec.versions: Invalid value"),
             (
                 "/spec/versions/0/additionalPrinterColumns",
                 json!([{"name": "a", "type": "text", "jsonPath": ".spec"}]),
-                "spec.versions[0].additionalPrinterColumns[0].type: Invalid value: \"text\": must be one of boolean,date,integer,number,string",
+                "spec.additionalPrinterColumns[0].type: Invalid value: \"text\": must be one of boolean,date,integer,number,string",
             ),
             (
                 "/spec/versions/0/subresources",
                 json!({"scale": {"specReplicasPath": ".replicas", "statusReplicasPath": ".status.replicas"}}),
-                "spec.versions[0].subresources.scale.specReplicasPath: Invalid value: \".replicas\": should be a json path under .spec",
+                "spec.subresources.scale.specReplicasPath: Invalid value: \".replicas\": should be a json path under .spec",
             ),
             (
                 "/spec/versions/0/selectableFields",
                 json!([{"jsonPath": ".spec.absent"}]),
-                "spec.versions[0].selectableFields[0].jsonPath: Invalid value: \".spec.absent\": is an invalid path",
+                "spec.selectableFields[0].jsonPath: Invalid value: \".spec.absent\": is an invalid path",
             ),
             (
                 "/spec/conversion",
