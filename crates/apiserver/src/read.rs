@@ -115,8 +115,10 @@ pub(crate) async fn list(
     let mut page = Page { at: None, after: None, limit: options.limit };
     if options.continue_token.is_empty() {
         wait_for(store, asked).await?;
-        if options.resource_version_match == "Exact" {
-            page.at = asked.map(Revision);
+        // With a limit, a revision has always meant just that one.
+        let legacy = options.resource_version_match.is_empty() && options.limit.is_some();
+        if options.resource_version_match == "Exact" || legacy {
+            page.at = asked.filter(|asked| *asked != 0).map(Revision);
         }
     } else {
         if asked.is_some_and(|asked| asked != 0) {

@@ -116,6 +116,9 @@ async fn revisions() {
     };
     let exact = list(format!("resourceVersion={then}&resourceVersionMatch=Exact")).await.ok();
     assert_eq!((names(&exact), &exact["metadata"]["resourceVersion"]), (vec!["c00".to_owned()], &json!(then)));
+    // What clients relied on before there was resourceVersionMatch.
+    assert_eq!(names(&list(format!("resourceVersion={then}&limit=10")).await.ok()), ["c00"]);
+    assert_eq!(names(&list("resourceVersion=0&limit=10".to_owned()).await.ok()), ["c00", "later"]);
     for fresh in ["resourceVersion=0".to_owned(), format!("resourceVersion={then}&resourceVersionMatch=NotOlderThan")] {
         assert_eq!(names(&list(fresh).await.ok()), ["c00", "later"]);
     }
