@@ -21,7 +21,7 @@ use k8s_openapi::api::networking::v1::ServiceCIDR;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::watcher::{self, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
-use portolan_model::{Diagnostic, Event, Names, ServiceId, SliceId, translate};
+use portolan_model::{Diagnostic, Endpoint, Event, Names, ServiceId, SliceId, translate};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
@@ -150,7 +150,7 @@ impl Told for EndpointSlice {
     fn translate(&self) -> Option<(Event, Vec<Diagnostic>)> {
         let (mut slice, diagnostics) = translate::endpoint_slice(self)?;
         // Of all names the most, and nobody who follows the feed asks for them.
-        slice.endpoints.iter_mut().for_each(|endpoint| endpoint.pod = None);
+        slice.endpoints.iter_mut().for_each(Endpoint::forget_pod);
         Some((Event::Slice(slice), diagnostics))
     }
 

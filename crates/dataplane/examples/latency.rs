@@ -303,8 +303,7 @@ fn slice(number: u32) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: Some("other".into()),
-        hostname: None,
-        pod: None,
+        own: None,
         hints: None,
     };
     let port = |name: &str, port| EndpointPort { name: name.into(), protocol: Protocol::Tcp, port: Some(port) };

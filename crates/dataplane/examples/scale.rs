@@ -169,8 +169,7 @@ fn slice(number: u32, endpoints: &[u32]) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: Some("other".into()),
-        hostname: None,
-        pod: None,
+        own: None,
         hints: None,
     };
     EndpointSlice {

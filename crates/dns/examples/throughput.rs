@@ -116,8 +116,7 @@ fn slice(index: u32, endpoints: u32, round: u32) -> EndpointSlice {
         serving: true,
         terminating: false,
         node: None,
-        hostname: None,
-        pod: None,
+        own: None,
         hints: None,
     };
     EndpointSlice {

@@ -220,7 +220,7 @@ fn hosts(service: &Service, slices: &[&EndpointSlice]) -> BTreeSet<Host> {
 fn published<'s>(service: &Service, slice: &'s EndpointSlice) -> impl Iterator<Item = Host> + use<'s> {
     let all = service.publish_not_ready;
     slice.endpoints.iter().filter(move |endpoint| endpoint.ready || all).map(|endpoint| {
-        let hostname = endpoint.hostname.as_deref().map(str::to_ascii_lowercase);
+        let hostname = endpoint.hostname().map(str::to_ascii_lowercase);
         // A hostname that cannot be a label is as good as none.
         let hostname = hostname.filter(|text| push_label(&mut Vec::new(), text).is_some());
         Host { hostname: hostname.map(String::into_boxed_str), address: endpoint.address }

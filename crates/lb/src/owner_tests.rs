@@ -42,8 +42,7 @@ fn slice(service: &str, nodes: &[(&str, bool)]) -> EndpointSlice {
         serving: true,
         terminating: !ready,
         node: Some((*node).into()),
-        hostname: None,
-        pod: None,
+        own: None,
         hints: None,
     };
     EndpointSlice {

@@ -18,6 +18,6 @@ mod vocabulary;
 pub use names::Names;
 pub use snapshot::{Delta, Event, Snapshot};
 pub use vocabulary::{
-    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Hints, Node, NodePort, Protocol, Service, ServiceId,
+    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Hints, Node, NodePort, OwnNames, Protocol, Service, ServiceId,
     ServicePort, ServiceType, SliceId, TrafficPolicy,
 };

@@ -46,7 +46,8 @@ impl Delta {
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
-    services: BTreeMap<ServiceId, Service>,
+    /// Apart from their ids: a node of a tree that was filled in order is half empty.
+    services: BTreeMap<ServiceId, Box<Service>>,
     /// In the order of their ids. Nearly always one or two, for which a tree would take ten times the room.
     slices: BTreeMap<ServiceId, Vec<EndpointSlice>>,
     slice_owner: BTreeMap<SliceId, ServiceId>,
@@ -61,8 +62,8 @@ impl Snapshot {
         match event {
             Event::Service(service) => {
                 let id = service.id.clone();
-                if self.services.get(&id) != Some(&service) {
-                    self.services.insert(id.clone(), service);
+                if self.service(&id) != Some(&service) {
+                    self.services.insert(id.clone(), Box::new(service));
                     delta.services.insert(id);
                 }
             }
@@ -131,12 +132,12 @@ impl Snapshot {
     }
 
     pub fn service(&self, id: &ServiceId) -> Option<&Service> {
-        self.services.get(id)
+        self.services.get(id).map(|service| &**service)
     }
 
     /// In the order of their ids.
     pub fn services(&self) -> impl Iterator<Item = &Service> {
-        self.services.values()
+        self.services.values().map(|service| &**service)
     }
 
     /// The Service's slices in the order of their names; empty when it has none.

@@ -12,7 +12,7 @@ use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::networking::v1 as networking;
 
 use crate::{
-    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Hints, Node, NodePort, Protocol, Service, ServiceId,
+    Diagnostic, Endpoint, EndpointPort, EndpointSlice, Hints, Node, NodePort, OwnNames, Protocol, Service, ServiceId,
     ServicePort, ServiceType, SliceId, TrafficPolicy,
 };
 
@@ -221,8 +221,11 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Option<(EndpointSlic
             serving: conditions.and_then(|c| c.serving).unwrap_or(ready),
             terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
             node: endpoint.node_name.as_deref().map(Arc::from),
-            hostname: endpoint.hostname.as_deref().map(Arc::from),
-            pod: target.and_then(|target| target.name.as_deref()).map(Arc::from),
+            own: OwnNames {
+                hostname: endpoint.hostname.as_deref().map(Arc::from),
+                pod: target.and_then(|target| target.name.as_deref()).map(Arc::from),
+            }
+            .boxed(),
             hints: endpoint.hints.as_ref().and_then(hints),
         });
     }

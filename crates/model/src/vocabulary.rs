@@ -150,11 +150,43 @@ pub struct Endpoint {
     pub serving: bool,
     pub terminating: bool,
     pub node: Option<Arc<str>>,
-    pub hostname: Option<Arc<str>>,
-    /// The pod behind the endpoint, if one is and whoever asks cares.
-    pub pod: Option<Arc<str>>,
+    /// Few that are followed have any.
+    pub own: Option<Box<OwnNames>>,
     /// Many endpoints have the same.
     pub hints: Option<Arc<Hints>>,
+}
+
+/// What no other endpoint is called. Not both are absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnNames {
+    pub hostname: Option<Arc<str>>,
+    /// The pod behind the endpoint.
+    pub pod: Option<Arc<str>>,
+}
+
+impl Endpoint {
+    #[must_use]
+    pub fn hostname(&self) -> Option<&str> {
+        self.own.as_ref()?.hostname.as_deref()
+    }
+
+    /// `None` also where [`forget_pod`](Self::forget_pod) was called.
+    #[must_use]
+    pub fn pod(&self) -> Option<&str> {
+        self.own.as_ref()?.pod.as_deref()
+    }
+
+    /// For who follows many endpoints and never asks which pod is behind one.
+    pub fn forget_pod(&mut self) {
+        self.own = self.own.take().and_then(|own| OwnNames { pod: None, ..*own }.boxed());
+    }
+}
+
+impl OwnNames {
+    /// `None` without any.
+    pub(crate) fn boxed(self) -> Option<Box<Self>> {
+        (self != Self::default()).then(|| Box::new(self))
+    }
 }
 
 /// For whom an endpoint is meant, before others. Not both lists are empty.

@@ -132,8 +132,7 @@ impl Random {
             serving,
             terminating: !ready && self.flip(),
             node: Some(if self.flip() { "node-1" } else { "node-2" }.into()),
-            hostname: None,
-            pod: None,
+            own: None,
             hints: self.0.random_bool(0.8).then(|| Hints { zones: vec!["east".into()], nodes: Vec::new() }.into()),
         }
     }

@@ -185,7 +185,7 @@ impl World {
 
     /// The pods behind [`World::ready_endpoints`].
     pub(super) fn ready_pods(&self, service: &str) -> BTreeSet<String> {
-        self.ready_endpoints(service).iter().filter_map(|endpoint| Some(endpoint.pod.as_ref()?.to_string())).collect()
+        self.ready_endpoints(service).iter().filter_map(|endpoint| Some(endpoint.pod()?.to_owned())).collect()
     }
 
     pub(super) fn pods_with(&self, label: &str, value: &str) -> Vec<Arc<Pod>> {

@@ -154,7 +154,7 @@ fn who(snapshot: &Snapshot, id: &ServiceId, address: IpAddr) -> String {
     let Some(endpoint) = endpoints(snapshot, id).find(|endpoint| endpoint.address == address) else {
         return String::new();
     };
-    let mut who = match (&endpoint.pod, &endpoint.node) {
+    let mut who = match (endpoint.pod(), &endpoint.node) {
         (Some(pod), Some(node)) => format!("pod {pod} on {node}"),
         (Some(pod), None) => format!("pod {pod}"),
         (None, Some(node)) => format!("on {node}"),
@@ -192,7 +192,7 @@ pub(super) fn names(snapshot: &Snapshot, id: &ServiceId, domain: &str) -> Vec<St
     }
     let mut names = vec![format!("{name} is the addresses of its endpoints:")];
     for endpoint in answered {
-        let own = endpoint.hostname.as_ref().map(|hostname| format!("{hostname}.{name}, "));
+        let own = endpoint.hostname().map(|hostname| format!("{hostname}.{name}, "));
         let unready = if endpoint.ready { "" } else { " (not ready, but published)" };
         let who = who(snapshot, id, endpoint.address);
         names.push(format!("  {}  {}{who}{unready}", endpoint.address, own.unwrap_or_default()));

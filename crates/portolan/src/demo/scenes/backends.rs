@@ -62,7 +62,7 @@ pub(super) async fn three_behind_a_service(stage: &mut Stage<'_>) -> Result<Scen
 fn nodes_of(stage: &Stage<'_>) -> BTreeMap<String, Vec<String>> {
     let mut nodes: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for endpoint in stage.world.ready_endpoints(BACKEND) {
-        if let (Some(node), Some(pod)) = (endpoint.node, endpoint.pod) {
+        if let (Some(node), Some(pod)) = (&endpoint.node, endpoint.pod()) {
             nodes.entry(node.to_string()).or_default().push(pod.to_string());
         }
     }
@@ -73,7 +73,7 @@ fn tell_shares(stage: &Stage<'_>, scene: &mut Scene) {
     let figures = stage.load.figures();
     let endpoints = stage.world.ready_endpoints(BACKEND);
     for (pod, share) in shares(&figures) {
-        let endpoint = endpoints.iter().find(|endpoint| endpoint.pod.as_deref() == Some(pod));
+        let endpoint = endpoints.iter().find(|endpoint| endpoint.pod() == Some(pod));
         let place = endpoint
             .map(|endpoint| format!("{} on {}", endpoint.address, endpoint.node.as_deref().unwrap_or("no node")));
         scene.remark(format!("{share:>5.1} %  {pod}  {}", place.unwrap_or_default()));
