@@ -4,6 +4,8 @@
 use std::fmt::Display;
 use std::time::Duration;
 
+use kube::runtime::watcher::Event;
+
 const SHORTEST: Duration = Duration::from_millis(50);
 /// Also what a server that comes back is noticed after, at the latest.
 const LONGEST: Duration = Duration::from_secs(5);
@@ -12,6 +14,13 @@ const LONGEST: Duration = Duration::from_secs(5);
 pub(crate) struct Backoff(Duration);
 
 impl Backoff {
+    /// The watch has told something. That it begins to list, it tells before the server has answered.
+    pub(crate) fn heard<K>(&mut self, event: &Event<K>) {
+        if !matches!(event, Event::Init) {
+            self.0 = Duration::ZERO;
+        }
+    }
+
     pub(crate) async fn pause(&mut self, kind: &str, error: &impl Display) {
         let before = self.0;
         self.0 = (before * 2).clamp(SHORTEST, LONGEST);

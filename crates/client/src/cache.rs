@@ -110,7 +110,7 @@ where
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    backoff = Backoff::default();
+                    backoff.heard(&event);
                     self.take(event, &mut listing);
                 }
                 Err(error) => backoff.pause(&K::kind(&()), &error).await,

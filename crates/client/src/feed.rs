@@ -224,10 +224,11 @@ impl<K: Told> Watch<K> {
         while let Some(event) = events.next().await {
             match event {
                 Ok(event) => {
-                    backoff = Backoff::default();
+                    backoff.heard(&event);
                     self.take(event);
                 }
-                Err(error) if K::OPTIONAL && refused(&error) => {
+                // Once it has been shown, a refusal is a passing one: a server that has just started knows no roles yet.
+                Err(error) if K::OPTIONAL && !self.listed && refused(&error) => {
                     tracing::debug!(kind = K::KIND, %error, "the server does not show any");
                     self.listed();
                     tokio::time::sleep(REFUSED_AGAIN_AFTER).await;
@@ -345,6 +346,30 @@ mod tests {
     fn listed(services: &[Service]) -> Vec<watcher::Event<Service>> {
         let objects = services.iter().cloned().map(watcher::Event::InitApply);
         std::iter::once(watcher::Event::Init).chain(objects).chain([watcher::Event::InitDone]).collect()
+    }
+
+    /// Six attempts at a server that hangs up take a second and a half, and not a quarter.
+    #[tokio::test]
+    async fn a_server_that_fails_is_left_alone_for_longer_each_time() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let client = crate::connect_from(None, Some(&url)).await.unwrap();
+        let (_feed, driver) = service_feed(&client, &Scope::Everything);
+        let asked = async {
+            let (mut lists, began) = (0, tokio::time::Instant::now());
+            while lists < 6 {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut request = [0; 64];
+                let length = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await.unwrap_or_default();
+                lists += usize::from(request[..length].starts_with(b"GET /api/v1/services"));
+            }
+            began.elapsed()
+        };
+        let took = tokio::select! {
+            () = driver => panic!("the watches ended"),
+            took = tokio::time::timeout(Duration::from_secs(60), asked) => took.expect("six attempts"),
+        };
+        assert!(took >= Duration::from_secs(1), "{took:?}");
     }
 
     #[test]

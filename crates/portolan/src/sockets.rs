@@ -83,11 +83,15 @@ impl LeftOut {
         self.add(uid, Exempt::Namespace(namespace))
     }
 
-    /// Makes the pod's cgroup, so that it has a number; its containers' will be below it.
-    fn add_cgroup(&self, uid: &str) -> Result<(), Box<dyn std::error::Error>> {
+    /// Makes the pod's cgroup, so that it has a number. Containers of `process` will be in it or below.
+    fn add_cgroup(&self, uid: &str, process: u32) -> Result<(), Box<dyn std::error::Error>> {
         let root = cgroup::v2_root()?.ok_or("no cgroup v2 is mounted")?;
         let directory = root.join(portolan_node::cgroup_of(&self.cgroup_parent, uid).trim_start_matches('/'));
         std::fs::create_dir_all(&directory)?;
+        // Beside hierarchies of v1, the runtime uses those, and leaves containers in the v2 cgroup of who starts them.
+        if root != Path::new("/sys/fs/cgroup") {
+            std::fs::write(directory.join("cgroup.procs"), process.to_string())?;
+        }
         self.add(uid, Exempt::cgroup(&root, &directory)?)
     }
 }
@@ -104,7 +108,7 @@ impl Sandboxes for LeftOut {
             Some("false") => {
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
                 let is_on_node = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
-                let added = if is_on_node { self.add_cgroup(uid) } else { self.add_namespace(uid, process) };
+                let added = if is_on_node { self.add_cgroup(uid, process) } else { self.add_namespace(uid, process) };
                 if let Err(error) = added {
                     tracing::warn!("pod {} cannot be left out of socket load balancing: {error}", name());
                 }
