@@ -24,6 +24,7 @@ use super::plan::{BRIDGE, FABRIC_NAMESPACE, HOST_LINK, NAMESPACE_PREFIX, NodePla
 pub(crate) struct Fabric {
     namespace: Netns,
     route: Connection<Route>,
+    services: Ipv4Net,
 }
 
 impl Fabric {
@@ -37,17 +38,21 @@ impl Fabric {
         let prefix = plan.node_network.prefix_len();
         route.add_address(Ipv4Address::new(BRIDGE, plan.control(), prefix)).await?;
         route.set_link_up(BRIDGE).await?;
-        let fabric = Self { namespace, route };
+        let fabric = Self { namespace, route, services: plan.service_cidr };
         fabric.attach(OUTSIDE_NAMESPACE, "outside", plan.outside(), prefix).await?;
         Ok(fabric)
     }
 
     /// Makes a node's namespace and joins it to the bridge.
     pub(crate) async fn add_node(&self, node: &NodePlan, prefix: u8) -> Result<()> {
-        self.attach(&node.namespace(), &node.name, node.address, prefix).await
+        let route = self.attach(&node.namespace(), &node.name, node.address, prefix).await?;
+        // What the node itself sends to a Service meets the rules only if it has a way to go; they send it another.
+        let services = Ipv4Route::from_addr(self.services.network(), self.services.prefix_len()).dev(UPLINK);
+        route.add_route(services).await.context("cannot route the Service addresses on a node")
     }
 
-    async fn attach(&self, namespace: &str, port: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
+    /// Gives the way to change the new namespace's network.
+    async fn attach(&self, namespace: &str, port: &str, address: Ipv4Addr, prefix: u8) -> Result<Connection<Route>> {
         let inside =
             Netns::create(namespace).with_context(|| format!("cannot make the network namespace {namespace}"))?;
         let cable = VethLink::new(port, UPLINK).peer_netns_fd(&inside).peer_address(hardware_address(address));
@@ -58,7 +63,7 @@ impl Fabric {
         route.set_link_up("lo").await?;
         route.add_address(Ipv4Address::new(UPLINK, address, prefix)).await?;
         route.set_link_up(UPLINK).await?;
-        Ok(())
+        Ok(route)
     }
 
     /// Pulls a node's cable, or plugs it in again.
