@@ -192,7 +192,7 @@ fn aggregated_resource(kind: &Kind) -> Value {
 /// `/version`.
 pub(crate) fn version() -> Value {
     json!({
-        "major": "1", "minor": "34", "gitVersion": concat!("v1.34.0+portolan-", env!("CARGO_PKG_VERSION")),
+        "major": "1", "minor": "36", "gitVersion": concat!("v1.36.2+portolan-", env!("CARGO_PKG_VERSION")),
         "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "none", "compiler": "rustc", "platform": format!("linux/{}", architecture())
     })

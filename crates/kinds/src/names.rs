@@ -1,6 +1,6 @@
 //! The forms of names in Kubernetes, and how to make one from a base.
 //!
-//! Each check returns what is wrong in Kubernetes' words (release 1.34), or nothing. No regular expressions run.
+//! Each check returns what is wrong in Kubernetes' words (release 1.36), or nothing. No regular expressions run.
 //! Source: apimachinery `pkg/util/validation`, apiserver `pkg/storage/names`.
 
 /// Longest name made by [`generate_name`], before the suffix.

@@ -3,8 +3,8 @@
 //!
 //! `k8s-openapi` (as text) says which fields a type has, of which type, and what they mean; the doc comments of
 //! `k8s-pb` carry the markers for patches and lists and the protobuf tags; `schema/go-facts.txt` says what only the Go
-//! types know: names of string types, which scalars are pointers (`*`), which are always written (`+`), and which structs
-//! stand in their owner itself (`=`).
+//! types know: names of string types, which scalars are pointers (`*`), which are always written (`+`), which may be left
+//! out (`-`), and which structs stand in their owner itself (`=`).
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -90,13 +90,14 @@ fn table_is_current() {
     let facts: BTreeMap<&str, &str> =
         facts.lines().filter(|l| !l.starts_with('#')).filter_map(|l| l.split_once(' ')).collect();
 
+    let header = header_words(&pb);
     let mut types = BTreeMap::new();
     let mut todo: Vec<String> = ROOTS.iter().map(|r| (*r).to_owned()).collect();
     while let Some(name) = todo.pop() {
         if types.contains_key(&name) {
             continue;
         }
-        let parsed = parse_type(&openapi, &name);
+        let parsed = parse_type(&openapi, &name, &header);
         for field in &parsed.fields {
             let element = field.kind.trim_start_matches("[]").trim_start_matches("{}");
             if element.contains('.') {
@@ -126,13 +127,16 @@ fn table_is_current() {
         for field in &parsed.fields {
             writeln!(descriptions, " {} {}", field.name, escape(&field.description)).unwrap();
             let mut line = format!(" {} {}", field.name, field.kind);
-            if field.required {
+            let fact = facts.get(format!("{name}.{}", field.name).as_str());
+            if field.required && !fact.is_some_and(|fact| fact.split(' ').any(|word| word == "-")) {
                 line.push_str(" !");
             }
-            if let Some(fact) = facts.get(format!("{name}.{}", field.name).as_str()) {
+            if let Some(fact) = fact {
                 for word in fact.split(' ') {
                     match word {
+                        "-" => {}
                         "*" | "+" | "=" => write!(line, " {word}").unwrap(),
+                        tag if tag.starts_with("pb=") => write!(line, " {tag}").unwrap(),
                         go => write!(line, " go={go}").unwrap(),
                     }
                 }
@@ -176,15 +180,31 @@ fn sources() -> Option<(PathBuf, PathBuf)> {
         let package = metadata["packages"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap();
         Path::new(package["manifest_path"].as_str().unwrap()).parent().unwrap().to_owned()
     };
-    Some((folder("k8s-openapi").join("src/v1_34"), folder("k8s-pb")))
+    Some((folder("k8s-openapi").join("src/v1_36"), folder("k8s-pb")))
 }
 
 fn escape(text: &str) -> String {
     text.replace('\\', "\\\\").replace('\n', "\\n")
 }
 
+/// What `api_version` and `kind` mean, which `k8s-openapi` leaves out.
+fn header_words(pb: &Path) -> BTreeMap<String, String> {
+    let text = std::fs::read_to_string(pb.join("src/apimachinery/pkg/apis/meta/v1/mod.rs")).unwrap();
+    let (_, text) = text.split_once("pub struct TypeMeta {").unwrap();
+    let mut words = BTreeMap::new();
+    let mut doc = Vec::new();
+    for line in text.lines().map(str::trim).take_while(|line| *line != "}") {
+        if let Some(comment) = line.strip_prefix("/// ").filter(|comment| !comment.starts_with('+')) {
+            doc.push(comment.replace('<', "").replace('>', ""));
+        } else if let Some((name, _)) = line.strip_prefix("pub ").and_then(|field| field.split_once(':')) {
+            words.insert(name.to_owned(), std::mem::take(&mut doc).join(" "));
+        }
+    }
+    words
+}
+
 /// Reads a type of `k8s-openapi`: `name` is such as `core.v1.ServicePort`.
-fn parse_type(root: &Path, name: &str) -> Type {
+fn parse_type(root: &Path, name: &str, header: &BTreeMap<String, String>) -> Type {
     let (package, short) = name.rsplit_once('.').unwrap();
     let folder = match package {
         "apiextensions.v1" => root.join("apiextensions_apiserver/pkg/apis/apiextensions/v1"),
@@ -216,7 +236,7 @@ fn parse_type(root: &Path, name: &str) -> Type {
                 name: (*name).to_owned(),
                 kind: "string".to_owned(),
                 required: false,
-                description: String::new(),
+                description: header[key].clone(),
             });
         }
     }

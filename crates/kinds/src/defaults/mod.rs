@@ -1,4 +1,4 @@
-//! Fills in what a client left out, as Kubernetes 1.34 does for every kind served here.
+//! Fills in what a client left out, as Kubernetes 1.36 does for every kind served here.
 //!
 //! Invariant: idempotent; nothing a client set is changed. Works on objects that `decode` has cleaned.
 //! Deliberately not here: what allocation decides (cluster IPs, node ports, IP families).

@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 use crate::{Catalog, Kind};
 
 const TITLE: &str = "Kubernetes";
-const VERSION: &str = "v1.34.0";
+const VERSION: &str = "v1.36.2";
 
 /// The path of a group and version: `api/v1`, `apis/apps/v1`.
 fn path_of(kind: &Kind) -> String {

@@ -3,7 +3,7 @@
 //! Invariant: objects are decoded, defaulted and prepared; whatever is still absent or odd yields an error, never a
 //! panic. What allocation fills in (cluster IPs, node ports, families) may be absent, so validation may run before or
 //! after it. Deliberately not here: checks that need other objects.
-//! Source: `pkg/apis/*/validation` of Kubernetes 1.34.
+//! Source: `pkg/apis/*/validation` of Kubernetes 1.36.
 
 mod address;
 mod cluster;

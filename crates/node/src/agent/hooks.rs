@@ -116,7 +116,7 @@ async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         request = request.header("Host", host);
     }
     if !named("user-agent") {
-        request = request.header("User-Agent", "kube-probe/1.34");
+        request = request.header("User-Agent", "kube-probe/1.36");
     }
     for (name, value) in headers {
         request = request.header(name, value);

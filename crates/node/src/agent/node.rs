@@ -110,7 +110,7 @@ fn status(host: &Host, old: &NodeStatus, now: Timestamp) -> Value {
             "kernelVersion": read("/proc/sys/kernel/osrelease"),
             "osImage": os_image(),
             "containerRuntimeVersion": concat!("portolan://", env!("CARGO_PKG_VERSION")),
-            "kubeletVersion": concat!("v1.34.0+portolan-", env!("CARGO_PKG_VERSION")),
+            "kubeletVersion": concat!("v1.36.2+portolan-", env!("CARGO_PKG_VERSION")),
             "kubeProxyVersion": "",
             "operatingSystem": "linux",
             "architecture": architecture(),
