@@ -47,7 +47,9 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Re
     let kind = asked.kind();
     let (config, repeated) = configuration(asked, bytes)?;
     let with_warnings = |mut written: Written| {
-        written.warnings.splice(0..0, repeated.iter().cloned());
+        if asked.options.field_validation == FieldValidation::Warn {
+            written.warnings.splice(0..0, repeated.iter().cloned());
+        }
         written
     };
     for _ in 0..TRIES {

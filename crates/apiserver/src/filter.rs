@@ -9,9 +9,10 @@ use portolan_kinds::{Kind, KindRef, Status};
 use portolan_store::Key;
 use serde_json::Value;
 
+use crate::labels::{LabelSelector, Labels};
 use crate::object;
 use crate::options::Options;
-use crate::selector::{FieldSelector, LabelSelector, Labels};
+use crate::selector::FieldSelector;
 
 #[derive(Clone)]
 pub(crate) struct Filter {

@@ -26,6 +26,7 @@ mod discovery;
 mod expire;
 mod filter;
 mod json;
+mod labels;
 mod listen;
 mod nodes;
 mod object;

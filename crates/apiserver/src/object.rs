@@ -10,7 +10,7 @@ use portolan_store::{Document, Key, Prefix, Revision};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::selector::Labels;
+use crate::labels::Labels;
 
 const METADATA: &str = "\"metadata\":{\"resourceVersion\":\"";
 

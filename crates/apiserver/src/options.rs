@@ -80,11 +80,11 @@ impl Options {
                 "resourceVersion" => options.resource_version = value.into_owned(),
                 "resourceVersionMatch" => options.resource_version_match = value.into_owned(),
                 "limit" => {
-                    let limit: i64 = number(&name, &value)?;
+                    let limit: i64 = number(&value)?;
                     options.limit = usize::try_from(limit).ok().filter(|limit| *limit > 0);
                 }
                 "continue" => options.continue_token = value.into_owned(),
-                "timeoutSeconds" => options.timeout_seconds = Some(number(&name, &value)?),
+                "timeoutSeconds" => options.timeout_seconds = Some(number(&value)?),
                 "allowWatchBookmarks" => options.allow_bookmarks = flag(&value),
                 "sendInitialEvents" => options.send_initial_events = Some(flag(&value)),
                 "dryRun" => options.dry_run = dry_run(&value)?,
@@ -95,7 +95,7 @@ impl Options {
                 "force" => options.force = Some(flag(&value)),
                 "includeObject" => options.include_object = include_object(&value)?,
                 "fieldValidation" => options.field_validation = field_validation(&value)?,
-                "gracePeriodSeconds" => options.delete.grace_period_seconds = Some(number(&name, &value)?),
+                "gracePeriodSeconds" => options.delete.grace_period_seconds = Some(number(&value)?),
                 "propagationPolicy" => options.delete.propagation = Propagation::parse(&value)?,
                 "orphanDependents" => options.delete.propagation = orphan(flag(&value)),
                 _ => {}
@@ -175,7 +175,11 @@ impl Options {
             return Ok(None);
         }
         self.resource_version.parse().map(Some).map_err(|_| {
-            Status::bad_request(format!("invalid resource version \"{}\": it is not a number", self.resource_version))
+            let asked = &self.resource_version;
+            Status::bad_request(format!(
+                "invalid resource version: resourceVersion: Invalid value: \"{asked}\": strconv.ParseUint: parsing \
+                 \"{asked}\": invalid syntax"
+            ))
         })
     }
 }
@@ -197,8 +201,8 @@ fn flag(value: &str) -> bool {
     !matches!(value.to_ascii_lowercase().as_str(), "false" | "0")
 }
 
-fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, Status> {
-    value.parse().map_err(|_| Status::bad_request(format!("{name}: \"{value}\" is not a valid number")))
+fn number<T: std::str::FromStr>(value: &str) -> Result<T, Status> {
+    value.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing \"{value}\": invalid syntax")))
 }
 
 fn dry_run(value: &str) -> Result<bool, Status> {

@@ -114,7 +114,9 @@ impl Server {
         match route::parse(path, &catalog) {
             Ok(Route::Object(target)) => {
                 let kind = target.kind.clone();
-                let mut reply = self.object(&asker, user, target, parts, body, peer).await?;
+                let answer = self.object(&asker, user, target, parts, body, peer).await;
+                // Who asks for what is not there is told as well.
+                let mut reply = answer.unwrap_or_else(|status| respond::failure(&status));
                 respond::warn(&mut reply, kind.deprecation().map(str::to_owned).as_slice());
                 Ok(reply)
             }
@@ -318,10 +320,11 @@ impl Server {
         let shown = |written: Written| {
             let code = if written.created { 201 } else { 200 };
             let mut reply = respond::json(code, show::one(&target.kind, &written.stored, form));
-            if options.field_validation == FieldValidation::Warn {
-                warnings.extend(written.warnings);
-                respond::warn(&mut reply, &warnings);
+            if options.field_validation != FieldValidation::Warn {
+                warnings.clear();
             }
+            warnings.extend(written.warnings);
+            respond::warn(&mut reply, &warnings);
             reply
         };
         let applies = media == apply::MEDIA_TYPE;
@@ -344,7 +347,7 @@ impl Server {
             ("patch", _) => patch::patch(self, asked, media, &bytes).await.map(shown),
             ("delete", _) => delete::reply_one(self, asked, form).await,
             ("deletecollection", _) => delete::collection(self, asked, form).await,
-            _ => Err(Status::method_not_allowed(target.kind.group, target.kind.plural, verb)),
+            _ => Err(Status::method_not_allowed()),
         }
     }
 }
@@ -362,20 +365,19 @@ fn selected(verb: &str, target: &Target, options: &Options) -> (Option<String>, 
 /// 405 for a method that makes no sense there.
 fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static str, Status> {
     let collection = target.name.is_none();
+    // Of all namespaces together there are only lists and watches.
+    let one_place = target.namespace.is_some() || !target.kind.namespaced;
     let verb = match (method, target.sub) {
         (&Method::GET | &Method::HEAD, Sub::None) if options.watch => "watch",
         (&Method::GET | &Method::HEAD, Sub::None) if collection => "list",
         (&Method::GET | &Method::HEAD, Sub::None | Sub::Status | Sub::Scale | Sub::Log) => "get",
-        (&Method::POST, Sub::None) if collection && (target.namespace.is_some() || !target.kind.namespaced) => "create",
+        (&Method::POST, Sub::None) if collection && one_place => "create",
         (&Method::POST, Sub::Binding | Sub::Eviction | Sub::Token) => "create",
         (&Method::PUT, Sub::None | Sub::Status | Sub::Scale | Sub::Finalize) if !collection => "update",
         (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale) if !collection => "patch",
-        (&Method::DELETE, Sub::None) if collection => "deletecollection",
-        (&Method::DELETE, Sub::None) => "delete",
-        _ => {
-            let name = method.as_str().to_ascii_lowercase();
-            return Err(Status::method_not_allowed(target.kind.group, target.kind.plural, &name));
-        }
+        (&Method::DELETE, Sub::None) if !collection => "delete",
+        (&Method::DELETE, Sub::None) if one_place => "deletecollection",
+        _ => return Err(Status::method_not_allowed()),
     };
     Ok(verb)
 }

@@ -141,10 +141,9 @@ fn settle_new_metadata(asked: &Asked<'_>, object: &mut Value, now: Timestamp) ->
 fn check_place(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
     let namespace = object::namespace(object);
     if asked.kind().namespaced && !namespace.is_empty() && namespace != asked.namespace() {
-        return Err(Status::bad_request(format!(
-            "the namespace of the provided object does not match the namespace sent on the request: {namespace} is not {}",
-            asked.namespace()
-        )));
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
     }
     let name = object::name(object);
     if !asked.name().is_empty() && !name.is_empty() && name != asked.name() {
@@ -157,7 +156,9 @@ fn check_place(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
 }
 
 fn refuse_invalid(kind: &Kind, object: &Value, errors: &[FieldError]) -> Result<(), Status> {
-    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(kind.group, kind.kind, object::name(object), errors)) }
+    // Events of both groups are told of as what is stored.
+    let group = object::stored_kind(kind).group;
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, kind.kind, object::name(object), errors)) }
 }
 
 /// The operation that makes a write depend on its namespace being there and staying.
@@ -203,7 +204,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     if custom::is_definition(kind) {
         custom::refuse_too_many(&server.store, object::name(&object), &object)?;
     }
-    warnings.extend(kind.warnings(&object));
+    warnings.extend(kind.warnings(&object, None));
     set_managed_fields(&mut object, owners.managed_fields);
 
     for attempt in 0..TRIES {
@@ -277,7 +278,7 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
     check_place(&asked, &object)?;
     if object::name(&object).is_empty() {
         return Err(Status::bad_request(format!(
-            "the name of the object () does not match the name on the URL ({})",
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
             asked.name()
         )));
     }
@@ -327,7 +328,7 @@ pub(crate) async fn change(
         }
         if custom::is_definition(kind) && new["spec"] != old["spec"] {
             custom::refuse_too_many(&server.store, name, &new)?;
-            warnings.extend(kind.warnings(&new));
+            warnings.extend(kind.warnings(&new, Some(&old)));
         }
         set_managed_fields(&mut new, owners.managed_fields);
         let new = object::to_stored(kind, new);

@@ -209,24 +209,14 @@ impl Walk<'_> {
                 }
                 Ok(())
             }
-            Shape::Scalar(scalar) => {
-                scalar_value(*scalar, value, path, place, matches!(place.field.shape, Shape::Scalar(_)))
-            }
+            Shape::Scalar(scalar) => scalar_value(*scalar, value, path, place),
         }
     }
 }
 
-fn scalar_value(
-    scalar: Scalar,
-    value: &mut Value,
-    path: &Path<'_>,
-    place: Place<'_>,
-    direct: bool,
-) -> Result<(), String> {
-    let wrong = |value: &Value, basic: &str| {
-        let go = if direct { place.field.go.unwrap_or(basic) } else { basic };
-        type_error(json_name(value), path, Some(place), go)
-    };
+fn scalar_value(scalar: Scalar, value: &mut Value, path: &Path<'_>, place: Place<'_>) -> Result<(), String> {
+    let wrong =
+        |value: &Value, basic: &str| type_error(json_name(value), path, Some(place), place.field.go.unwrap_or(basic));
     match scalar {
         Scalar::String => {
             if !value.is_string() {
@@ -243,7 +233,7 @@ fn scalar_value(
             let Value::Number(number) = &*value else { return Err(wrong(value, basic)) };
             let fits = number.as_i64().is_some_and(|number| scalar == Scalar::Int64 || i32::try_from(number).is_ok());
             if !fits {
-                let go = if direct { place.field.go.unwrap_or(basic) } else { basic };
+                let go = place.field.go.unwrap_or(basic);
                 return Err(type_error(&format!("number {number}"), path, Some(place), go));
             }
         }
@@ -260,7 +250,7 @@ fn scalar_value(
         }
         Scalar::Time | Scalar::MicroTime => {
             let Value::String(text) = &*value else {
-                return Err(format!("json: cannot unmarshal {} into Go value of type string", json_name(value)));
+                return Err(type_error(json_name(value), path, Some(place), "string"));
             };
             let canonical = canonical_time(text, scalar == Scalar::MicroTime)?;
             if let Some(canonical) = canonical {
@@ -282,10 +272,10 @@ fn scalar_value(
             Value::String(_) => {}
             Value::Number(number) => {
                 if number.as_i64().and_then(|n| i32::try_from(n).ok()).is_none() {
-                    return Err(format!("json: cannot unmarshal number {number} into Go value of type int32"));
+                    return Err(type_error(&format!("number {number}"), path, Some(place), "int32"));
                 }
             }
-            other => return Err(format!("json: cannot unmarshal {} into Go value of type int32", json_name(other))),
+            other => return Err(type_error(json_name(other), path, Some(place), "int32")),
         },
         Scalar::Any | Scalar::Json => {}
     }
@@ -346,7 +336,7 @@ fn is_empty(field: &Field, value: &Value) -> bool {
     }
 }
 
-fn empty_of(shape: &Shape) -> Value {
+pub(crate) fn empty_of(shape: &Shape) -> Value {
     match shape {
         Shape::Scalar(Scalar::Bool) => false.into(),
         Shape::Scalar(Scalar::Int32 | Scalar::Int64 | Scalar::Float64) => 0.into(),
@@ -369,7 +359,8 @@ pub(crate) fn bad_base64(text: &str) -> Option<usize> {
         }
     }
     let whole = bytes.len().is_multiple_of(4) && data.len() % 4 != 1;
-    if whole { None } else { Some(text.len()) }
+    // Go names the first byte of the group that has no end.
+    if whole { None } else { Some(bytes.get(data.len() / 4 * 4).map_or(text.len(), |(index, _)| *index)) }
 }
 
 /// The time in the form that Kubernetes writes, or nothing if it is in that form already.

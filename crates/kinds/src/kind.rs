@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::catalog::Strategy;
 use crate::custom::{self, Custom};
-use crate::{FieldError, Status, UnsupportedField, decode, defaults, fields, prepare, table, validate};
+use crate::schema::table as types;
+use crate::{FieldError, Status, UnsupportedField, complete, decode, defaults, fields, prepare, table, validate, warn};
 
 /// A kind of object that is stored and served.
 #[derive(Debug)]
@@ -206,7 +207,10 @@ impl Kind {
 
     /// What to tell whoever still uses this version.
     pub fn deprecation(&self) -> Option<&str> {
-        self.custom.as_ref().and_then(Custom::warning)
+        match self.strategy {
+            Strategy::Endpoints => Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+            _ => self.custom.as_ref().and_then(Custom::warning),
+        }
     }
 
     /// What `/scale` is about, if it exists.
@@ -222,16 +226,24 @@ impl Kind {
         }
     }
 
-    /// What whoever writes such an object is told, beside what is wrong with it.
-    pub fn warnings(&self, object: &Value) -> Vec<String> {
-        if self.strategy == Strategy::CustomResourceDefinition { custom::warnings(object) } else { Vec::new() }
+    /// What may surprise whoever writes this valid object, of which `old` was there before.
+    pub fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
+        match self.strategy {
+            Strategy::CustomResourceDefinition => custom::warnings(new),
+            _ => warn::warnings(self.strategy, new, old),
+        }
     }
 
     /// Fills in what the client left out. Idempotent.
     pub fn default(&self, object: &mut Value) {
         match &self.custom {
             Some(custom) => custom.default(object),
-            None => defaults::default(self.strategy, object),
+            None => {
+                defaults::default(self.strategy, object);
+                if let Some(schema) = types().find(self.type_name()) {
+                    complete::complete(schema, object);
+                }
+            }
         }
     }
 

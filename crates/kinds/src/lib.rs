@@ -10,6 +10,7 @@
 
 pub mod apply;
 mod catalog;
+mod complete;
 pub mod custom;
 mod decode;
 mod defaults;
@@ -29,6 +30,7 @@ mod service;
 mod status;
 mod table;
 mod validate;
+mod warn;
 
 pub use catalog::{Catalog, all, find};
 pub use decode::check;

@@ -28,6 +28,7 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
         Strategy::Pod => json!({"phase": "Pending", "qosClass": qos::class(&object["spec"])}),
         Strategy::Namespace => json!({"phase": "Active"}),
         Strategy::Ingress | Strategy::Service => json!({"loadBalancer": {}}),
+        Strategy::ReplicaSet => json!({"replicas": 0}),
         // A node writes its own object, status and all.
         Strategy::Node => object.get("status").cloned().unwrap_or_else(|| json!({})),
         _ => json!({}),
@@ -62,6 +63,7 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
             }
         }
         // As upstream's admission has it: every pod has an account.
+        Strategy::EndpointSlice => drop_topology(object),
         Strategy::Pod => {
             let spec = child(object, "spec");
             if spec.text("serviceAccountName").is_empty() {
@@ -103,6 +105,7 @@ pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old:
                 Strategy::Namespace => restore(child(new, "spec"), &old["spec"], "finalizers"),
                 Strategy::CustomResourceDefinition => definition::remember_storage(new),
                 Strategy::Service => service(new, &old["spec"]),
+                Strategy::EndpointSlice if new["endpoints"] != old["endpoints"] => drop_topology(new),
                 _ => {}
             }
             if has_generation(strategy) && changed(strategy, new, old) {
@@ -139,6 +142,13 @@ fn changed(strategy: Strategy, new: &Value, old: &Value) -> bool {
             new["spec"] != old["spec"] || new["metadata"]["annotations"] != old["metadata"]["annotations"]
         }
         _ => new["spec"] != old["spec"],
+    }
+}
+
+/// What `v1beta1` knew of an endpoint's place is not written any more.
+fn drop_topology(slice: &mut Value) {
+    for endpoint in items_mut(slice, "endpoints") {
+        remove(endpoint, "deprecatedTopology");
     }
 }
 

@@ -195,7 +195,7 @@ fn header_words(pb: &Path) -> BTreeMap<String, String> {
     let mut doc = Vec::new();
     for line in text.lines().map(str::trim).take_while(|line| *line != "}") {
         if let Some(comment) = line.strip_prefix("/// ").filter(|comment| !comment.starts_with('+')) {
-            doc.push(comment.replace('<', "").replace('>', ""));
+            doc.push(comment.replace(['<', '>'], ""));
         } else if let Some((name, _)) = line.strip_prefix("pub ").and_then(|field| field.split_once(':')) {
             words.insert(name.to_owned(), std::mem::take(&mut doc).join(" "));
         }

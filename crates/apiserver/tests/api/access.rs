@@ -17,7 +17,7 @@ async fn strangers_see_health_and_version_only() {
         assert_eq!((answer.code, answer.bytes.as_ref()), (200, &b"ok"[..]));
     }
     let version = stranger.get("/version").await.ok();
-    assert_eq!((&version["major"], &version["minor"]), (&json!("1"), &json!("34")));
+    assert_eq!((&version["major"], &version["minor"]), (&json!("1"), &json!("36")));
     let refused = stranger.get("/api/v1/namespaces/default/pods").await.failure();
     let words = "pods is forbidden: User \"system:anonymous\" cannot list resource \"pods\" in API group \"\" in the namespace \
                  \"default\"";

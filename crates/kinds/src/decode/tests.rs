@@ -80,7 +80,9 @@ fn type_errors() {
         (
             "services",
             json!({"spec": {"ports": [{"port": 1, "targetPort": true}]}}),
-            format!("{service}json: cannot unmarshal bool into Go value of type int32"),
+            format!(
+                "{service}json: cannot unmarshal bool into Go struct field ServicePort.spec.ports.targetPort of type int32"
+            ),
         ),
         (
             "pods",

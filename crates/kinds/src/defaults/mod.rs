@@ -141,9 +141,9 @@ mod tests {
     fn check(group: &str, plural: &str, sent: Value, kept: &Value) {
         let kind = find(group, "v1", plural).unwrap();
         let (mut object, _) = kind.decode(sent, FieldValidation::Strict).unwrap();
-        kind.default(&mut object);
+        default(kind.strategy, &mut object);
         let once = object.clone();
-        kind.default(&mut object);
+        default(kind.strategy, &mut object);
         assert_eq!(once, object, "defaults are idempotent");
         let map = object.as_object_mut().unwrap();
         map.remove("kind");

@@ -1,6 +1,7 @@
 //! IP addresses and ranges.
 //!
-//! Fields older than strict parsing also take leading zeros and IPv4 in IPv6, as upstream does.
+//! Leading zeros and IPv4 in IPv6, which programs read in different ways, are refused in new values and may stay in old
+//! ones, as upstream has it.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -31,24 +32,31 @@ pub(crate) fn parse_legacy(text: &str) -> Option<IpAddr> {
     parts.next().is_none().then(|| Ipv4Addr::from(octets).into())
 }
 
+/// Whether the address is one, in a form that is not ambiguous.
 pub(super) fn legacy(errors: &mut Errors, path: &Path<'_>, text: &str) -> bool {
-    let good = parse_legacy(text).is_some();
-    if !good {
-        errors.invalid(path, text, NOT_AN_IP);
+    let wrong = ambiguous(text);
+    if let Some(message) = wrong {
+        errors.invalid(path, text, message);
     }
-    good
+    wrong.is_none()
+}
+
+/// Why programs may read the address in different ways.
+fn ambiguous(text: &str) -> Option<&'static str> {
+    match parse_legacy(text) {
+        None => Some(NOT_AN_IP),
+        Some(_) if text.parse::<IpAddr>().is_err() => Some("must not have leading 0s"),
+        Some(IpAddr::V6(v6)) if v6.to_ipv4_mapped().is_some() => Some("must not be an IPv4-mapped IPv6 address"),
+        Some(_) => None,
+    }
 }
 
 /// What is wrong with an address that must be in its one canonical form.
 pub(super) fn canonical(text: &str) -> Vec<String> {
-    let Some(address) = parse_legacy(text) else { return vec![NOT_AN_IP.to_owned()] };
-    if text.parse::<IpAddr>().is_err() {
-        return vec!["must not have leading 0s".to_owned()];
+    if let Some(message) = ambiguous(text) {
+        return vec![message.to_owned()];
     }
-    if matches!(address, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
-        return vec!["must not be an IPv4-mapped IPv6 address".to_owned()];
-    }
-    let form = address.to_string();
+    let form = parse_legacy(text).map(|address| address.to_string()).unwrap_or_default();
     if form == text { Vec::new() } else { vec![format!("must be in canonical form (\"{form}\")")] }
 }
 
@@ -90,29 +98,32 @@ pub(super) fn parse_cidr(text: &str) -> Option<ipnet::IpNet> {
 }
 
 pub(super) fn legacy_cidr(errors: &mut Errors, path: &Path<'_>, text: &str) {
-    if parse_cidr(text).is_none() {
-        errors.invalid(path, text, NOT_A_CIDR);
+    if let Some(message) = ambiguous_cidr(text) {
+        errors.invalid(path, text, message);
+    }
+}
+
+/// Why programs may read the range in different ways.
+fn ambiguous_cidr(text: &str) -> Option<&'static str> {
+    let Some(net) = parse_cidr(text) else { return Some(NOT_A_CIDR) };
+    if text.parse::<ipnet::IpNet>().is_err() {
+        Some("must not have leading 0s in IP or prefix length")
+    } else if matches!(net.addr(), IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
+        Some("must not have an IPv4-mapped IPv6 address")
+    } else if net.addr() != net.network() {
+        Some("must not have bits set beyond the prefix length")
+    } else {
+        None
     }
 }
 
 /// A range in its one canonical form.
 pub(super) fn canonical_cidr(errors: &mut Errors, path: &Path<'_>, text: &str) {
-    let Some(net) = parse_cidr(text) else {
-        errors.invalid(path, text, NOT_A_CIDR);
-        return;
-    };
-    let message = if text.parse::<ipnet::IpNet>().is_err() {
-        "must not have leading 0s in IP or prefix length".to_owned()
-    } else if matches!(net.addr(), IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) {
-        "must not have an IPv4-mapped IPv6 address".to_owned()
-    } else if net.addr() != net.network() {
-        "must not have bits set beyond the prefix length".to_owned()
-    } else if net.to_string() != text {
-        format!("must be in canonical form (\"{net}\")")
-    } else {
-        return;
-    };
-    errors.invalid(path, text, message);
+    if let Some(message) = ambiguous_cidr(text) {
+        errors.invalid(path, text, message);
+    } else if let Some(net) = parse_cidr(text).filter(|net| net.to_string() != text) {
+        errors.invalid(path, text, format!("must be in canonical form (\"{net}\")"));
+    }
 }
 
 #[cfg(test)]

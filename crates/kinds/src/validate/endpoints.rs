@@ -4,14 +4,13 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::{Errors, address, metadata};
+use super::{Errors, address};
 use crate::look::{Look, Path};
 use crate::names;
 
 const MAX_ENDPOINTS: usize = 1000;
 const MAX_ADDRESSES: usize = 100;
 const MAX_PORTS: usize = 20000;
-const MAX_TOPOLOGY: usize = 16;
 const MAX_HINTS: usize = 8;
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 
@@ -102,15 +101,9 @@ fn slice_endpoints(errors: &mut Errors, endpoints: &[Value], kind: &str) {
             errors.too_many(&list, addresses.len(), MAX_ADDRESSES);
         }
         for (index, item) in addresses.iter().enumerate() {
-            slice_address(errors, item.as_str().unwrap_or_default(), kind, &list.index(index));
+            slice_address(errors, item.as_str().unwrap_or_default(), kind, (&list, index));
         }
         node_name(errors, endpoint, &path);
-        let topology = path.field("deprecatedTopology");
-        let count = endpoint["deprecatedTopology"].as_object().map_or(0, serde_json::Map::len);
-        if count > MAX_TOPOLOGY {
-            errors.too_many(&topology, count, MAX_TOPOLOGY);
-        }
-        metadata::labels(errors, &endpoint["deprecatedTopology"], &topology);
         if let Some(name) = endpoint["hostname"].as_str() {
             errors.each(&path.field("hostname"), name, names::dns1123_label(name));
         }
@@ -124,24 +117,27 @@ fn slice_endpoints(errors: &mut Errors, endpoints: &[Value], kind: &str) {
             }
             for (index, hint) in names_of.iter().enumerate() {
                 let name = hint.text("name");
+                let path = list.index(index);
+                let path = path.field("name");
                 if names_of[..index].iter().any(|other| other.text("name") == name) {
-                    errors.duplicate(&list.index(index).field("name"), name);
-                } else if name.is_empty() {
-                    errors.required(&list.index(index).field("name"), "");
+                    errors.duplicate(&path, name);
                 }
+                let wrong = if field == "forZones" { names::label_value(name) } else { names::dns1123_subdomain(name) };
+                errors.each(&path, name, wrong);
             }
         }
     }
 }
 
-fn slice_address(errors: &mut Errors, text: &str, kind: &str, path: &Path<'_>) {
+fn slice_address(errors: &mut Errors, text: &str, kind: &str, (list, index): (&Path<'_>, usize)) {
+    let path = &list.index(index);
     match kind {
         "IPv4" | "IPv6" => {
             if !address::legacy(errors, path, text) {
                 return;
             }
             if address::parse_legacy(text).is_some_and(|ip| ip.is_ipv4() != (kind == "IPv4")) {
-                errors.invalid(path, text, format!("must be an {kind} address"));
+                errors.invalid(list, text, format!("must be an {kind} address"));
             }
             address::endpoint(errors, path, text);
         }
@@ -185,7 +181,10 @@ fn slice_ports(errors: &mut Errors, ports: &[Value]) {
         if !names_seen.insert(name) {
             errors.duplicate(&path.field("name"), name);
         }
-        errors.one_of(&path.field("protocol"), port.text("protocol"), &PROTOCOLS);
+        let protocol = port.text("protocol");
+        if !PROTOCOLS.contains(&protocol) {
+            errors.not_supported(&path.field("protocol"), protocol, &PROTOCOLS);
+        }
         app_protocol(errors, port, &path);
     }
 }

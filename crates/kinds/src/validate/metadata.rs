@@ -22,8 +22,9 @@ fn name_errors(kind: &Kind, name: &str, prefix: bool) -> Vec<String> {
         name
     };
     match kind.strategy {
-        Strategy::Namespace => names::dns1123_label(name),
-        Strategy::Service => names::dns1035_label(name),
+        Strategy::Namespace | Strategy::Service => names::dns1123_label(name),
+        // As of old: whatever can stand in a path.
+        Strategy::Event => names::path_segment(name),
         Strategy::IpAddress => super::address::canonical(name),
         Strategy::ClusterRole | Strategy::ClusterRoleBinding | Strategy::Role | Strategy::RoleBinding => {
             names::path_segment(name)
@@ -33,10 +34,6 @@ fn name_errors(kind: &Kind, name: &str, prefix: bool) -> Vec<String> {
 }
 
 pub(super) fn create(errors: &mut Errors, kind: &Kind, object: &Value) {
-    // Core events are not checked here, as of old; `event::core` looks at their namespace.
-    if kind.strategy == Strategy::Event {
-        return;
-    }
     let metadata = &object["metadata"];
     let generate = metadata.text("generateName");
     if !generate.is_empty() {
@@ -65,10 +62,7 @@ pub(super) fn create(errors: &mut Errors, kind: &Kind, object: &Value) {
     finalizers(errors, metadata.list("finalizers"), &METADATA.field("finalizers"));
 }
 
-pub(super) fn update(errors: &mut Errors, kind: &Kind, new: &Value, old: &Value) {
-    if kind.strategy == Strategy::Event {
-        return;
-    }
+pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
     let (new, old) = (&new["metadata"], &old["metadata"]);
     if old.has("deletionTimestamp") {
         let extra: Vec<&str> = new
@@ -120,19 +114,19 @@ pub(super) fn annotations(errors: &mut Errors, annotations: &Value, path: &Path<
 
 fn owners(errors: &mut Errors, owners: &[Value], path: &Path<'_>) {
     let mut controller: Option<String> = None;
-    for (index, owner) in owners.iter().enumerate() {
-        let path_of_owner = path.index(index);
-        for field in ["apiVersion", "kind", "name", "uid"] {
+    for owner in owners {
+        let version = owner.text("apiVersion");
+        // Of a group without a version, or with too many parts, no version is left.
+        if version.is_empty() || version.ends_with('/') || version.matches('/').count() > 1 {
+            errors.invalid(&path.field("apiVersion"), version, "version must not be empty");
+        }
+        for field in ["kind", "name", "uid"] {
             if owner.text(field).is_empty() {
-                errors.required(&path_of_owner.field(field), "must not be empty");
+                errors.invalid(&path.field(field), "", "must not be empty");
             }
         }
-        let version = owner.text("apiVersion");
-        if version.matches('/').count() > 1 || version.ends_with('/') {
-            errors.invalid(&path_of_owner.field("apiVersion"), version, "must be <group>/<version> or <version>");
-        }
         if version == "v1" && owner.text("kind") == "Event" {
-            errors.invalid(&path_of_owner, owner.clone(), "/v1, Kind=Event is disallowed from being an owner");
+            errors.invalid(path, owner.clone(), "/v1, Kind=Event is disallowed from being an owner");
         }
         if owner.flag("controller") {
             let name = format!("{}/{}", owner.text("kind"), owner.text("name"));
@@ -158,6 +152,13 @@ fn finalizers(errors: &mut Errors, finalizers: &[Value], path: &Path<'_>) {
     let has = |wanted: &str| finalizers.iter().any(|name| name == wanted);
     if has("orphan") && has("foregroundDeletion") {
         errors.invalid(path, finalizers.to_vec(), "finalizer orphan and foregroundDeletion cannot be both set");
+    }
+    for (index, name) in finalizers.iter().enumerate() {
+        let name = name.as_str().unwrap_or_default();
+        if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name) {
+            let unqualified = "name is neither a standard finalizer name nor is it fully qualified";
+            errors.invalid(&path.index(index), name, unqualified);
+        }
     }
 }
 

@@ -10,7 +10,7 @@ const SPEC: Path<'static> = Path::Field(&Path::Root, "spec");
 
 pub(super) fn deployment(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     let spec = &new["spec"];
-    common(errors, spec, "deployment");
+    common(errors, spec);
     strategy(errors, &spec["strategy"], &SPEC.field("strategy"));
     errors.non_negative(&SPEC.field("minReadySeconds"), spec.int("minReadySeconds"));
     errors.non_negative(&SPEC.field("revisionHistoryLimit"), spec.int("revisionHistoryLimit"));
@@ -29,13 +29,13 @@ pub(super) fn deployment(errors: &mut Errors, new: &Value, old: Option<&Value>) 
 pub(super) fn replica_set(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     let spec = &new["spec"];
     errors.non_negative(&SPEC.field("minReadySeconds"), spec.int("minReadySeconds"));
-    common(errors, spec, "replicaset");
+    common(errors, spec);
     if let Some(old) = old {
         errors.immutable(&SPEC.field("selector"), &spec["selector"], &old["spec"]["selector"]);
     }
 }
 
-fn common(errors: &mut Errors, spec: &Value, kind: &str) {
+fn common(errors: &mut Errors, spec: &Value) {
     errors.non_negative(&SPEC.field("replicas"), spec.int("replicas"));
     let selector = &spec["selector"];
     let path = SPEC.field("selector");
@@ -43,17 +43,24 @@ fn common(errors: &mut Errors, spec: &Value, kind: &str) {
     if selector.is_null() {
         errors.required(&path, "");
     } else {
+        let before = errors.0.len();
         metadata::selector(errors, selector, &path);
+        let invalid = errors.0.len() > before;
         if empty {
-            errors.invalid(&path, selector.clone(), format!("empty selector is invalid for {kind}"));
+            // Upstream says so of ReplicaSets too.
+            errors.invalid(&path, selector.clone(), "empty selector is invalid for deployment");
+        }
+        if invalid {
+            return errors.invalid(&path, selector.clone(), "invalid label selector");
         }
     }
     let path = SPEC.field("template");
     let template = &spec["template"];
     let labels = &template["metadata"]["labels"];
-    if !empty && !metadata::matches(selector, labels) {
-        let labels = if labels.is_null() { Value::Object(serde_json::Map::new()) } else { labels.clone() };
-        errors.invalid(&path.field("metadata").field("labels"), labels, "`selector` does not match template `labels`");
+    // No selector selects nothing, and an empty one everything.
+    if selector.is_null() || !(empty || metadata::matches(selector, labels)) {
+        let why = "`selector` does not match template `labels`";
+        errors.invalid(&path.field("metadata").field("labels"), labels.clone(), why);
     }
     pod::template(errors, template, &path);
     let policy = template["spec"].text("restartPolicy");

@@ -32,7 +32,7 @@ fn slice_rules() {
             (
                 json!({"endpoints": [{"addresses": ["2001:db8::1", "x"]}]}),
                 &[
-                    "endpoints[0].addresses[0]: Invalid value: \"2001:db8::1\": must be an IPv4 address",
+                    "endpoints[0].addresses: Invalid value: \"2001:db8::1\": must be an IPv4 address",
                     &format!("endpoints[0].addresses[1]: Invalid value: \"x\": {NOT_AN_IP}"),
                 ],
             ),

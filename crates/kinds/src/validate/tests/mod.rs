@@ -87,9 +87,9 @@ fn the_whole_message() {
 
 #[test]
 fn metadata_rules() {
-    let name = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
-                character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for \
-                validation is '[a-z]([-a-z0-9]*[a-z0-9])?')";
+    let name = "a lowercase RFC 1123 label must consist of lower case alphanumeric characters or '-', and must start and \
+                end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex used for validation is \
+                '[a-z0-9]([-a-z0-9]*[a-z0-9])?')";
     let qualified = "must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
                      alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
                      '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
@@ -100,7 +100,10 @@ fn metadata_rules() {
         "services",
         &service(),
         &[
-            (json!({"metadata": {"name": "1a"}}), &[&format!("metadata.name: Invalid value: \"1a\": {name}")]),
+            // Since 1.36, a Service's name may begin with a digit.
+            (json!({"metadata": {"name": "1a"}}), &[]),
+            (json!({"metadata": {"name": "a_b"}}), &[&format!("metadata.name: Invalid value: \"a_b\": {name}")]),
+            (json!({"metadata": {"name": "a.b"}}), &["metadata.name: Invalid value: \"a.b\": must not contain dots"]),
             (json!({"metadata": {"name": null}}), &["metadata.name: Required value: name or generateName is required"]),
             (json!({"metadata": {"namespace": null}}), &["metadata.namespace: Required value"]),
             (json!({"metadata": {"generateName": "web-"}}), &[]),
@@ -124,8 +127,19 @@ fn metadata_rules() {
             (
                 json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "", "name": "n", "uid": ""}]}}),
                 &[
-                    "metadata.ownerReferences[0].kind: Required value: must not be empty",
-                    "metadata.ownerReferences[0].uid: Required value: must not be empty",
+                    "metadata.ownerReferences.kind: Invalid value: \"\": must not be empty",
+                    "metadata.ownerReferences.uid: Invalid value: \"\": must not be empty",
+                ],
+            ),
+            (
+                json!({"metadata": {"ownerReferences": [{"apiVersion": "a/b/c", "kind": "K", "name": "n", "uid": "u"}]}}),
+                &["metadata.ownerReferences.apiVersion: Invalid value: \"a/b/c\": version must not be empty"],
+            ),
+            (
+                json!({"metadata": {"finalizers": ["kubernetes", "a.b/c", "mine"]}}),
+                &[
+                    "metadata.finalizers[2]: Invalid value: \"mine\": name is neither a standard finalizer name nor is it \
+                   fully qualified",
                 ],
             ),
             (

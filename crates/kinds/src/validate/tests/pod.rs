@@ -66,11 +66,10 @@ fn pod_rules() {
                     "spec.containers[0].env[1].name: Invalid value: \"A=B\": a valid environment variable name must consist \
                    only of printable ASCII characters other than '='",
                     "spec.containers[0].env[2].valueFrom: Invalid value: \"\": must specify one of: `fieldRef`, \
-                   `resourceFieldRef`, `configMapKeyRef` or `secretKeyRef`",
+                   `resourceFieldRef`, `configMapKeyRef`, `secretKeyRef` or `fileKeyRef`",
                     "spec.containers[0].env[3].valueFrom: Invalid value: \"\": may not be specified when `value` is not empty",
-                    "spec.containers[0].env[4].valueFrom.fieldRef.fieldPath: Unsupported value: \"spec.hostname\": supported \
-                   values: \"metadata.name\", \"metadata.namespace\", \"metadata.uid\", \"spec.nodeName\", \
-                   \"spec.serviceAccountName\", \"status.hostIP\", \"status.hostIPs\", \"status.podIP\", \"status.podIPs\"",
+                    "spec.containers[0].env[4].valueFrom.fieldRef.fieldPath: Invalid value: \"spec.hostname\": error converting \
+                     fieldPath: field label not supported: spec.hostname",
                 ],
             ),
             (

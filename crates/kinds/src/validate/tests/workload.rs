@@ -14,7 +14,20 @@ fn workload_rules() {
         "deployments",
         &base,
         &[
-            (json!({"spec": {"selector": null}}), &["spec.selector: Required value"]),
+            (
+                json!({"spec": {"selector": null}}),
+                &[
+                    "spec.selector: Required value",
+                    "spec.template.metadata.labels: Invalid value: {\"app\":\"x\",\"more\":\"y\"}: `selector` does not match template `labels`",
+                ],
+            ),
+            (
+                json!({"spec": {"selector": {"matchLabels": {"app": "x"}, "matchExpressions": [{"key": "a", "operator": "Is"}]}}}),
+                &[
+                    "spec.selector.matchExpressions[0].operator: Invalid value: \"Is\": not a valid selector operator",
+                    "spec.selector: Invalid value: {\"matchExpressions\":[{\"key\":\"a\",\"operator\":\"Is\"}],\"matchLabels\":{\"app\":\"x\"}}: invalid label selector",
+                ],
+            ),
             (
                 json!({"spec": {"selector": {"matchLabels": {"app": "z"}}}}),
                 &[
