@@ -34,6 +34,11 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes:
     .await
 }
 
+/// A list of operations that cannot be carried out; clients show the reason as it is.
+fn rejected(why: &dyn std::fmt::Display) -> Status {
+    Status::unprocessable(format!("the server rejected our request due to an error in our request: {why}"))
+}
+
 pub(crate) enum Patch {
     Json(json_patch::Patch),
     Merge(Value),
@@ -48,8 +53,13 @@ impl Patch {
         let json = || body::json(bytes);
         match media {
             "application/json-patch+json" => {
-                let patch: json_patch::Patch = serde_json::from_value(json()?)
-                    .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+                let value = json()?;
+                // As upstream has it: a list is a patch, though none of its operations may be one.
+                let is_list = value.is_array();
+                let patch: json_patch::Patch = serde_json::from_value(value).map_err(|error| match is_list {
+                    true => rejected(&error),
+                    false => Status::bad_request(format!("error decoding patch: {error}")),
+                })?;
                 if patch.0.len() > Self::MOST_OPERATIONS {
                     let most = Self::MOST_OPERATIONS;
                     let why =
@@ -78,11 +88,6 @@ impl Patch {
     pub(crate) fn to(&self, kind: &Kind, old: &Value) -> Result<Value, Status> {
         match self {
             Self::Json(patch) => {
-                let rejected = |why: &dyn std::fmt::Display| {
-                    Status::unprocessable(format!(
-                        "the server rejected our request due to an error in our request: {why}"
-                    ))
-                };
                 let mut new = old.clone();
                 let mut copied = 0;
                 for (index, operation) in patch.0.iter().enumerate() {

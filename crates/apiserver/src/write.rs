@@ -181,7 +181,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     let Changed { object: body, owners, mut warnings } = body.into();
     if kind.is_terminating() {
         let why = "create not allowed while custom resource definition is terminating";
-        return Err(Status::method_not_allowed(kind.group, kind.plural, why));
+        return Err(Status::method_not_supported(kind.group, kind.plural, why));
     }
     let (mut object, more) = kind.decode(body, asked.options.field_validation)?;
     warnings.extend(more);
@@ -326,8 +326,12 @@ pub(crate) async fn change(
         if new == old && !gone && !owners.changed {
             return Ok(Written { stored: entry.value, created: false, warnings });
         }
-        if custom::is_definition(kind) && new["spec"] != old["spec"] {
+        let definition = custom::is_definition(kind);
+        let changed = new["spec"] != old["spec"];
+        if definition && changed {
             custom::refuse_too_many(&server.store, name, &new)?;
+        }
+        if asked.target.sub == Sub::None && (changed || !definition) {
             warnings.extend(kind.warnings(&new, Some(&old)));
         }
         set_managed_fields(&mut new, owners.managed_fields);

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::Subresource;
 use crate::catalog::Strategy;
 use crate::custom::definition;
-use crate::look::{Look, child, items_mut, map_of, remove};
+use crate::look::{Look, child, items_mut, map_of, remove, set_default};
 use crate::qos;
 use crate::service::{externally_accessible, needs_cluster_ip, needs_health_check, needs_node_port, spec_type};
 
@@ -70,6 +70,7 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
                 map_of(spec).insert("serviceAccountName".into(), "default".into());
                 map_of(spec).insert("serviceAccount".into(), "default".into());
             }
+            priority(spec);
         }
         _ => {}
     }
@@ -105,6 +106,13 @@ pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old:
                 Strategy::Namespace => restore(child(new, "spec"), &old["spec"], "finalizers"),
                 Strategy::CustomResourceDefinition => definition::remember_storage(new),
                 Strategy::Service => service(new, &old["spec"]),
+                Strategy::Pod => {
+                    for field in ["priority", "preemptionPolicy"] {
+                        if !new["spec"].has(field) {
+                            restore(child(new, "spec"), &old["spec"], field);
+                        }
+                    }
+                }
                 Strategy::EndpointSlice if new["endpoints"] != old["endpoints"] => drop_topology(new),
                 _ => {}
             }
@@ -143,6 +151,18 @@ fn changed(strategy: Strategy, new: &Value, old: &Value) -> bool {
         }
         _ => new["spec"] != old["spec"],
     }
+}
+
+/// As upstream's admission has it: every pod has a priority, by its class if that is one that every cluster has.
+fn priority(spec: &mut Value) {
+    let number = match spec.text("priorityClassName") {
+        "" => 0,
+        "system-cluster-critical" => 2_000_000_000,
+        "system-node-critical" => 2_000_001_000,
+        _ => return,
+    };
+    set_default(spec, "priority", number);
+    set_default(spec, "preemptionPolicy", "PreemptLowerPriority");
 }
 
 /// What `v1beta1` knew of an endpoint's place is not written any more.

@@ -255,7 +255,17 @@ impl Status {
         Self::new(404, "NotFound", "the server could not find the requested resource").with_details(Map::new())
     }
 
-    /// 405.
+    /// 405; `verb` as in the message, such as `patch`.
+    pub fn method_not_supported(group: &str, plural: &str, verb: &str) -> Self {
+        let mut map = details("", plural, "");
+        if !group.is_empty() {
+            map.insert("group".into(), group.into());
+        }
+        let words = format!("{verb} is not supported on resources of kind \"{}\"", qualified(group, plural));
+        Self::new(405, "MethodNotAllowed", words).with_details(map)
+    }
+
+    /// 405, where nothing takes the method.
     pub fn method_not_allowed() -> Self {
         Self::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
             .with_details(Map::new())

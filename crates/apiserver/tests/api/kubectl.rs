@@ -47,10 +47,14 @@ impl Kubectl {
     pub(crate) async fn output(&self, arguments: &str, manifest: &str) -> Output {
         let file = self.home.path().join("manifest.yaml");
         std::fs::write(&file, manifest).unwrap();
+        let path = file.display().to_string();
+        self.call(arguments.split(' ').map(|word| if word == "FILE" { path.as_str() } else { word })).await
+    }
+
+    pub(crate) async fn call(&self, arguments: impl Iterator<Item = impl AsRef<std::ffi::OsStr>>) -> Output {
         let mut command = Command::new(&self.program);
         command.env("HOME", self.home.path()).env("KUBECONFIG", self.home.path().join("config"));
-        let path = file.display().to_string();
-        command.args(arguments.split(' ').map(|word| if word == "FILE" { path.as_str() } else { word }));
+        command.args(arguments);
         tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap()
     }
 

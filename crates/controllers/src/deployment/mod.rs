@@ -326,7 +326,8 @@ impl Executor {
         if let Some(revision) = revision {
             let patch =
                 json!({"metadata": {"uid": self.deployment.uid(), "annotations": {template::REVISION: revision}}});
-            refusal::ignore_not_found(api.patch(&name, &params, &Patch::Merge(patch)).await)?;
+            // By way of the status, so that it does not count as a change of what is wanted.
+            refusal::ignore_not_found(api.patch_status(&name, &params, &Patch::Merge(patch)).await)?;
         }
         Ok(())
     }

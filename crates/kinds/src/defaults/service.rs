@@ -21,7 +21,8 @@ pub(super) fn service(object: &mut Value) {
     for port in items_mut(spec, "ports") {
         set_default(port, "protocol", "TCP");
         let unset = !port.has("targetPort") || port["targetPort"] == 0 || port["targetPort"] == "";
-        if unset && let Some(number) = port.int("port") {
+        if unset {
+            let number = port.int("port").unwrap_or(0);
             map_of(port).insert("targetPort".into(), number.into());
         }
     }

@@ -32,7 +32,7 @@ pub(super) const CONFIG_MAP: &[Column] = &[NAME, shown("Data", "string", "Number
 pub(super) const SECRET: &[Column] =
     &[NAME, shown("Type", "string", "What the data is for."), shown("Data", "string", "Number of keys."), AGE];
 
-pub(super) const SERVICE_ACCOUNT: &[Column] = &[NAME, shown("Secrets", "string", "Number of secrets."), AGE];
+pub(super) const SERVICE_ACCOUNT: &[Column] = &[NAME, AGE];
 
 fn address<'a>(status: &'a Value, kind: &str) -> &'a str {
     let found = status.list("addresses").iter().find(|address| address.text("type") == kind);
@@ -66,6 +66,11 @@ pub(super) fn node(object: &Value, now: Timestamp) -> Vec<Value> {
         "" => "<unknown>".into(),
         text => Value::from(text),
     };
+    let kernel = match (info.text("kernelVersion"), info.text("architecture")) {
+        ("", _) => "<unknown>".to_owned(),
+        (version, "") => version.to_owned(),
+        (version, architecture) => format!("{version} ({architecture})"),
+    };
     vec![
         name(object),
         state.into(),
@@ -75,7 +80,7 @@ pub(super) fn node(object: &Value, now: Timestamp) -> Vec<Value> {
         address(status, "InternalIP").into(),
         address(status, "ExternalIP").into(),
         unknown("osImage"),
-        unknown("kernelVersion"),
+        kernel.into(),
         unknown("containerRuntimeVersion"),
     ]
 }
@@ -98,7 +103,7 @@ pub(super) fn secret(object: &Value, now: Timestamp) -> Vec<Value> {
 }
 
 pub(super) fn service_account(object: &Value, now: Timestamp) -> Vec<Value> {
-    vec![name(object), object.list("secrets").len().into(), age(object, now)]
+    vec![name(object), age(object, now)]
 }
 
 pub(super) fn definition(object: &Value) -> Vec<Value> {

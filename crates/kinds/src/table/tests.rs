@@ -164,8 +164,8 @@ fn the_other_kinds() {
             "",
             "nodes",
             json!({"spec": {"unschedulable": true}, "status": {"conditions": [{"type": "Ready", "status": "True"}],
-                   "addresses": [{"type": "InternalIP", "address": "10.203.0.11"}], "nodeInfo": {"kubeletVersion": "v1.34.0", "kernelVersion": "6.1"}}}),
-            "Ready,SchedulingDisabled | edge,worker | 1s | v1.34.0 | 10.203.0.11 | <none> | <unknown> | 6.1 | <unknown>",
+                   "addresses": [{"type": "InternalIP", "address": "10.203.0.11"}], "nodeInfo": {"kubeletVersion": "v1.34.0", "kernelVersion": "6.1", "architecture": "amd64"}}}),
+            "Ready,SchedulingDisabled | edge,worker | 1s | v1.34.0 | 10.203.0.11 | <none> | <unknown> | 6.1 (amd64) | <unknown>",
         ),
         (
             "",
@@ -190,7 +190,7 @@ fn the_other_kinds() {
         ("", "namespaces", json!({"status": {"phase": "Active"}}), "Active | 1s"),
         ("", "configmaps", json!({"data": {"a": ""}, "binaryData": {"b": ""}}), "2 | 1s"),
         ("", "secrets", json!({"type": "Opaque", "data": {"a": ""}}), "Opaque | 1 | 1s"),
-        ("", "serviceaccounts", json!({}), "0 | 1s"),
+        ("", "serviceaccounts", json!({}), "1s"),
         ("coordination.k8s.io", "leases", json!({"spec": {"holderIdentity": "n"}}), "n | 1s"),
         (
             "networking.k8s.io",

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::{Errors, address, metadata, port_or_name};
 use crate::look::{Look, Path};
 use crate::names;
-use crate::service::{externally_accessible, is_headless, needs_health_check, spec_type};
+use crate::service::{externally_accessible, is_headless, needs_cluster_ip, needs_health_check, spec_type};
 use crate::{FieldError, FieldErrorKind};
 
 const SPEC: Path<'static> = Path::Field(&Path::Root, "spec");
@@ -341,8 +341,7 @@ fn traffic(errors: &mut Errors, spec: &Value) {
 
 /// What may not change from one version of a Service to the next.
 fn transitions(errors: &mut Errors, new: &Value, old: &Value) {
-    let external = |spec: &Value| spec_type(spec) == "ExternalName";
-    if !external(new) && !external(old) {
+    if needs_cluster_ip(new) && needs_cluster_ip(old) {
         cluster_ips_kept(errors, new, old);
         families_kept(errors, new, old);
     }
