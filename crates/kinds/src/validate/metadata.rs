@@ -59,10 +59,10 @@ pub(super) fn create(errors: &mut Errors, kind: &Kind, object: &Value) {
     labels(errors, &metadata["labels"], &METADATA.field("labels"));
     annotations(errors, &metadata["annotations"], &METADATA.field("annotations"));
     owners(errors, metadata.list("ownerReferences"), &METADATA.field("ownerReferences"));
-    finalizers(errors, metadata.list("finalizers"), &METADATA.field("finalizers"));
+    finalizers(errors, kind, metadata.list("finalizers"), &METADATA.field("finalizers"));
 }
 
-pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
+pub(super) fn update(errors: &mut Errors, kind: &Kind, new: &Value, old: &Value) {
     let (new, old) = (&new["metadata"], &old["metadata"]);
     if old.has("deletionTimestamp") {
         let extra: Vec<&str> = new
@@ -89,7 +89,7 @@ pub(super) fn update(errors: &mut Errors, new: &Value, old: &Value) {
     labels(errors, &new["labels"], &METADATA.field("labels"));
     annotations(errors, &new["annotations"], &METADATA.field("annotations"));
     owners(errors, new.list("ownerReferences"), &METADATA.field("ownerReferences"));
-    finalizers(errors, new.list("finalizers"), &METADATA.field("finalizers"));
+    finalizers(errors, kind, new.list("finalizers"), &METADATA.field("finalizers"));
 }
 
 /// Keys and values of labels, and of all that selects by them.
@@ -145,13 +145,17 @@ fn owners(errors: &mut Errors, owners: &[Value], path: &Path<'_>) {
     }
 }
 
-fn finalizers(errors: &mut Errors, finalizers: &[Value], path: &Path<'_>) {
+fn finalizers(errors: &mut Errors, kind: &Kind, finalizers: &[Value], path: &Path<'_>) {
     for name in finalizers.iter().filter_map(Value::as_str) {
         errors.each(path, name, names::qualified_name(name));
     }
     let has = |wanted: &str| finalizers.iter().any(|name| name == wanted);
     if has("orphan") && has("foregroundDeletion") {
         errors.invalid(path, finalizers.to_vec(), "finalizer orphan and foregroundDeletion cannot be both set");
+    }
+    // Custom resources, and what defines them, are not held to this.
+    if matches!(kind.strategy, Strategy::Custom | Strategy::CustomResourceDefinition) {
+        return;
     }
     for (index, name) in finalizers.iter().enumerate() {
         let name = name.as_str().unwrap_or_default();

@@ -123,7 +123,7 @@ pub(crate) fn create(kind: &Kind, object: &Value) -> Vec<FieldError> {
 
 pub(crate) fn update(kind: &Kind, new: &Value, old: &Value, sub: Subresource) -> Vec<FieldError> {
     let mut errors = Errors::default();
-    metadata::update(&mut errors, new, old);
+    metadata::update(&mut errors, kind, new, old);
     match sub {
         Subresource::None => body(&mut errors, kind.strategy, new, Some(old)),
         Subresource::Status => status(&mut errors, kind.strategy, new, old),
