@@ -23,6 +23,8 @@ fn sub_verbs(sub: Sub) -> &'static [&'static str] {
         Sub::Binding | Sub::Eviction | Sub::Token => &["create"],
         Sub::Log => &["get"],
         Sub::Finalize => &["update"],
+        Sub::Exec | Sub::Attach | Sub::PortForward => &["create", "get"],
+        Sub::Proxy => &["create", "delete", "get", "patch", "update"],
     }
 }
 
@@ -33,6 +35,12 @@ fn sub_kind(kind: &Kind, sub: Sub) -> (&'static str, &'static str, &'static str)
         Sub::Binding => ("", "v1", "Binding"),
         Sub::Eviction => ("policy", "v1", "Eviction"),
         Sub::Token => ("authentication.k8s.io", "v1", "TokenRequest"),
+        Sub::Exec => ("", "v1", "PodExecOptions"),
+        Sub::Attach => ("", "v1", "PodAttachOptions"),
+        Sub::PortForward => ("", "v1", "PodPortForwardOptions"),
+        Sub::Proxy if kind.plural == "services" => ("", "v1", "ServiceProxyOptions"),
+        Sub::Proxy if kind.plural == "nodes" => ("", "v1", "NodeProxyOptions"),
+        Sub::Proxy => ("", "v1", "PodProxyOptions"),
         Sub::None | Sub::Status | Sub::Log | Sub::Finalize => (kind.group, kind.version, kind.kind),
     }
 }

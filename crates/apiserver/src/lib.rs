@@ -2,9 +2,8 @@
 //!
 //! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, by certificate or
 //! `tokens`), `route`, `options` and `accept` (what is asked), `authz` (may they) and `turns` (when), then `read`, `watch`,
-//! `write` with `admission`, `patch`, `apply`, `delete`, `scale` or `pods`,
-//! and `show`, `sending` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
-//! `portolan-store`.
+//! `write` with `admission`, `patch`, `apply`, `delete`, `scale`, `pods`, `sessions` or `proxy`, and `show`, `sending` and
+//! `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in `portolan-store`.
 //!
 //! Invariants: what is answered is on disk; a rejected request changes nothing; whatever a client can make grow has a
 //! bound. Deliberately not here: controllers. They are clients like any other.
@@ -35,6 +34,7 @@ mod patch;
 mod pki;
 mod places;
 mod pods;
+mod proxy;
 mod ranges;
 mod read;
 mod respond;
@@ -45,11 +45,13 @@ mod selector;
 mod sending;
 mod server;
 mod services;
+mod sessions;
 mod show;
 mod tokens;
 mod turns;
 mod user;
 mod watch;
+mod ways;
 mod write;
 
 use std::io;

@@ -1,6 +1,8 @@
 //! What pods have beyond other objects: being bound to a node, being evicted, and logs.
 
-use portolan_kinds::Status;
+use std::collections::BTreeSet;
+
+use portolan_kinds::{FieldError, Status};
 use serde_json::{Value, json};
 
 use crate::delete;
@@ -65,55 +67,35 @@ pub(crate) async fn evict(server: &Server, asked: Asked<'_>, eviction: &Value) -
 }
 
 /// The container that is meant: the one named, or the only one.
-fn container<'a>(pod: &'a Value, asked: &'a str) -> Result<&'a str, Status> {
+pub(crate) fn container<'a>(pod: &'a Value, asked: &'a str) -> Result<&'a str, Status> {
     let name = object::name(pod);
     let names = |list: &str| -> Vec<&'a str> {
         let containers = pod["spec"][list].as_array().into_iter().flatten();
         containers.map(|container| object::text(container, "/name")).collect()
     };
-    let (main, init) = (names("containers"), names("initContainers"));
+    let main = names("containers");
+    let all = [names("initContainers"), main.clone(), names("ephemeralContainers")].concat();
     if asked.is_empty() {
         if let [only] = main.as_slice() {
             return Ok(only);
         }
-        let default = object::text(pod, "/metadata/annotations/kubectl.kubernetes.io~1default-container");
-        if main.contains(&default) {
-            return Ok(default);
-        }
-        let why = format!("a container name must be specified for pod {name}, choose one of: [{}]", main.join(" "));
+        let why = format!("a container name must be specified for pod {name}, choose one of: [{}]", all.join(" "));
         return Err(Status::bad_request(why));
     }
-    if main.contains(&asked) || init.contains(&asked) || names("ephemeralContainers").contains(&asked) {
+    if all.contains(&asked) {
         return Ok(asked);
     }
     Err(Status::bad_request(format!("container {asked} is not valid for pod {name}")))
 }
 
-/// The container that is asked for, and the rest of the query that is the node's to answer.
-fn log_query(query: &str) -> (String, String) {
-    const PASSED_ON: [&str; 8] =
-        ["follow", "tailLines", "sinceSeconds", "sinceTime", "timestamps", "previous", "limitBytes", "stream"];
-    let mut container = String::new();
-    let mut rest = form_urlencoded::Serializer::new(String::new());
-    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        if name == "container" {
-            container = value.into_owned();
-        } else if PASSED_ON.contains(&name.as_ref()) {
-            rest.append_pair(&name, &value);
-        }
-    }
-    (container, rest.finish())
-}
-
-/// Asks the pod's node, and passes on what it answers as it comes.
-pub(crate) async fn logs(server: &Server, asked: Asked<'_>, query: &str) -> Result<Reply, Status> {
-    let (_, entry) = read::stored(&server.store, asked.target)?;
-    let pod = object::decode(&entry.value);
-    let (wanted, query) = log_query(query);
-    let container = container(&pod, &wanted)?;
-    let node_name = object::text(&pod, "/spec/nodeName");
+/// The node that a pod is bound to.
+///
+/// # Errors
+/// 400 while there is none.
+pub(crate) fn node_of(server: &Server, pod: &Value) -> Result<Value, Status> {
+    let node_name = object::text(pod, "/spec/nodeName");
     if node_name.is_empty() {
-        return Err(Status::bad_request(format!("pod {} does not have a host assigned", asked.name())));
+        return Err(Status::bad_request(format!("pod {} does not have a host assigned", object::name(pod))));
     }
     let node = Target {
         kind: crate::known_kind("", "nodes").into(),
@@ -122,8 +104,70 @@ pub(crate) async fn logs(server: &Server, asked: Asked<'_>, query: &str) -> Resu
         sub: Sub::None,
     };
     let (_, node) = read::stored(&server.store, &node)?;
+    Ok(object::decode(&node.value))
+}
+
+/// The container that is asked for, and the rest of the query that is the node's to answer.
+///
+/// # Errors
+/// 400 for what is no number or time, 422 for one that makes no sense.
+fn log_query(name: &str, query: &str) -> Result<(String, String), Status> {
+    let mut container = String::new();
+    let mut errors = Vec::new();
+    let mut since = BTreeSet::new();
+    let mut rest = form_urlencoded::Serializer::new(String::new());
+    for (key, value) in form_urlencoded::parse(query.as_bytes()) {
+        let number = || {
+            let syntax = || format!("strconv.ParseInt: parsing \"{value}\": invalid syntax");
+            value.parse::<i64>().map_err(|_| Status::bad_request(syntax()))
+        };
+        match key.as_ref() {
+            "container" => {
+                container = value.into_owned();
+                continue;
+            }
+            "tailLines" if number()? < 0 => {
+                errors.push(FieldError::invalid("tailLines", number()?, "must be greater than or equal to 0"));
+            }
+            "limitBytes" | "sinceSeconds" if number()? < 1 => {
+                errors.push(FieldError::invalid(key.as_ref(), number()?, "must be greater than 0"));
+            }
+            "sinceTime" if value.parse::<jiff::Timestamp>().is_err() => {
+                return Err(Status::bad_request(format!(
+                    "parsing time \"{value}\": it is not in the form of RFC 3339"
+                )));
+            }
+            "follow" | "previous" | "timestamps" | "tailLines" | "limitBytes" | "sinceSeconds" | "sinceTime" => {}
+            _ => continue,
+        }
+        if key.starts_with("since") {
+            since.insert(key.clone().into_owned());
+        }
+        rest.append_pair(&key, &value);
+    }
+    if since.len() > 1 {
+        errors.push(FieldError::forbidden("", "at most one of `sinceTime` or `sinceSeconds` may be specified"));
+    }
+    if !errors.is_empty() {
+        return Err(Status::invalid("", "PodLogOptions", name, &errors));
+    }
+    Ok((container, rest.finish()))
+}
+
+/// Asks the pod's node, and passes on what it answers as it comes. A pod that has no node has said nothing.
+pub(crate) async fn logs(server: &Server, asked: Asked<'_>, query: &str) -> Result<Reply, Status> {
+    let (wanted, query) = log_query(asked.name(), query)?;
+    let (_, entry) = read::stored(&server.store, asked.target)?;
+    let pod = object::decode(&entry.value);
+    let container = container(&pod, &wanted)?;
+    if object::text(&pod, "/spec/nodeName").is_empty() {
+        let mut nothing = Reply::new(respond::full(""));
+        *nothing.status_mut() = http::StatusCode::NO_CONTENT;
+        return Ok(nothing);
+    }
+    let node = node_of(server, &pod)?;
     let path = format!("/containerLogs/{}/{}/{container}?{query}", asked.namespace(), asked.name());
-    server.nodes.get(&object::decode(&node.value), &path, &server.tasks).await
+    server.nodes.get(&node, &path, &server.tasks).await
 }
 
 #[cfg(test)]
@@ -157,8 +201,27 @@ mod tests {
         assert_eq!(container(&two, "i").unwrap(), "i");
         assert_eq!(
             container(&two, "").unwrap_err().message(),
-            "a container name must be specified for pod p, choose one of: [a b]"
+            "a container name must be specified for pod p, choose one of: [i a b]"
         );
         assert_eq!(container(&two, "x").unwrap_err().message(), "container x is not valid for pod p");
+    }
+
+    #[test]
+    fn log_options() {
+        let query = "container=c&tailLines=5&follow=true&pretty=true&sinceTime=2026-01-01T00%3A00%3A00Z";
+        let rest = "tailLines=5&follow=true&sinceTime=2026-01-01T00%3A00%3A00Z";
+        assert_eq!(log_query("p", query).unwrap(), ("c".to_owned(), rest.to_owned()));
+        for (query, code, why) in [
+            ("tailLines=-1", 422, "tailLines: Invalid value: -1: must be greater than or equal to 0"),
+            ("limitBytes=0", 422, "limitBytes: Invalid value: 0: must be greater than 0"),
+            ("sinceSeconds=0", 422, "sinceSeconds: Invalid value: 0: must be greater than 0"),
+            ("sinceSeconds=1&sinceTime=2026-01-01T00:00:00Z", 422, "at most one of `sinceTime` or `sinceSeconds`"),
+            ("tailLines=x", 400, "strconv.ParseInt: parsing \"x\": invalid syntax"),
+            ("sinceTime=yesterday", 400, "parsing time \"yesterday\""),
+        ] {
+            let status = log_query("p", query).unwrap_err();
+            assert_eq!(status.code(), code, "{query}");
+            assert!(status.message().contains(why), "{}", status.message());
+        }
     }
 }

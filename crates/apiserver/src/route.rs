@@ -63,9 +63,18 @@ pub(crate) enum Sub {
     Log,
     Finalize,
     Token,
+    Exec,
+    Attach,
+    PortForward,
+    Proxy,
 }
 
 impl Sub {
+    /// Whether what is asked for is a session with a pod.
+    pub(crate) fn is_session(self) -> bool {
+        matches!(self, Self::Exec | Self::Attach | Self::PortForward)
+    }
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::None => "",
@@ -76,6 +85,10 @@ impl Sub {
             Self::Log => "log",
             Self::Finalize => "finalize",
             Self::Token => "token",
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+            Self::Proxy => "proxy",
         }
     }
 
@@ -93,7 +106,16 @@ impl Sub {
             all.push(Self::Scale);
         }
         match (kind.group, kind.plural) {
-            ("", "pods") => all.extend([Self::Binding, Self::Eviction, Self::Log]),
+            ("", "pods") => all.extend([
+                Self::Binding,
+                Self::Eviction,
+                Self::Log,
+                Self::Exec,
+                Self::Attach,
+                Self::PortForward,
+                Self::Proxy,
+            ]),
+            ("", "services" | "nodes") => all.push(Self::Proxy),
             ("", "namespaces") => all.push(Self::Finalize),
             ("", "serviceaccounts") => all.push(Self::Token),
             _ => {}
@@ -102,9 +124,22 @@ impl Sub {
     }
 }
 
+/// A path that leads through `/proxy` to somewhere else: up to there, and what follows as it came.
+pub(crate) fn split_proxied(path: &str) -> Option<(&str, &str)> {
+    let segments: Vec<&str> = path.splitn(10, '/').collect();
+    let before = match segments.as_slice() {
+        ["", "api", "v1", "nodes", _, "proxy", ..] => 6,
+        ["", "api", "v1", "namespaces", _, "pods" | "services", _, "proxy", ..] => 8,
+        _ => return None,
+    };
+    let length = segments[..before].iter().map(|segment| segment.len() + 1).sum::<usize>() - 1;
+    path.split_at_checked(length)
+}
+
 /// # Errors
 /// 404, in Kubernetes' words.
 pub(crate) fn parse(path: &str, catalog: &Catalog) -> Result<Route, Status> {
+    let path = split_proxied(path).map_or(path, |(here, _)| here);
     let mut segments = Vec::new();
     for segment in path.trim_matches('/').split('/') {
         let decoded = percent_decode_str(segment).decode_utf8().map_err(|_| Status::unknown_resource())?;
@@ -254,6 +289,16 @@ mod tests {
     }
 
     #[test]
+    fn what_is_behind_a_proxy_stays_as_it_is() {
+        let service = "/api/v1/namespaces/a/services/b:80/proxy";
+        for rest in ["", "/", "/c//d%2Fe/", "/proxy/x"] {
+            assert_eq!(split_proxied(&format!("{service}{rest}")), Some((service, rest)));
+        }
+        assert_eq!(split_proxied("/api/v1/nodes/n/proxy/x"), Some(("/api/v1/nodes/n/proxy", "/x")));
+        assert_eq!(split_proxied("/api/v1/nodes/n/proxyx"), None);
+    }
+
+    #[test]
     fn paths() {
         for (path, expected) in [
             ("/", "Index"),
@@ -279,6 +324,11 @@ mod tests {
             ("/api/v1/namespaces/a/pods/b/log", "pods ns=a name=b sub=log"),
             ("/api/v1/namespaces/a/pods/b/scale", "404"),
             ("/api/v1/namespaces/a/pods/b/log/c", "404"),
+            ("/api/v1/namespaces/a/pods/b/exec", "pods ns=a name=b sub=exec"),
+            ("/api/v1/namespaces/a/pods/b/proxy", "pods ns=a name=b sub=proxy"),
+            ("/api/v1/namespaces/a/services/https:b:x/proxy/c//d%2Fe/", "services ns=a name=https:b:x sub=proxy"),
+            ("/api/v1/nodes/n:10250/proxy/healthz", "nodes ns=- name=n:10250 sub=proxy"),
+            ("/api/v1/namespaces/a/configmaps/b/proxy/c", "404"),
             ("/api/v1/namespaces/a/pods/", "pods ns=a name=- sub="),
             ("/api/v1/namespaces//pods", "404"),
             ("/api/v1/namespaces/a/pods/..%2Fb", "404"),

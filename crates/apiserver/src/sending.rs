@@ -72,12 +72,12 @@ impl<P: Pieces> Sending<P> {
 /// Pieces of an answer -> pieces of it as it goes over the wire.
 enum Packer {
     Plain,
-    Gzip(GzEncoder<Vec<u8>>),
+    Gzip(Box<GzEncoder<Vec<u8>>>),
 }
 
 impl Packer {
     fn new(gzip: bool) -> Self {
-        if gzip { Self::Gzip(GzEncoder::new(Vec::new(), Compression::fast())) } else { Self::Plain }
+        if gzip { Self::Gzip(Box::new(GzEncoder::new(Vec::new(), Compression::fast()))) } else { Self::Plain }
     }
 
     /// What is ready after `piece`, which may be nothing yet; all of it if it was the `last`.

@@ -30,8 +30,9 @@ use crate::show::Pieces;
 use crate::tokens::{self, Tokens};
 use crate::turns::{self, Admission};
 use crate::user::User;
+use crate::ways::Ways;
 use crate::write::{Asked, Written};
-use crate::{apply, delete, discovery, patch, pods, read, scale, sending, show, watch, write};
+use crate::{apply, delete, discovery, patch, pods, proxy, read, scale, sending, sessions, show, watch, write};
 
 /// Where a backup is read. No path of Kubernetes'.
 const BACKUP: &str = "/backup";
@@ -49,6 +50,7 @@ pub(crate) struct Server {
     /// Writes, which go on when their client goes away: what was allocated for one must not be forgotten half-way.
     pub(crate) tasks: TaskTracker,
     pub(crate) admission: Admission,
+    pub(crate) ways: Ways,
     budget: Budget,
     address: String,
 }
@@ -84,6 +86,7 @@ impl Server {
             tokens,
             tasks: TaskTracker::new(),
             admission: Admission::new(),
+            ways: Ways::new(),
             budget: Budget::new(),
             address,
         }
@@ -241,7 +244,9 @@ impl Server {
         body: Incoming,
         peer: &Peer,
     ) -> Result<Reply, Status> {
-        let mut options = Options::parse(parts.uri.query().unwrap_or_default())?;
+        // What is asked of others has its own query.
+        let query = parts.uri.query().filter(|_| !(target.sub.is_session() || target.sub == Sub::Proxy));
+        let mut options = Options::parse(query.unwrap_or_default())?;
         options.take_user_agent(header(&parts, USER_AGENT));
         let verb = verb(&parts.method, &target, &options)?;
         let (one, node_name) = selected(verb, &target, &options);
@@ -251,9 +256,10 @@ impl Server {
             None if target.kind.group.is_empty() && target.kind.plural == "namespaces" => name,
             other => other.unwrap_or_default(),
         };
-        self.access.authorize(
-            &user,
-            &Access {
+        // Browsers can only get sessions, but it is the same thing that they get.
+        let verbs = if target.sub.is_session() { [verb, "create"] } else { [verb, verb] };
+        for verb in verbs {
+            let asked = Access {
                 verb,
                 group: target.kind.group,
                 resource: target.kind.plural,
@@ -262,8 +268,15 @@ impl Server {
                 name,
                 node_name: node_name.as_deref().unwrap_or_default(),
                 path: "",
-            },
-        )?;
+            };
+            self.access.authorize(&user, &asked)?;
+        }
+        if target.sub.is_session() {
+            return sessions::open(&self, &user, &target, parts, peer).await;
+        }
+        if target.sub == Sub::Proxy {
+            return proxy::forward(&self, &user, &target, parts, body, peer).await;
+        }
         let form = accept::form(header(&parts, ACCEPT), options.include_object);
         match (verb, target.sub) {
             ("watch", _) => return watch::watch(&self, asker, &target, &options, form?, peer.shutdown.clone()).await,
@@ -377,6 +390,11 @@ fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static 
         (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale) if !collection => "patch",
         (&Method::DELETE, Sub::None) if !collection => "delete",
         (&Method::DELETE, Sub::None) if one_place => "deletecollection",
+        (&Method::GET | &Method::HEAD, Sub::Exec | Sub::Attach | Sub::PortForward | Sub::Proxy) => "get",
+        (&Method::POST, Sub::Exec | Sub::Attach | Sub::PortForward | Sub::Proxy) => "create",
+        (&Method::PUT, Sub::Proxy) => "update",
+        (&Method::PATCH, Sub::Proxy) => "patch",
+        (&Method::DELETE, Sub::Proxy) => "delete",
         _ => return Err(Status::method_not_allowed()),
     };
     Ok(verb)

@@ -51,6 +51,10 @@ pub(super) struct Record {
 }
 
 impl Record {
+    pub(super) fn read(dir: &Path) -> io::Result<Self> {
+        Ok(serde_json::from_slice(&fs::read(dir.join(RECORD))?)?)
+    }
+
     /// A stand-in for an object that is gone. Only one that was deleted by force goes before its containers, so they
     /// get as little time as that.
     pub(super) fn orphan(&self) -> Pod {
@@ -201,7 +205,7 @@ impl Host {
 /// Connects to the pod that runs in `dir`.
 pub(super) async fn adopt_one(dir: &Path) -> io::Result<Adopted> {
     // Written last when a sandbox is made: without it, it is not whole.
-    let record: Record = serde_json::from_slice(&fs::read(dir.join(RECORD))?)?;
+    let record = Record::read(dir)?;
     let (shim, events, driver) = Shim::connect(dir).await?;
     let mut driver: futures::future::BoxFuture<'static, ()> = Box::pin(driver);
     let instances = tokio::select! {

@@ -1,12 +1,13 @@
 //! The node agent: the Kubernetes API's pods for this node -> running pods, and what became of them back.
 //!
 //! One worker per pod (`worker`), which asks `pod::plan` what to do and is told by the pod's shim and probes what
-//! happened. Around them: the Node object and its Lease (`node`), Events (`events`), container logs (`logs`), and the
-//! routes to other nodes' pods.
+//! happened. Around them: the Node object and its Lease (`node`), Events (`events`), the routes to other nodes' pods, and
+//! what the API server asks the node for itself (`endpoint`): container logs (`logs`) and sessions with pods (`streams`).
 //!
 //! Invariant: losing the API changes nothing that runs; ending the agent changes nothing either, and the next one
 //! takes over what it finds in the state directory.
 
+mod endpoint;
 mod events;
 mod hooks;
 mod host;
@@ -18,6 +19,7 @@ mod objects;
 mod probing;
 mod start;
 mod stop;
+mod streams;
 mod tokens;
 mod users;
 mod volumes;
@@ -71,7 +73,7 @@ pub struct AgentConfig {
     /// Where the pods' cgroups go, as `/portolan/node-1/pods`. With cgroup v2 no process may be in it or, but for the
     /// root, above it: put the agent beside it.
     pub cgroup_parent: String,
-    /// Where logs are served, usually port 10250 on all addresses.
+    /// Where logs and sessions with pods are served, usually port 10250 on all addresses.
     pub kubelet_listen: SocketAddr,
     pub tls: TlsIdentity,
     pub labels: BTreeMap<String, String>,
@@ -88,12 +90,12 @@ pub trait Sandboxes: std::fmt::Debug + Send + Sync {
     fn closed(&self, uid: &str);
 }
 
-/// For the log endpoint; all three are PEM.
+/// For the node's own endpoint; all three are PEM.
 #[derive(Clone)]
 pub struct TlsIdentity {
     pub certificate: String,
     pub key: String,
-    /// Who signs the certificates of clients that may read logs.
+    /// Who signs the certificates of clients that may use it.
     pub client_ca: String,
 }
 
@@ -127,13 +129,13 @@ pub enum Error {
     Egress(#[source] nlink::Error),
     #[error("cannot open a netlink socket")]
     Netlink(#[source] nlink::Error),
-    #[error("cannot serve container logs on {address}")]
+    #[error("cannot serve logs and sessions on {address}")]
     Listen {
         address: SocketAddr,
         #[source]
         source: io::Error,
     },
-    #[error("the certificate, key or client CA of the log endpoint cannot be used: {reason}")]
+    #[error("the certificate, key or client CA of the node's endpoint cannot be used: {reason}")]
     Tls { reason: String },
 }
 
@@ -150,7 +152,7 @@ pub async fn run(
     shutdown: CancellationToken,
 ) -> Result<(), Error> {
     let _lock = lock(&config)?;
-    let logs = logs::Server::bind(&config)?;
+    let endpoint = endpoint::Server::bind(&config)?;
     masquerade_egress(&config.pod_networks, &config.uplink).await.map_err(Error::Egress)?;
     let (events, write_events) = events::Events::new(client.clone(), &config.node_name);
     let host = Arc::new(Host::new(client.clone(), config, events).map_err(Error::Netlink)?);
@@ -167,7 +169,7 @@ pub async fn run(
             node::keep_registered(&host, &nodes),
             lease::renew(&host, &nodes, &renewed),
             keep_routes(&host, &nodes),
-            logs.serve(host.clone()),
+            endpoint.serve(host.clone()),
             tell_of_images(imports, &host),
             run_pods(&host, &pods),
         );

@@ -18,7 +18,7 @@ use super::users::user;
 use super::volumes;
 use crate::net::link_name;
 use crate::pod::{Backoff, Bind, ContainerSpec, ServiceEnv, container_spec, environment, hostname, hosts, resolv_conf};
-use crate::shim::{Instance, Reply, Request, Shim, ShimConfig, ShimEvent, Start, kill, spawn};
+use crate::shim::{Input, Instance, Reply, Request, Shim, ShimConfig, ShimEvent, Start, kill, spawn};
 
 /// What a node's files may be: more is not read.
 const MAX_FILE: usize = 1 << 20;
@@ -303,6 +303,11 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
         log: log_path(&dir, &spec.name, wanted.attempt),
         lower: rootfs,
         image_id: image.id,
+        input: Input {
+            stdin: spec.stdin == Some(true),
+            once: spec.stdin_once == Some(true),
+            tty: spec.tty == Some(true),
+        },
     })
 }
 

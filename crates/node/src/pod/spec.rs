@@ -137,6 +137,9 @@ pub(crate) fn container_spec(from: &ContainerSpec<'_>) -> Result<Value, String> 
     env.extend(image.env.iter().filter_map(|line| line.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned())));
     let hostname = super::hostname(from.pod);
     env.entry("HOSTNAME".to_owned()).or_insert(hostname);
+    if container.tty == Some(true) {
+        env.entry("TERM".to_owned()).or_insert("xterm".to_owned());
+    }
     env.extend(from.env.iter().cloned());
     let own: BTreeMap<&str, &str> = from.env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let expanded = |words: &[String]| -> Vec<String> {
@@ -182,6 +185,7 @@ pub(crate) fn container_spec(from: &ContainerSpec<'_>) -> Result<Value, String> 
     Ok(json!({
         "ociVersion": "1.0.2",
         "process": {
+            "terminal": container.tty == Some(true),
             "user": user,
             "args": line,
             "env": env.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>(),

@@ -76,6 +76,13 @@ pub(crate) fn kill(dir: &Path) {
     }
 }
 
+/// The process id of the shim of the pod in `dir`, which is in the pod's namespaces.
+pub(crate) async fn process(dir: &Path) -> io::Result<u32> {
+    let opened = File::open(dir)?;
+    let pid = UnixStream::connect(socket_path(&opened)).await?.peer_cred()?.pid();
+    pid.and_then(|pid| u32::try_from(pid).ok()).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
 impl Shim {
     /// Connects to the shim of the pod in `dir`. Refused or not found: there is none.
     pub(crate) async fn connect(

@@ -8,7 +8,7 @@ use std::error::Error;
 use std::ffi::c_int;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
 use libcontainer::syscall::syscall::SyscallType;
@@ -48,22 +48,37 @@ impl Executor for Exec {
     }
 }
 
-fn builder(dir: &Path, id: &str, stdout: OwnedFd, stderr: OwnedFd) -> Result<ContainerBuilder, Box<dyn Error>> {
+/// What programs on a terminal are told of it, as everywhere in Kubernetes.
+const TERM: &str = "TERM=xterm";
+
+/// What a process reads from and writes to.
+pub(super) enum Stdio {
+    Pipes {
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    /// A new terminal, whose other end goes to who listens at this path.
+    Terminal(PathBuf),
+}
+
+fn builder(dir: &Path, id: &str, stdio: Stdio) -> Result<ContainerBuilder, Box<dyn Error>> {
     let root = dir.join("run");
     fs::create_dir_all(&root)?;
-    Ok(ContainerBuilder::new(id.to_owned(), SyscallType::default())
+    let builder = ContainerBuilder::new(id.to_owned(), SyscallType::default())
         .with_root_path(root)?
-        .with_executor(Exec(DefaultExecutor {}))
-        .with_stdin(File::open("/dev/null")?)
-        .with_stdout(stdout)
-        .with_stderr(stderr))
+        .with_executor(Exec(DefaultExecutor {}));
+    Ok(match stdio {
+        Stdio::Pipes { stdin, stdout, stderr } => builder.with_stdin(stdin).with_stdout(stdout).with_stderr(stderr),
+        Stdio::Terminal(console) => builder.with_console_socket(Some(console)),
+    })
 }
 
 /// Starts a container and gives its first process's id.
-pub(super) fn start(dir: &Path, start: &Start, stdout: OwnedFd, stderr: OwnedFd) -> Result<c_int, Box<dyn Error>> {
+pub(super) fn start(dir: &Path, start: &Start, stdio: Stdio) -> Result<c_int, Box<dyn Error>> {
     let bundle = dir.join(bundle(&start.id));
     mount_root(&bundle, &start.lower).map_err(|error| format!("cannot mount the container's root: {error}"))?;
-    let mut container = builder(dir, &start.id, stdout, stderr)?
+    let mut container = builder(dir, &start.id, stdio)?
         .validate_id()?
         .as_init(&bundle)
         .with_systemd(false)
@@ -75,21 +90,19 @@ pub(super) fn start(dir: &Path, start: &Start, stdout: OwnedFd, stderr: OwnedFd)
 }
 
 /// Runs a command in a running container, as its user and with its environment, and gives the process's id.
-pub(super) fn exec(
-    dir: &Path,
-    id: &str,
-    args: &[String],
-    nonce: u64,
-    stdout: OwnedFd,
-    stderr: OwnedFd,
-) -> Result<c_int, Box<dyn Error>> {
+pub(super) fn exec(dir: &Path, id: &str, args: &[String], nonce: u64, stdio: Stdio) -> Result<c_int, Box<dyn Error>> {
     let bundle = dir.join(bundle(id));
     let spec = Spec::load(bundle.join("config.json"))?;
     let mut process = spec.process().clone().ok_or("the container has no process")?;
     process.set_args(Some(args.to_vec()));
+    let terminal = matches!(stdio, Stdio::Terminal(_));
+    process.set_terminal(Some(terminal));
+    let mut env = process.env().clone().unwrap_or_default();
+    env.extend((terminal && !env.iter().any(|line| line.starts_with("TERM="))).then(|| TERM.to_owned()));
+    process.set_env(Some(env));
     let path = bundle.join(format!("exec-{nonce}.json"));
     serde_json::to_writer(File::create(&path)?, &process)?;
-    let pid = builder(dir, id, stdout, stderr)?
+    let pid = builder(dir, id, stdio)?
         .validate_id()?
         .as_tenant()
         .with_process(Some(&path))

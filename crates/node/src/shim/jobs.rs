@@ -7,19 +7,22 @@
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid, fork, pipe2};
 
+use super::container::Stdio;
 use super::log::Log;
 use super::output::{Output, nonblocking, read_available};
 use super::server::{Container, Server, outcome};
+use super::sessions::{Console, Making};
 use super::{Instance, MAX_EXEC_OUTPUT, Reply, Start, container, decode, encode};
 
 /// Commands being run, and containers being started, at once.
@@ -27,7 +30,7 @@ const MAX_JOBS: usize = 32;
 
 /// Something a forked child is making.
 pub(super) struct Job {
-    client: u64,
+    pub(super) client: u64,
     seq: u64,
     pub(super) maker: Pid,
     /// Where the maker says which process it made: a frame with `Result<pid, reason>`.
@@ -38,8 +41,16 @@ pub(super) struct Job {
 }
 
 pub(super) enum Purpose {
-    Start(Box<Start>),
+    Start(Box<Starting>),
+    Session(Box<Making>),
     Exec { pid: Option<Pid>, deadline: Instant, text: Vec<u8> },
+}
+
+/// A container that is being made, and the shim's ends of what its first process reads from.
+pub(super) struct Starting {
+    start: Start,
+    console: Option<Console>,
+    input: Option<OwnedFd>,
 }
 
 impl Server {
@@ -47,10 +58,15 @@ impl Server {
         if self.stop.is_some() || self.containers.contains_key(&start.id) {
             return self.reply(client, seq, Reply::Failed("the pod is stopping, or has this container".into()));
         }
-        let dir = self.dir.clone();
-        let wanted = start.clone();
-        let purpose = Purpose::Start(Box::new(start));
-        self.make(client, seq, purpose, move |out, err| container::start(&dir, &wanted, out, err));
+        let (dir, wanted, nonce) = (self.dir.clone(), start.clone(), self.next);
+        self.next += 1;
+        match stdio(&dir, &start, nonce) {
+            Ok((stdio, output, input, console)) => {
+                let purpose = Purpose::Start(Box::new(Starting { start, console, input }));
+                self.make(client, seq, purpose, output, move || container::start(&dir, &wanted, stdio));
+            }
+            Err(error) => self.reply(client, seq, Reply::Failed(error.to_string())),
+        }
     }
 
     pub(super) fn exec(&mut self, client: u64, seq: u64, id: &str, args: &[String], timeout: Duration) {
@@ -59,23 +75,28 @@ impl Server {
         }
         let (dir, id, args, nonce) = (self.dir.clone(), id.to_owned(), args.to_vec(), self.next);
         self.next += 1;
+        let (output, stdio) = match Output::pipes().and_then(|(output, ends)| Ok((output, without_input(ends)?))) {
+            Ok(made) => made,
+            Err(error) => return self.reply(client, seq, Reply::Failed(error.to_string())),
+        };
         let purpose = Purpose::Exec { pid: None, deadline: Instant::now() + timeout, text: Vec::new() };
-        self.make(client, seq, purpose, move |out, err| container::exec(&dir, &id, &args, nonce, out, err));
+        self.make(client, seq, purpose, output, move || container::exec(&dir, &id, &args, nonce, stdio));
     }
 
     /// Runs `work` in a forked child, which says by a pipe which process came of it.
-    fn make(
+    pub(super) fn make(
         &mut self,
         client: u64,
         seq: u64,
         purpose: Purpose,
-        work: impl FnOnce(OwnedFd, OwnedFd) -> Result<i32, Box<dyn Error>>,
+        output: Output,
+        work: impl FnOnce() -> Result<i32, Box<dyn Error>>,
     ) {
         if self.jobs.len() >= MAX_JOBS {
             return self.reply(client, seq, Reply::Failed("too many commands are running in this pod".into()));
         }
         match fork_maker(work) {
-            Ok((maker, said, output)) => {
+            Ok((maker, said)) => {
                 self.jobs.push(Job { client, seq, maker, said, buffer: Vec::new(), output, purpose });
             }
             Err(error) => self.reply(client, seq, Reply::Failed(error.to_string())),
@@ -98,6 +119,11 @@ impl Server {
                     Ok(Some(Ok(made))) => match &mut job.purpose {
                         Purpose::Start(_) => {
                             self.started(job, Pid::from_raw(made));
+                            continue;
+                        }
+                        Purpose::Session(_) => {
+                            let Job { client, seq, purpose: Purpose::Session(making), .. } = job else { continue };
+                            self.begun(client, seq, *making, Pid::from_raw(made));
                             continue;
                         }
                         Purpose::Exec { pid, .. } => *pid = Some(Pid::from_raw(made)),
@@ -133,8 +159,16 @@ impl Server {
     }
 
     fn started(&mut self, job: Job, pid: Pid) {
-        let Purpose::Start(start) = job.purpose else { return };
-        let instance = Instance { start: *start, started_at: Timestamp::now(), exit: None };
+        let Purpose::Start(starting) = job.purpose else { return };
+        let Starting { start, console, input } = *starting;
+        let (output, input) = match terminal(console, job.output, input) {
+            Ok(ends) => ends,
+            Err(error) => {
+                let _ = kill(pid, Signal::SIGKILL);
+                return self.reply(job.client, job.seq, Reply::Failed(format!("no terminal came of it: {error}")));
+            }
+        };
+        let instance = Instance { start, started_at: Timestamp::now(), exit: None };
         let log = match Log::open(&instance.start.log) {
             Ok(log) => log,
             Err(error) => {
@@ -143,7 +177,7 @@ impl Server {
             }
         };
         let id = instance.start.id.clone();
-        self.containers.insert(id.clone(), Container { instance: instance.clone(), pid, output: job.output, log });
+        self.containers.insert(id.clone(), Container { instance: instance.clone(), pid, output, input, log });
         self.reply(job.client, job.seq, Reply::Started(Box::new(instance)));
         if let Some(status) = self.unclaimed.remove(&pid) {
             self.ended(&id, status);
@@ -182,31 +216,56 @@ impl Job {
     pub(super) fn deadline(&self) -> Option<Instant> {
         match self.purpose {
             Purpose::Exec { deadline, .. } => Some(deadline),
-            Purpose::Start(_) => None,
+            Purpose::Start(_) | Purpose::Session(_) => None,
         }
     }
 }
 
-fn fork_maker(
-    work: impl FnOnce(OwnedFd, OwnedFd) -> Result<i32, Box<dyn Error>>,
-) -> Result<(Pid, File, Output), nix::Error> {
-    let (stdout, out) = pipe2(OFlag::O_CLOEXEC)?;
-    let (stderr, err) = pipe2(OFlag::O_CLOEXEC)?;
+fn fork_maker(work: impl FnOnce() -> Result<i32, Box<dyn Error>>) -> Result<(Pid, File), nix::Error> {
     let (said, say) = pipe2(OFlag::O_CLOEXEC)?;
     // SAFETY: this process has one thread.
     match unsafe { fork() }? {
         ForkResult::Child => {
-            let made = work(out, err).map_err(|error| container::say(&*error));
+            let made = work().map_err(|error| container::say(&*error));
             let told = encode(&made).and_then(|frame| File::from(say).write_all(&frame));
             std::process::exit(i32::from(told.is_err()));
         }
         ForkResult::Parent { child } => {
-            for fd in [&stdout, &stderr, &said] {
-                nonblocking(fd)?;
-            }
-            Ok((child, said.into(), Output { stdout: Some(stdout), stderr: Some(stderr) }))
+            nonblocking(&said)?;
+            Ok((child, said.into()))
         }
     }
+}
+
+/// The ends of a process that reads nothing.
+fn without_input([stdout, stderr]: [OwnedFd; 2]) -> Result<Stdio, nix::Error> {
+    let null = open("/dev/null", OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    Ok(Stdio::Pipes { stdin: null, stdout, stderr })
+}
+
+type Ends = (Stdio, Output, Option<OwnedFd>, Option<Console>);
+
+/// What a container's first process has, and what the shim has of it.
+fn stdio(dir: &Path, start: &Start, nonce: u64) -> io::Result<Ends> {
+    if start.input.tty {
+        let console = Console::new(dir, nonce)?;
+        return Ok((Stdio::Terminal(console.path().to_owned()), Output::default(), None, Some(console)));
+    }
+    let (output, [stdout, stderr]) = Output::pipes()?;
+    if !start.input.stdin {
+        return Ok((without_input([stdout, stderr])?, output, None, None));
+    }
+    let (stdin, input) = pipe2(OFlag::O_CLOEXEC)?;
+    nonblocking(&input)?;
+    Ok((Stdio::Pipes { stdin, stdout, stderr }, output, Some(input), None))
+}
+
+/// A terminal, if there is one, in the place of the pipes.
+fn terminal(console: Option<Console>, output: Output, input: Option<OwnedFd>) -> io::Result<(Output, Option<OwnedFd>)> {
+    let Some(console) = console else { return Ok((output, input)) };
+    let terminal = console.terminal()?;
+    let input = terminal.try_clone()?;
+    Ok((Output { stdout: Some(terminal), stderr: None }, Some(input)))
 }
 
 /// Of a command's output, as much as is kept.

@@ -11,7 +11,10 @@ mod jobs;
 mod log;
 mod namespaces;
 mod output;
+mod relay;
 mod server;
+mod session;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -23,8 +26,9 @@ use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub(crate) use client::{Shim, ShimEvent, kill, spawn};
+pub(crate) use client::{Shim, ShimEvent, kill, process, spawn};
 pub(crate) use log::rotated;
+pub(crate) use session::Session;
 
 use crate::pod::{Backoff, Exit};
 
@@ -70,6 +74,13 @@ pub(crate) enum Request {
         args: Vec<String>,
         timeout_ms: u64,
     },
+    /// Connects the sender to a process, for as long as both last. A session has a connection of its own.
+    Open(Open),
+    /// The size of the session's terminal.
+    Resize {
+        columns: u16,
+        rows: u16,
+    },
     /// Signals the container's first process; a container that is not running is left as it is.
     Signal {
         id: String,
@@ -96,6 +107,37 @@ pub(crate) struct Start {
     /// The image's unpacked files: the lower layer of the container's root.
     pub(crate) lower: PathBuf,
     pub(crate) log: PathBuf,
+    #[serde(default)]
+    pub(crate) input: Input,
+}
+
+/// What a container's first process reads from.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Input {
+    /// Whoever is attached; without it, nothing.
+    pub(crate) stdin: bool,
+    /// Its input ends with that of the first who was attached.
+    pub(crate) once: bool,
+    /// A terminal, for its output too.
+    pub(crate) tty: bool,
+}
+
+/// A way to a process in a container. As many pipe ends come with it as it says, in the order of its fields: one to read
+/// from, and two to write to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Open {
+    pub(crate) id: String,
+    /// `None` for the container's first process.
+    pub(crate) command: Option<Command>,
+    pub(crate) stdin: bool,
+    pub(crate) stdout: bool,
+    pub(crate) stderr: bool,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Command {
+    pub(crate) args: Vec<String>,
+    pub(crate) tty: bool,
 }
 
 /// One start of one container, as the shim remembers it.
@@ -114,6 +156,10 @@ pub(crate) enum Reply {
     Exec {
         code: Option<i32>,
         output: String,
+    },
+    /// The session's process has ended, and all that it wrote is passed on.
+    Ended {
+        code: i32,
     },
     Done,
     Failed(String),
@@ -155,7 +201,11 @@ fn decode<T: DeserializeOwned>(buffer: &mut Vec<u8>) -> io::Result<Option<T>> {
 /// A name for the socket in `dir` that fits the 108 bytes a socket's address has, however long `dir` is. Valid while
 /// `dir` is open.
 fn socket_path(dir: &File) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
+    named(dir, SOCKET)
+}
+
+fn named(dir: &File, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{name}", dir.as_raw_fd()))
 }
 
 #[cfg(test)]

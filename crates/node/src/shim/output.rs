@@ -4,16 +4,27 @@ use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::fcntl::OFlag;
+use nix::unistd::pipe2;
 
 use super::log::Stream;
 
 /// What a process writes; non-blocking.
+#[derive(Default)]
 pub(super) struct Output {
     pub(super) stdout: Option<OwnedFd>,
     pub(super) stderr: Option<OwnedFd>,
 }
 
 impl Output {
+    /// Pipes for a process, and the ends to give it.
+    pub(super) fn pipes() -> Result<(Self, [OwnedFd; 2]), nix::Error> {
+        let (stdout, out) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, err) = pipe2(OFlag::O_CLOEXEC)?;
+        nonblocking(&stdout)?;
+        nonblocking(&stderr)?;
+        Ok((Self { stdout: Some(stdout), stderr: Some(stderr) }, [out, err]))
+    }
+
     pub(super) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         [&self.stdout, &self.stderr].into_iter().flatten().map(AsFd::as_fd)
     }
@@ -29,7 +40,9 @@ impl Output {
                     Ok(0) => *slot = None,
                     Ok(length) => take(stream, &buffer[..length]),
                     Err(nix::errno::Errno::EINTR) => {}
-                    Err(_) => break,
+                    Err(nix::errno::Errno::EAGAIN) => break,
+                    // A terminal that nobody has open any more.
+                    Err(_) => *slot = None,
                 }
             }
         }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,15 +27,17 @@ use nix::unistd::{ForkResult, Pid, fork, getpid, setsid};
 
 use super::jobs::{Job, Purpose, keep};
 use super::log::Log;
-use super::output::{Output, read_available};
+use super::output::Output;
+use super::session::receive;
+use super::sessions::{MAX_SESSIONS, Session};
 use super::{
     CONFIG, Call, Instance, Message, Reply, Request, ShimConfig, container, decode, encode, namespaces, socket_path,
 };
 use crate::cgroup;
 use crate::pod::Exit;
 
-/// Agents connected at once: one, and those it replaced that have not noticed.
-const MAX_CLIENTS: usize = 8;
+/// Connections at once: an agent's, those that it replaced have not closed, and one for each session.
+const MAX_CLIENTS: usize = 8 + MAX_SESSIONS;
 /// Answers a client has not read; one that lets more pile up is dropped.
 const MAX_UNREAD: usize = 4 << 20;
 
@@ -67,6 +69,7 @@ pub(super) struct Server {
     clients: BTreeMap<u64, Client>,
     pub(super) containers: BTreeMap<String, Container>,
     pub(super) jobs: Vec<Job>,
+    pub(super) sessions: Vec<Session>,
     /// Children that ended while the process that made them had not yet said whose they are.
     pub(super) unclaimed: HashMap<Pid, WaitStatus>,
     pub(super) next: u64,
@@ -76,6 +79,8 @@ pub(super) struct Server {
 struct Client {
     stream: UnixStream,
     read: Vec<u8>,
+    /// What came with calls that are not whole yet.
+    fds: Vec<OwnedFd>,
     unsent: Vec<u8>,
 }
 
@@ -83,6 +88,8 @@ pub(super) struct Container {
     pub(super) instance: Instance,
     pub(super) pid: Pid,
     pub(super) output: Output,
+    /// Where its first process's input is written; of a terminal, the same as its output.
+    pub(super) input: Option<OwnedFd>,
     pub(super) log: Log,
 }
 
@@ -115,6 +122,7 @@ impl Server {
             clients: BTreeMap::new(),
             containers: BTreeMap::new(),
             jobs: Vec::new(),
+            sessions: Vec::new(),
             unclaimed: HashMap::new(),
             next: 0,
             stop: None,
@@ -129,6 +137,7 @@ impl Server {
             self.read_output();
             self.reap();
             self.hear_makers();
+            self.relay();
             self.expire();
             self.flush();
             if self.stop.is_some() && self.jobs.is_empty() && self.running().next().is_none() {
@@ -151,12 +160,14 @@ impl Server {
             let writing = if client.unsent.is_empty() { PollFlags::empty() } else { PollFlags::POLLOUT };
             fds.push(PollFd::new(client.stream.as_fd(), PollFlags::POLLIN | writing));
         }
-        let outputs = self.containers.values().map(|c| &c.output).chain(self.jobs.iter().map(|job| &job.output));
+        let heard = self.containers.iter().filter(|(id, _)| !self.is_held(id)).map(|(_, container)| &container.output);
+        let outputs = heard.chain(self.jobs.iter().map(|job| &job.output));
         fds.extend(outputs.flat_map(Output::fds).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         // Once heard out, a maker's pipe would only say that it is closed, for ever.
         let unheard = self.jobs.iter().filter(|job| !matches!(job.purpose, Purpose::Exec { pid: Some(_), .. }));
         fds.extend(unheard.map(|job| PollFd::new(job.said.as_fd(), PollFlags::POLLIN)));
-        let deadlines = self.jobs.iter().filter_map(Job::deadline).chain(self.stop);
+        self.poll_sessions(&mut fds);
+        let deadlines = self.jobs.iter().filter_map(Job::deadline).chain(self.session_deadlines()).chain(self.stop);
         let timeout = deadlines.min().map_or(PollTimeout::NONE, |deadline| {
             // Rounded up, so that the deadline has passed when the poll returns.
             let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
@@ -170,7 +181,8 @@ impl Server {
         while let Ok((stream, _)) = self.listener.accept() {
             if self.clients.len() < MAX_CLIENTS && stream.set_nonblocking(true).is_ok() {
                 self.next += 1;
-                self.clients.insert(self.next, Client { stream, read: Vec::new(), unsent: Vec::new() });
+                self.clients
+                    .insert(self.next, Client { stream, read: Vec::new(), fds: Vec::new(), unsent: Vec::new() });
             }
         }
     }
@@ -180,7 +192,7 @@ impl Server {
         for id in ids {
             let Some(client) = self.clients.get_mut(&id) else { continue };
             let mut calls = Vec::new();
-            let mut open = read_available(&mut client.stream, &mut client.read);
+            let mut open = receive(&client.stream, &mut client.read, &mut client.fds);
             loop {
                 match decode::<Call>(&mut client.read) {
                     Ok(Some(call)) => calls.push(call),
@@ -191,8 +203,10 @@ impl Server {
                     }
                 }
             }
+            // Whatever came with a call is whole when the call is.
+            let mut fds = if calls.is_empty() { Vec::new() } else { std::mem::take(&mut client.fds) };
             for call in calls {
-                self.serve(id, call);
+                self.serve(id, call, &mut fds);
             }
             if !open {
                 self.clients.remove(&id);
@@ -200,13 +214,15 @@ impl Server {
         }
     }
 
-    fn serve(&mut self, client: u64, Call { seq, request }: Call) {
+    fn serve(&mut self, client: u64, Call { seq, request }: Call, fds: &mut Vec<OwnedFd>) {
         let reply = match request {
             Request::State => Reply::State(self.containers.values().map(|c| c.instance.clone()).collect()),
             Request::Start(start) => return self.start(client, seq, start),
             Request::Exec { id, args, timeout_ms } => {
                 return self.exec(client, seq, &id, &args, Duration::from_millis(timeout_ms));
             }
+            Request::Open(open) => return self.open(client, seq, open, std::mem::take(fds)),
+            Request::Resize { columns, rows } => self.resize(client, columns, rows),
             Request::Signal { id, signal } => self.signal(&id, signal),
             Request::Remove { id } => self.remove(&id),
             Request::Stop { grace_ms } => {
@@ -249,8 +265,9 @@ impl Server {
 
     fn read_output(&mut self) {
         let now = Timestamp::now();
-        for container in self.containers.values_mut() {
-            container.drain(now);
+        let held: Vec<bool> = self.containers.keys().map(|id| self.is_held(id)).collect();
+        for (container, _) in self.containers.values_mut().zip(held).filter(|(_, held)| !held) {
+            container.drain(&mut self.sessions, now);
         }
         for job in &mut self.jobs {
             if let Purpose::Exec { text, .. } = &mut job.purpose {
@@ -269,6 +286,7 @@ impl Server {
                     let id = self.running().find(|c| c.pid == pid).map(|c| c.instance.start.id.clone());
                     match id {
                         Some(id) => self.ended(&id, status),
+                        None if self.session_ended(pid, status) => {}
                         None => drop(self.unclaimed.insert(pid, status)),
                     }
                 }
@@ -281,8 +299,9 @@ impl Server {
         let oom = cgroup::had_oom_kill(&format!("{}/{id}", self.cgroup));
         let Some(container) = self.containers.get_mut(id) else { return };
         let now = Timestamp::now();
-        container.drain(now);
-        container.output = Output { stdout: None, stderr: None };
+        container.await_last_words();
+        container.drain(&mut self.sessions, now);
+        (container.output, container.input) = (Output::default(), None);
         if let Err(error) = container.log.finish(now) {
             eprintln!("cannot write the log of {id}: {error}");
         }
@@ -299,6 +318,10 @@ impl Server {
 
     pub(super) fn reply(&mut self, client: u64, seq: u64, reply: Reply) {
         self.send(client, &Message::Reply { seq, reply });
+    }
+
+    pub(super) fn has_client(&self, client: u64) -> bool {
+        self.clients.contains_key(&client)
     }
 
     fn send(&mut self, client: u64, message: &Message) {
@@ -327,9 +350,10 @@ impl Server {
 }
 
 impl Container {
-    fn drain(&mut self, now: Timestamp) {
+    fn drain(&mut self, sessions: &mut [Session], now: Timestamp) {
         let Self { output, log, instance, .. } = self;
         output.drain(|stream, bytes| {
+            Server::tell_attached(sessions, &instance.start.id, stream, bytes);
             if let Err(error) = log.write(stream, bytes, now) {
                 eprintln!("cannot write the log of {}: {error}", instance.start.id);
             }

@@ -12,4 +12,5 @@ mod proxy;
 mod services;
 mod soak;
 mod sockets;
+mod streams;
 mod trace;

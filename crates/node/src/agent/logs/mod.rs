@@ -1,24 +1,26 @@
 //! Containers' log files -> `GET /containerLogs/<namespace>/<pod>/<container>`, for the API server.
 //!
-//! `server` answers those who may ask, `options` is what they ask for, `reader` reads and follows the files. Following
+//! `options` is what clients ask for, `reader` reads and follows the files; who may ask is `endpoint`'s. Following
 //! waits for the file to change and for the container to end, and never polls. Source: the kubelet's `server.go`,
 //! `PodLogOptions` in the API reference.
 
 mod options;
 mod reader;
-mod server;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use http::StatusCode;
 use tokio::sync::watch;
 
+use super::host::Record;
+use super::spec_of;
 use super::start::log_path;
-use options::Options;
-use reader::{Follow, Reader};
-pub(super) use server::Server;
+pub(super) use options::{Options, decoded};
+use reader::Follow;
+pub(super) use reader::Reader;
 
 /// The latest start of a container that has logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +54,12 @@ impl Logs {
         sender
     }
 
+    pub(super) fn place(&self, namespace: &str, name: &str) -> Option<Place> {
+        let pods = self.pods();
+        let PodLogs { dir, uid, containers } = pods.get(&(namespace.to_owned(), name.to_owned()))?;
+        Some(Place { dir: dir.clone(), uid: uid.clone(), containers: containers.borrow().clone() })
+    }
+
     /// Forgets a pod, unless another of its name has come meanwhile.
     pub(super) fn remove(&self, namespace: &str, name: &str, uid: &str) {
         let mut pods = self.pods();
@@ -62,11 +70,45 @@ impl Logs {
     }
 }
 
+/// Where a pod is on this node.
+pub(super) struct Place {
+    pub(super) dir: PathBuf,
+    pub(super) uid: String,
+    containers: Containers,
+}
+
+impl Place {
+    /// The start of the container that runs, if one does.
+    pub(super) fn running(&self, container: &str) -> Option<u32> {
+        self.containers.get(container).filter(|written| written.running).map(|written| written.attempt)
+    }
+
+    fn record(&self) -> Option<Record> {
+        Record::read(&self.dir).ok()
+    }
+
+    /// Whether the container's first process has a terminal.
+    pub(super) fn on_terminal(&self, container: &str) -> bool {
+        self.record().is_some_and(|record| spec_of(&record.pod, container).is_some_and(|spec| spec.tty == Some(true)))
+    }
+
+    /// The pod's own address, or its node's if it shares that.
+    pub(super) fn address(&self, node: IpAddr) -> Option<IpAddr> {
+        self.record().map(|record| record.address.map_or(node, IpAddr::V4))
+    }
+}
+
 /// What a client is told instead of a log.
-type Refusal = (StatusCode, String);
+pub(super) type Refusal = (StatusCode, String);
 
 /// Opens what is asked for, or says why there is nothing to read.
-fn open(logs: &Logs, namespace: &str, pod: &str, container: &str, options: Options) -> Result<Reader, Refusal> {
+pub(super) fn open(
+    logs: &Logs,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    options: Options,
+) -> Result<Reader, Refusal> {
     let known = logs.pods().get(&(namespace.to_owned(), pod.to_owned())).cloned();
     let known = known.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found on this node\n")))?;
     let written = known.containers.borrow().get(container).copied().ok_or_else(|| {

@@ -6,7 +6,7 @@ use jiff::{SignedDuration, Timestamp};
 use super::Refusal;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Options {
+pub(in crate::agent) struct Options {
     pub(super) follow: bool,
     pub(super) previous: bool,
     pub(super) timestamps: bool,
@@ -16,7 +16,7 @@ pub(super) struct Options {
 }
 
 impl Options {
-    pub(super) fn parse(query: &str, now: Timestamp) -> Result<Self, Refusal> {
+    pub(in crate::agent) fn parse(query: &str, now: Timestamp) -> Result<Self, Refusal> {
         let mut options = Self::default();
         for (key, value) in query.split('&').filter_map(|pair| pair.split_once('=')) {
             let value = decoded(value);
@@ -42,14 +42,15 @@ impl Options {
     }
 }
 
-/// A query value without its `%` escapes.
-fn decoded(value: &str) -> String {
+/// A query value without its escapes.
+pub(in crate::agent) fn decoded(value: &str) -> String {
     let mut bytes = Vec::with_capacity(value.len());
     let mut rest = value.as_bytes();
     while let [byte, tail @ ..] = rest {
         let escaped = tail.get(..2).and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok());
         let (value, after) = match (byte, escaped) {
             (b'%', Some(escaped)) => (escaped, &tail[2..]),
+            (b'+', _) => (b' ', tail),
             _ => (*byte, tail),
         };
         bytes.push(value);

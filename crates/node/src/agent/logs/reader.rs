@@ -32,7 +32,7 @@ impl Follow {
     }
 }
 
-pub(super) struct Reader {
+pub(in crate::agent) struct Reader {
     path: PathBuf,
     files: Vec<BufReader<File>>,
     options: Options,
@@ -73,7 +73,7 @@ impl Reader {
         Ok(lines)
     }
 
-    pub(super) async fn next(&mut self) -> Option<io::Result<Bytes>> {
+    pub(in crate::agent) async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             if self.left == 0 {
                 return None;

@@ -1,13 +1,14 @@
-//! HTTPS for the log endpoint, and who may use it.
+//! What the node itself answers over HTTPS: logs, and sessions with its pods; and who may ask.
 //!
-//! A client must show a certificate that the cluster's CA signed, and every node and controller has one: so it must also
-//! be the API server's own, or an administrator's.
+//! Invariant: a session is a part of its connection, so the bound on connections bounds both. A client must show a certificate that the cluster's CA signed, and every node and controller has one: so it must also
+//! be the API server's own, or an administrator's. Source: the kubelet's `server.go`.
 
 use std::io;
 use std::net::TcpListener;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
+use futures::future::BoxFuture;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -21,22 +22,23 @@ use rustls::{RootCertStore, ServerConfig};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
-use super::{Logs, Options, open};
-use crate::agent::host::Host;
-use crate::agent::{AgentConfig, Error, TlsIdentity};
+use super::host::Host;
+use super::logs::{Options, Refusal, open};
+use super::streams::{self, Agreed};
+use super::{AgentConfig, Error, TlsIdentity};
 
 const MAX_CONNECTIONS: usize = 256;
-/// The API server, when it asks for a log.
+/// The API server, when it asks a node.
 const API_SERVER: &str = "kube-apiserver-kubelet-client";
 const ADMINISTRATORS: &str = "system:masters";
 
-pub(in crate::agent) struct Server {
+pub(super) struct Server {
     listener: TcpListener,
     tls: TlsAcceptor,
 }
 
 impl Server {
-    pub(in crate::agent) fn bind(config: &AgentConfig) -> Result<Self, Error> {
+    pub(super) fn bind(config: &AgentConfig) -> Result<Self, Error> {
         let address = config.kubelet_listen;
         let failed = |source| Error::Listen { address, source };
         let listener = TcpListener::bind(address).map_err(failed)?;
@@ -45,10 +47,10 @@ impl Server {
         Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)) })
     }
 
-    pub(in crate::agent) async fn serve(self, host: Arc<Host>) {
+    pub(super) async fn serve(self, host: Arc<Host>) {
         let listener = match tokio::net::TcpListener::from_std(self.listener) {
             Ok(listener) => listener,
-            Err(error) => return tracing::error!(%error, "cannot serve container logs"),
+            Err(error) => return tracing::error!(%error, "cannot serve logs and sessions"),
         };
         let mut connections = JoinSet::new();
         loop {
@@ -61,13 +63,27 @@ impl Server {
                     connections.spawn(async move {
                         let Ok(stream) = tls.accept(stream).await else { return };
                         let stranger = stranger(stream.get_ref().1.peer_certificates());
+                        let session = Arc::new(Mutex::new(None));
+                        let begins = session.clone();
                         let service = hyper::service::service_fn(move |request| {
-                            let answer = answer(&host.logs, stranger.as_deref(), &request);
-                            async move { Ok::<_, std::convert::Infallible>(answer) }
+                            let (host, stranger, begins) = (host.clone(), stranger.clone(), begins.clone());
+                            async move {
+                                let (response, begun) = answer(&host, stranger.as_deref(), request).await;
+                                if begun.is_some() {
+                                    *begins.lock().unwrap_or_else(PoisonError::into_inner) = begun;
+                                }
+                                Ok::<_, std::convert::Infallible>(response)
+                            }
                         });
                         let builder = auto::Builder::new(TokioExecutor::new());
-                        if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
-                            tracing::debug!(%error, "a log reader's connection broke");
+                        let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+                        if let Err(error) = served.await {
+                            tracing::debug!(%error, "a connection to the node's endpoint broke");
+                        }
+                        // HTTP ends where a session begins.
+                        let begun = session.lock().unwrap_or_else(PoisonError::into_inner).take();
+                        if let Some(session) = begun {
+                            session.await;
                         }
                     });
                 }
@@ -98,7 +114,7 @@ fn tls(identity: &TlsIdentity) -> Result<ServerConfig, String> {
     Ok(config)
 }
 
-/// The name of a client that may not read logs.
+/// The name of a client that may ask for nothing.
 fn stranger(certificates: Option<&[CertificateDer<'_>]>) -> Option<String> {
     let nobody = || Some("system:anonymous".to_owned());
     let Some(shown) = certificates.and_then(|chain| chain.first()) else { return nobody() };
@@ -118,24 +134,51 @@ fn plain(status: StatusCode, text: impl Into<String>) -> Response<Body> {
     response
 }
 
-fn answer(logs: &Logs, stranger: Option<&str>, request: &Request<Incoming>) -> Response<Body> {
-    let path = request.uri().path();
-    if request.method() != Method::GET {
-        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET is answered here\n");
-    }
+/// The answer, and what is to be done on the connection if that is no longer HTTP's.
+async fn answer(
+    host: &Host,
+    stranger: Option<&str>,
+    mut request: Request<Incoming>,
+) -> (Response<Body>, Option<BoxFuture<'static, ()>>) {
+    let upgrade = hyper::upgrade::on(&mut request);
+    let path = request.uri().path().to_owned();
+    let query = request.uri().query().unwrap_or_default().to_owned();
     if path == "/healthz" {
-        return plain(StatusCode::OK, "ok");
+        return (plain(StatusCode::OK, "ok"), None);
     }
     if let Some(name) = stranger {
-        let reason = format!("Forbidden (user={name}, verb=get, resource=nodes, subresource=proxy)\n");
-        return plain(StatusCode::FORBIDDEN, reason);
+        let verb = if request.method() == Method::GET { "get" } else { "create" };
+        let reason = format!("Forbidden (user={name}, verb={verb}, resource=nodes, subresource=proxy)\n");
+        return (plain(StatusCode::FORBIDDEN, reason), None);
     }
+    if !matches!(*request.method(), Method::GET | Method::POST) {
+        return (plain(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are answered here\n"), None);
+    }
+    let headers = request.headers();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-    let ["containerLogs", namespace, pod, container] = parts[..] else {
-        return plain(StatusCode::NOT_FOUND, format!("{path} is not served here\n"));
+    let agreed: Result<Agreed, Refusal> = match parts[..] {
+        ["containerLogs", namespace, pod, container] => {
+            return (log(host, [namespace, pod, container], &query), None);
+        }
+        ["exec", namespace, pod, container] => {
+            streams::exec(host, [namespace, pod, container], &query, headers, upgrade, true)
+        }
+        ["attach", namespace, pod, container] => {
+            streams::exec(host, [namespace, pod, container], &query, headers, upgrade, false)
+        }
+        ["portForward", namespace, pod] => streams::forward(host, [namespace, pod], &query, headers, upgrade),
+        ["tunnel", namespace, pod, port] => streams::tunnel(host, [namespace, pod, port], headers, upgrade).await,
+        _ => Err((StatusCode::NOT_FOUND, "404 page not found\n".to_owned())),
     };
-    let opened = Options::parse(request.uri().query().unwrap_or_default(), Timestamp::now())
-        .and_then(|options| open(logs, namespace, pod, container, options));
+    match agreed {
+        Ok((response, session)) => (response.map(|()| Either::Left(Full::default())), Some(session)),
+        Err((status, reason)) => (plain(status, reason), None),
+    }
+}
+
+fn log(host: &Host, [namespace, pod, container]: [&str; 3], query: &str) -> Response<Body> {
+    let opened = Options::parse(query, Timestamp::now())
+        .and_then(|options| open(&host.logs, namespace, pod, container, options));
     match opened {
         Ok(reader) => {
             let lines = futures::stream::unfold(reader, |mut reader| async move {
