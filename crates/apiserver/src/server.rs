@@ -395,7 +395,32 @@ fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static 
         (&Method::PUT, Sub::Proxy) => "update",
         (&Method::PATCH, Sub::Proxy) => "patch",
         (&Method::DELETE, Sub::Proxy) => "delete",
+        // No verb is called so: only who may do everything there may ask.
+        (&Method::OPTIONS, Sub::Proxy) => "",
         _ => return Err(Status::method_not_allowed()),
     };
     Ok(verb)
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_kinds::Catalog;
+
+    use super::*;
+    use crate::route::{self, Route};
+
+    fn verb_of(method: Method, path: &str) -> Option<&'static str> {
+        let Ok(Route::Object(target)) = route::parse(path, &Catalog::default()) else { return None };
+        verb(&method, &target, &Options::default()).ok()
+    }
+
+    #[test]
+    fn what_is_proxied_may_be_asked_by_any_method() {
+        let path = "/api/v1/namespaces/a/services/b/proxy/c";
+        let methods = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+        let verbs = methods.map(|method| verb_of(method, path).unwrap());
+        assert_eq!(verbs, ["get", "get", "create", "update", "patch", "delete"]);
+        assert_eq!(verb_of(Method::OPTIONS, path), Some(""));
+        assert_eq!(verb_of(Method::OPTIONS, "/api/v1/namespaces/a/services/b"), None);
+    }
 }

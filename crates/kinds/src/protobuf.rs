@@ -307,9 +307,18 @@ mod tests {
     const SECRET: &str =
         "6b3873000a0c0a0276311206536563726574121d0a110a017312001a0022002a0032003800420012060a01611201621a001a002200";
 
+    /// With a readiness probe, as Go clients send it.
+    const POD: &str = "6b3873000a090a0276311203506f6412300a030a0170122912270a01631201695a1f0a1b12190a082f6865616c74687a1205080010933f1a00220448545450100a";
+
     #[test]
-    fn what_kubectl_sends() {
+    fn what_clients_send() {
         for (hex, expected) in [
+            (
+                POD,
+                json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"},
+                       "spec": {"containers": [{"name": "c", "image": "i", "readinessProbe": {
+                           "httpGet": {"path": "/healthz", "port": 8083, "scheme": "HTTP"}, "initialDelaySeconds": 10}}]}}),
+            ),
             (
                 SERVICE,
                 json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web", "labels": {"app": "web"}},

@@ -121,7 +121,7 @@ fn table_is_current() {
     let mut table = String::new();
     let mut descriptions = String::new();
     for (name, parsed) in &types {
-        let atomic = messages.get(name).is_some_and(|message| message.atomic);
+        let atomic = messages.get(&message_key(name)).is_some_and(|message| message.atomic);
         writeln!(table, "{name}{}", if atomic { " atomic" } else { "" }).unwrap();
         writeln!(descriptions, "{name} {}", escape(&parsed.description)).unwrap();
         for field in &parsed.fields {
@@ -144,6 +144,9 @@ fn table_is_current() {
             if let Some(marks) = marks(&messages, name, &field.name, &parsed.fields) {
                 write_marks(&mut line, &marks);
             }
+            let of_json_alone =
+                ["apiVersion", "kind"].contains(&field.name.as_str()) || name.starts_with("apiextensions.");
+            assert!(of_json_alone || line.contains(" pb="), "no protobuf tag for {name}.{}", field.name);
             writeln!(table, "{line}").unwrap();
         }
     }
@@ -314,6 +317,11 @@ fn kind_name(rust: &str) -> String {
 }
 
 /// Reads the messages of one protobuf package out of what prost made of it.
+/// Go's `HTTPGetAction` is `HttpGetAction` there.
+fn message_key(name: &str) -> String {
+    name.to_lowercase()
+}
+
 fn parse_messages(text: &str, package: &str, messages: &mut BTreeMap<String, Message>) {
     let mut current: Option<String> = None;
     let mut marks = Marks::default();
@@ -325,8 +333,9 @@ fn parse_messages(text: &str, package: &str, messages: &mut BTreeMap<String, Mes
             current = None;
         } else if let Some(name) = line.strip_prefix("pub struct ").and_then(|l| l.strip_suffix(" {")) {
             let atomic = std::mem::take(&mut marks).map == "atomic";
-            current = Some(format!("{package}.{name}"));
-            messages.insert(format!("{package}.{name}"), Message { atomic, fields: Vec::new() });
+            let key = message_key(&format!("{package}.{name}"));
+            current = Some(key.clone());
+            messages.insert(key, Message { atomic, fields: Vec::new() });
         } else if let Some(comment) = line.strip_prefix("/// +") {
             match comment.split_once('=') {
                 Some(("patchStrategy", v)) => marks.strategy = v.split(',').map(str::to_owned).collect(),
@@ -363,7 +372,7 @@ fn parse_messages(text: &str, package: &str, messages: &mut BTreeMap<String, Mes
 
 /// The marks of a field; fields that Go embeds are looked up in the message that protobuf nests for them.
 fn marks(messages: &BTreeMap<String, Message>, owner: &str, field: &str, siblings: &[Field]) -> Option<Marks> {
-    let message = messages.get(owner)?;
+    let message = messages.get(&message_key(owner))?;
     let wanted = field.to_lowercase();
     if let Some((_, marks, _)) = message.fields.iter().find(|(name, ..)| *name == wanted) {
         return Some(marks.clone());

@@ -4,7 +4,9 @@
 //!
 //! For each proxy: the time from the start of its process until every Service of a sample answers; from the API's answer
 //! to a change until new connections go by it (the endpoint of a Service with one, the thousand endpoints of a Service,
-//! a Service added); its memory; its CPU time while 100 endpoints change a second. `PORTOLAN=/path` names another build.
+//! a Service added); its memory; its CPU time while 100 endpoints change a second. Last, with all of them still there and
+//! taking turns, what a short connection by a ClusterIP takes beside one straight to a backend. `PORTOLAN=/path` names
+//! another build.
 //!
 //! Everything happens in network namespaces of its own: one a proxy, with the API server and all backends on its
 //! loopback. Times are what a client sees, probed again and again without a pause, so they hold the prober's own share
@@ -45,6 +47,8 @@ const ATTEMPT: Duration = Duration::from_millis(2);
 const PATIENCE: Duration = Duration::from_secs(900);
 /// How long each kind of change is repeated.
 const REPEATING: Duration = Duration::from_secs(20);
+const CONNECTION_ROUNDS: usize = 40;
+const CONNECTIONS_A_ROUND: usize = 500;
 const CHURN: Duration = Duration::from_secs(10);
 const CHURN_RATE: u32 = 100;
 /// The Service with a thousand endpoints, in ten slices.
@@ -76,9 +80,13 @@ fn main() -> Result<()> {
     let start = Instant::now();
     cluster.populate(services)?;
     println!("written to the API in {:.1?}", start.elapsed());
+    let mut processes = Vec::new();
     for (contender, room) in contenders.iter().zip(&rooms) {
-        room.netns.run(|| measure(contender, &mut cluster, &kubeconfig)).with_context(|| contender.name.clone())?;
+        let measured = room.netns.run(|| measure(contender, &mut cluster, &kubeconfig));
+        processes.push(measured.with_context(|| contender.name.clone())?);
     }
+    connections(&contenders, &rooms)?;
+    drop(processes);
     shutdown.cancel();
     runtime.block_on(serving)??;
     Ok(())
@@ -198,9 +206,13 @@ impl Room {
 
 /// The backend that a new connection from the calling thread's network namespace gets.
 fn connect(address: Ipv4Addr) -> Option<Ipv4Addr> {
+    connect_to((address, 80).into())
+}
+
+fn connect_to(address: SocketAddr) -> Option<Ipv4Addr> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).ok()?;
     socket.set_linger(Some(Duration::ZERO)).ok()?;
-    socket.connect_timeout(&SockAddr::from(SocketAddr::from((address, 80))), ATTEMPT).ok()?;
+    socket.connect_timeout(&SockAddr::from(address), ATTEMPT).ok()?;
     socket.set_read_timeout(Some(ATTEMPT * 10)).ok()?;
     let mut octets = [0u8; 4];
     std::io::Read::read_exact(&mut &socket, &mut octets).ok()?;
@@ -362,8 +374,8 @@ fn slice(service: u32, part: u32, indices: std::ops::Range<u32>, round: u32) -> 
     })
 }
 
-/// In the calling thread's network namespace.
-fn measure(contender: &Contender, cluster: &mut Cluster, kubeconfig: &Path) -> Result<()> {
+/// In the calling thread's network namespace. The process goes on afterwards.
+fn measure(contender: &Contender, cluster: &mut Cluster, kubeconfig: &Path) -> Result<Process> {
     println!("\n{}", contender.name);
     let start = Instant::now();
     let mut process = contender.start(kubeconfig)?;
@@ -414,7 +426,37 @@ fn measure(contender: &Contender, cluster: &mut Cluster, kubeconfig: &Path) -> R
     println!("  CPU while {CHURN_RATE} Services' endpoints change a second: {share:.1} % of one core");
     let (now, most) = process.memory()?;
     println!("  memory in the end: {:.1} MB, at the most {:.1} MB", now as f64 / 1024.0, most as f64 / 1024.0);
-    process.check()
+    process.check()?;
+    Ok(process)
+}
+
+/// A short connection from the node itself: opened, answered and reset.
+fn connections(contenders: &[Contender], rooms: &[Room]) -> Result<()> {
+    let time = |room: &Room, address: SocketAddr| {
+        room.netns.run(|| {
+            (0..CONNECTIONS_A_ROUND)
+                .map(|_| {
+                    let start = Instant::now();
+                    connect_to(address).map(|_| start.elapsed()).context("a connection failed")
+                })
+                .collect::<Result<Vec<_>>>()
+        })
+    };
+    let mut times = vec![(Vec::new(), Vec::new()); rooms.len()];
+    for _ in 0..CONNECTION_ROUNDS {
+        for (room, (direct, through)) in rooms.iter().zip(&mut times) {
+            direct.extend(time(room, (backend(LARGE, 0, 0), BACKEND_PORT).into())?);
+            through.extend(time(room, (cluster_ip(LARGE), 80).into())?);
+        }
+    }
+    println!("\nshort connections, taking turns");
+    for (contender, (direct, through)) in contenders.iter().zip(&mut times) {
+        print(&format!("{}, direct", contender.name), direct);
+        print(&format!("{}, by ClusterIP", contender.name), through);
+        let median = |times: &[Duration]| times[times.len() / 2].as_secs_f64();
+        println!("  {}: {:.3} of direct", contender.name, median(through) / median(direct));
+    }
+    Ok(())
 }
 
 fn until(process: &mut Process, mut condition: impl FnMut() -> bool) -> Result<()> {

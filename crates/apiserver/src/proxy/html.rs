@@ -110,7 +110,8 @@ fn attributes<'a>(mut rest: &'a str, links: &[&str], rewrite: impl Fn(&str) -> S
         };
         let (link, after) = value.split_at(end.unwrap_or(value.len()));
         out.extend(quote);
-        match links.iter().any(|link| name.eq_ignore_ascii_case(link)) {
+        // An empty link is the page itself.
+        match !link.is_empty() && links.iter().any(|link| name.eq_ignore_ascii_case(link)) {
             true => out.push_str(&escaped(&rewrite(&link.replace("&amp;", "&")))),
             false => out.push_str(link),
         }
@@ -151,7 +152,7 @@ mod tests {
 
     #[test]
     fn what_is_no_page_stays_as_it_is() {
-        for text in ["<", "<a", "<a href", "<a href=", "<!--", "</", "<a =>", "<script>", "<é"] {
+        for text in ["<a href=\"\">", "<", "<a", "<a href", "<a href=", "<!--", "</", "<a =>", "<script>", "<é"] {
             check(text, text);
         }
         check("<a href=\"/x", "<a href=\"+/x");
