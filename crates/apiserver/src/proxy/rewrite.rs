@@ -9,7 +9,7 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// A link to the same host and from its root is led through the proxy; every other one is as it was.
+    /// A link to the same host and from its root is led through the proxy, by its path alone; every other one is as it was.
     pub(super) fn rewritten(&self, link: &str) -> String {
         let Self { host, prefix } = self;
         let (scheme, after) = link.split_once("://").map_or(("", link), |(scheme, after)| (scheme, after));
@@ -23,7 +23,7 @@ impl Links {
         }
         let is_led = path.strip_prefix(prefix.as_str()).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
         let prefix = if is_led { "" } else { prefix };
-        format!("https://{host}{prefix}{path}")
+        format!("{prefix}{path}")
     }
 }
 
@@ -35,11 +35,11 @@ mod tests {
     fn links() {
         let links = Links { host: "api:6443".into(), prefix: "/api/v1/nodes/n/proxy".into() };
         for (link, expected) in [
-            ("/login?next=/", "https://api:6443/api/v1/nodes/n/proxy/login?next=/"),
-            ("/", "https://api:6443/api/v1/nodes/n/proxy/"),
-            ("https://api:6443/x", "https://api:6443/api/v1/nodes/n/proxy/x"),
-            ("//api:6443/x", "https://api:6443/api/v1/nodes/n/proxy/x"),
-            ("/api/v1/nodes/n/proxy/x", "https://api:6443/api/v1/nodes/n/proxy/x"),
+            ("/login?next=/", "/api/v1/nodes/n/proxy/login?next=/"),
+            ("/", "/api/v1/nodes/n/proxy/"),
+            ("https://api:6443/x", "/api/v1/nodes/n/proxy/x"),
+            ("//api:6443/x", "/api/v1/nodes/n/proxy/x"),
+            ("/api/v1/nodes/n/proxy/x", "/api/v1/nodes/n/proxy/x"),
             ("https://example.org/x", "https://example.org/x"),
             ("//example.org/x", "//example.org/x"),
             ("next.html", "next.html"),
