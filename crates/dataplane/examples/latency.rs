@@ -25,7 +25,7 @@ use socket2::{Domain, Socket, Type};
 
 const ENDPOINTS: u8 = 10;
 const ROUNDS: usize = 40;
-const CONNECTIONS_A_ROUND: usize = 500;
+const CONNECTIONS_A_ROUND: u32 = 500;
 const RATE_ROUNDS: usize = 15;
 const RATE_TIME: Duration = Duration::from_secs(1);
 const BULK_ROUNDS: usize = 15;
@@ -67,9 +67,11 @@ impl Way {
         }
     }
 
-    /// Where it connects to, for what the server does at one of its ports.
-    fn destination(self, port: u16) -> SocketAddr {
-        let address = if self == Self::Direct { server_address(0) } else { cluster_ip(0) };
+    /// Where a connection goes, for what the server does at one of its ports: the direct ones to each endpoint in turn,
+    /// since the kernel keeps something about each.
+    fn destination(self, port: u16, connection: u32) -> SocketAddr {
+        let endpoint = (connection % u32::from(ENDPOINTS)) as u8;
+        let address = if self == Self::Direct { server_address(endpoint) } else { cluster_ip(0) };
         (address, port).into()
     }
 }
@@ -149,7 +151,10 @@ impl Bench {
         }
         // As many as were asked for, and nobody else's.
         let connections: u64 = led.led().iter().map(|(_, _, led)| led.connections).sum();
-        ensure!(connections >= u64::try_from(ROUNDS * CONNECTIONS_A_ROUND)?, "only {connections} connections were led");
+        ensure!(
+            connections >= u64::try_from(ROUNDS)? * u64::from(CONNECTIONS_A_ROUND),
+            "only {connections} connections were led"
+        );
 
         println!("| way | p50 µs | p99 µs | p50 / direct | connections/s | / direct | GB/s | / direct |");
         println!("|---|---|---|---|---|---|---|---|");
@@ -203,10 +208,10 @@ fn once(to: SocketAddr) -> std::io::Result<()> {
     stream.read_exact(&mut byte)
 }
 
-fn short(way: Way, connections: usize) -> std::io::Result<Vec<Duration>> {
-    let one = |_| {
+fn short(way: Way, connections: u32) -> std::io::Result<Vec<Duration>> {
+    let one = |connection| {
         let start = Instant::now();
-        once(way.destination(SHORT)).map(|()| start.elapsed())
+        once(way.destination(SHORT, connection)).map(|()| start.elapsed())
     };
     (0..connections).map(one).collect()
 }
@@ -215,7 +220,7 @@ fn short(way: Way, connections: usize) -> std::io::Result<Vec<Duration>> {
 fn rate(way: Way) -> std::io::Result<f64> {
     let (start, mut connections) = (Instant::now(), 0u32);
     while start.elapsed() < RATE_TIME {
-        once(way.destination(SHORT))?;
+        once(way.destination(SHORT, connections))?;
         connections += 1;
     }
     Ok(f64::from(connections) / start.elapsed().as_secs_f64())
@@ -223,7 +228,7 @@ fn rate(way: Way) -> std::io::Result<f64> {
 
 /// Gigabytes a second.
 fn bulk(way: Way) -> std::io::Result<f64> {
-    let mut stream = connect(way.destination(BULK))?;
+    let mut stream = connect(way.destination(BULK, 0))?;
     let block = vec![0; 1 << 17];
     let (start, mut blocks) = (Instant::now(), 0u32);
     while start.elapsed() < BULK_TIME {
