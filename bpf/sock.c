@@ -6,386 +6,30 @@
  * the backend and nothing has to be translated. What a program asks the socket about its peer is answered with the
  * address it had asked for.
  *
- * Invariants: what is not in the maps is left as it is, and nftables underneath decides. The user-space half writes the
- * maps in such an order that after each single write every frontend leads to backends it has. An element found may be
- * reused for another key while it is being read, so every value of `frontends` and `slots` begins with its own key and
- * is taken for what it says only if that is still the key asked for when the rest has been read.
+ * Invariant: what is not in the maps is left as it is, and nftables underneath decides.
  *
  * Deliberately not here: source ranges, masquerading, dropping (nftables does these), SCTP (it has no such hooks), and
  * whatever comes to this node from elsewhere.
  *
- * Source: bpf(2) and bpf-helpers(7); the kernel's net/ipv4 and net/ipv6 for where each hook runs. The layout of keys and
- * values is read by crates/dataplane/src/sock/wire.rs; who changes one changes both, and the layout's number there.
+ * Source: bpf(2) and bpf-helpers(7); the kernel's net/ipv4 and net/ipv6 for where each hook runs.
  */
-#include "kernel.h"
-
-/* IPv4 as ::ffff:a.b.c.d, which is how a socket of either family may name it. */
-struct address {
-	__be32 words[4];
-};
-
-struct endpoint {
-	struct address address;
-	__be16 port;
-	__u16 zero;
-};
-
-struct frontend_key {
-	/* All zero (or ::ffff:0.0.0.0) for a NodePort: any of the addresses in `node_addresses`. */
-	struct address address;
-	__be16 port;
-	__u8 protocol;
-	__u8 zero;
-};
-
-enum verdict {
-	FORWARD = 0,
-	REJECT = 1,
-	/* nftables decides. It is here so that an address of its own hides a NodePort of the same number. */
-	LEAVE = 2,
-};
-
-struct frontend {
-	struct frontend_key key;
-	/* Never used again for another frontend. */
-	__u32 id;
-	__u32 count;
-	/* 0 without session affinity. */
-	__u32 affinity_seconds;
-	__u32 verdict;
-	/* With affinity, the frontend by which clients are remembered: one for all the addresses of a Service's port. */
-	struct frontend_key together;
-};
-
-struct slot_key {
-	__u32 id;
-	__u32 index;
-};
-
-struct slot {
-	struct slot_key key;
-	struct endpoint backend;
-};
-
-struct member_key {
-	__u32 id;
-	struct endpoint backend;
-};
-
-enum client {
-	/* Session affinity: the network namespace, which has one address towards Services. */
-	CLIENT_NAMESPACE = 0,
-	/* The flow of an unconnected socket. */
-	CLIENT_SOCKET = 1,
-};
-
-struct session_key {
-	__u64 cookie;
-	struct frontend_key frontend;
-	__u32 client;
-};
-
-struct session {
-	struct endpoint backend;
-	__u32 zero;
-	__u64 used_at_ns;
-};
-
-struct connection {
-	struct endpoint backend;
-	struct frontend_key frontend;
-};
-
-struct reply_key {
-	__u64 cookie;
-	struct endpoint backend;
-	__u32 zero;
-};
-
-struct counter {
-	__u64 connections;
-	__u64 datagrams;
-	/* Of TCP connections that have ended: segments both ways, and the bytes in them. */
-	__u64 segments;
-	__u64 bytes;
-};
-
-/* Through which frontend a TCP socket was led; 0 once what went over it has been counted. */
-struct account {
-	__u32 id;
-};
-
-struct settings {
-	/* The node's own network namespace, the only one whose ports a NodePort could be taken from. */
-	__u64 node_cookie;
-};
-
-struct refused_bind {
-	__u32 process;
-	__u16 port;
-	__u8 protocol;
-	__u8 zero;
-	char command[16];
-};
-
-/* How many elements there may be is set when the object is loaded. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
-	TYPE(key, struct frontend_key);
-	TYPE(value, struct frontend);
-} frontends SEC(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
-	TYPE(key, struct slot_key);
-	TYPE(value, struct slot);
-} slots SEC(".maps");
-
-/* The backends of a frontend that somebody may stay with: those with session affinity, and those of UDP. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
-	TYPE(key, struct member_key);
-	TYPE(value, __u32);
-} members SEC(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
-	TYPE(key, __u32);
-	TYPE(value, struct counter);
-} counters SEC(".maps");
-
-/* The node's own addresses that take NodePort traffic. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
-	TYPE(key, struct address);
-	TYPE(value, __u32);
-} node_addresses SEC(".maps");
-
-/* Cgroups that are left to nftables, with all below them. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
-	TYPE(key, __u64);
-	TYPE(value, __u32);
-} exempt_cgroups SEC(".maps");
-
-/* Network namespaces that are left to nftables. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	NUMBER(max_entries, 1);
-	TYPE(key, __u64);
-	TYPE(value, __u32);
-} exempt SEC(".maps");
-
-/* Where anything is or was left out: bit 0 for namespaces, bit N for cgroups N levels below their hierarchy's root. Nearly
- * always nothing is, and then nobody has to look. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY);
-	NUMBER(max_entries, 1);
-	TYPE(key, __u32);
-	TYPE(value, __u32);
-} exempting SEC(".maps");
-
-/* Every socket that is connected through a frontend, by its cookie, until it is closed. Allocated beforehand: an element
- * comes and goes with every connection, and is read only on behalf of the socket it is of. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_HASH);
-	NUMBER(max_entries, 1);
-	TYPE(key, __u64);
-	TYPE(value, struct connection);
-} connections SEC(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_SK_STORAGE);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, __s32);
-	TYPE(value, struct account);
-} accounts SEC(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_LRU_HASH);
-	NUMBER(max_entries, 1);
-	TYPE(key, struct session_key);
-	TYPE(value, struct session);
-} sessions SEC(".maps");
-
-/* Which frontend an unconnected socket had meant by the backend that answers it. */
-struct {
-	NUMBER(type, BPF_MAP_TYPE_LRU_HASH);
-	NUMBER(max_entries, 1);
-	TYPE(key, struct reply_key);
-	TYPE(value, struct endpoint);
-} replies SEC(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_ARRAY);
-	NUMBER(max_entries, 1);
-	TYPE(key, __u32);
-	TYPE(value, struct settings);
-} settings SEC(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_RINGBUF);
-	NUMBER(max_entries, 65536);
-} refused_binds SEC(".maps");
+#include "choose.h"
 
 /* As long as conntrack keeps an answered UDP flow, so that a socket stays with its backend under either. */
 #define FLOW_SECONDS 120
-#define NANOSECONDS 1000000000ULL
-/* How often a choice is made again because an element went away between two looks. */
-#define ATTEMPTS 3
 
-#define V4_PREFIX htonl(0xffff)
-
-INLINE struct address v4(__be32 word)
-{
-	return (struct address){ { 0, 0, V4_PREFIX, word } };
-}
-
-INLINE int same_address(const struct address *a, const struct address *b)
-{
-	return a->words[3] == b->words[3] && a->words[2] == b->words[2] && a->words[1] == b->words[1] &&
-	       a->words[0] == b->words[0];
-}
-
-INLINE int same_endpoint(const struct endpoint *a, const struct endpoint *b)
-{
-	return a->port == b->port && same_address(&a->address, &b->address);
-}
-
-INLINE int is_v4(const struct address *a)
-{
-	return !a->words[0] && !a->words[1] && a->words[2] == V4_PREFIX;
-}
-
-/* No address in particular, of the family of `like`. */
-INLINE struct address any(const struct address *like)
-{
-	return (struct address){ { 0, 0, is_v4(like) ? V4_PREFIX : 0, 0 } };
-}
-
-/* A number below `n`, each equally likely but for a chance of less than 2^-60. */
-INLINE __u32 below(__u32 n)
-{
-	__u64 product = (__u64)bpf_get_prandom_u32() * n;
-	if ((__u32)product < n) {
-		__u32 biased = -n % n;
-		for (int i = 0; i < 4 && (__u32)product < biased; i++)
-			product = (__u64)bpf_get_prandom_u32() * n;
-	}
-	return product >> 32;
-}
-
-/* Copies what is there for exactly this key. */
-INLINE int find_exactly(const struct frontend_key *key, struct frontend *found)
-{
-	const volatile struct frontend *frontend = bpf_map_lookup_elem(&frontends, key);
-	if (!frontend)
-		return 0;
-	found->id = frontend->id;
-	found->count = frontend->count;
-	found->affinity_seconds = frontend->affinity_seconds;
-	found->verdict = frontend->verdict;
-	found->key.address.words[0] = frontend->key.address.words[0];
-	found->key.address.words[1] = frontend->key.address.words[1];
-	found->key.address.words[2] = frontend->key.address.words[2];
-	found->key.address.words[3] = frontend->key.address.words[3];
-	found->key.port = frontend->key.port;
-	found->key.protocol = frontend->key.protocol;
-	if (found->affinity_seconds) {
-		found->together.address.words[0] = frontend->together.address.words[0];
-		found->together.address.words[1] = frontend->together.address.words[1];
-		found->together.address.words[2] = frontend->together.address.words[2];
-		found->together.address.words[3] = frontend->together.address.words[3];
-		found->together.port = frontend->together.port;
-		found->together.protocol = frontend->together.protocol;
-		found->together.zero = 0;
-	}
-	return same_address(&found->key.address, &key->address) && found->key.port == key->port &&
-	       found->key.protocol == key->protocol;
-}
-
-/* `key` becomes the NodePort's where that is what was found. */
-INLINE int find(struct frontend_key *key, struct frontend *found)
-{
-	if (find_exactly(key, found))
-		return 1;
-	if (!bpf_map_lookup_elem(&node_addresses, &key->address))
-		return 0;
-	key->address = any(&key->address);
-	return find_exactly(key, found);
-}
-
-INLINE int slot(__u32 id, __u32 index, struct endpoint *backend)
-{
-	struct slot_key key = { id, index };
-	const volatile struct slot *slot = bpf_map_lookup_elem(&slots, &key);
-	if (!slot)
-		return 0;
-	backend->address.words[0] = slot->backend.address.words[0];
-	backend->address.words[1] = slot->backend.address.words[1];
-	backend->address.words[2] = slot->backend.address.words[2];
-	backend->address.words[3] = slot->backend.address.words[3];
-	backend->port = slot->backend.port;
-	backend->zero = 0;
-	return slot->key.id == id && slot->key.index == index;
-}
-
-/* The backend that the client was given within the last `seconds`, if the frontend still has it. */
-INLINE int remembered(const struct session_key *key, __u32 id, __u32 seconds, struct endpoint *backend)
-{
-	struct session *session = bpf_map_lookup_elem(&sessions, key);
-	if (!session)
-		return 0;
-	__u64 now = bpf_ktime_get_coarse_ns();
-	if (now - session->used_at_ns > seconds * NANOSECONDS)
-		return 0;
-	struct member_key member = { id, session->backend };
-	if (!bpf_map_lookup_elem(&members, &member))
-		return 0;
-	session->used_at_ns = now;
-	*backend = member.backend;
-	return 1;
-}
-
-INLINE int choose(struct frontend *frontend, struct endpoint *backend)
-{
-	for (int i = 0; i < ATTEMPTS; i++) {
-		if (frontend->verdict != FORWARD || !frontend->count)
-			return 0;
-		if (slot(frontend->id, below(frontend->count), backend))
-			return 1;
-		struct frontend_key key = frontend->key;
-		key.zero = 0;
-		if (!find_exactly(&key, frontend))
-			return 0;
-	}
-	return 0;
-}
-
-/* Levels of cgroups that may be left out; kubelet's pods are on the fourth at most. */
+/* How deep below its hierarchy's root a cgroup may be to be left out; the kubelet's pods are on the third or fourth level,
+ * and a few deeper where a whole node is a container. */
 #define LEVELS 16
 
-/* Whether the process is in a cgroup that is left out, of those on the levels that are marked. */
-INLINE int is_in_exempt_cgroup(__u32 levels)
+/* Whether the process is in a cgroup that is left out, or below one. */
+INLINE int is_in_exempt_cgroup(void)
 {
 	for (int level = 1; level < LEVELS; level++) {
-		if (!(levels & 1u << level))
-			continue;
 		__u64 cgroup = bpf_get_current_ancestor_cgroup_id(level);
-		if (cgroup && bpf_map_lookup_elem(&exempt_cgroups, &cgroup))
+		if (!cgroup)
+			return 0;
+		if (bpf_map_lookup_elem(&exempt_cgroups, &cgroup))
 			return 1;
 	}
 	return 0;
@@ -419,11 +63,11 @@ INLINE enum outcome translate(struct bpf_sock_addr *ctx, struct address address,
 	__u32 zero = 0;
 	const __u32 *exempting_here = bpf_map_lookup_elem(&exempting, &zero);
 	__u32 exempted = exempting_here ? *exempting_here : 0;
-	if (exempted || frontend.affinity_seconds)
+	if (exempted & EXEMPTING_NAMESPACES || frontend.affinity_seconds)
 		namespace = bpf_get_netns_cookie(ctx);
-	if (exempted && bpf_map_lookup_elem(&exempt, &namespace))
+	if (exempted & EXEMPTING_NAMESPACES && bpf_map_lookup_elem(&exempt, &namespace))
 		return AS_IT_IS;
-	if (exempted > 1 && is_in_exempt_cgroup(exempted))
+	if (exempted & EXEMPTING_CGROUPS && is_in_exempt_cgroup())
 		return AS_IT_IS;
 	if (frontend.verdict == REJECT) {
 		bpf_set_retval(-ECONNREFUSED);

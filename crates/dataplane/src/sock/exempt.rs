@@ -12,39 +12,30 @@ use std::{fmt, fs, io};
 use super::maps::{Flags, Table};
 use super::{Capacity, Error};
 
-/// The marks that the programs know: for namespaces, and for the levels of cgroups up to the one before this.
-const LEVELS: u32 = 16;
+/// The marks that the programs know, as bits of one number.
+const NAMESPACES: u32 = 0;
+const CGROUPS: u32 = 1;
 
 /// Whose sockets are left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Exempt {
     /// A network namespace, by its [`cookie`](super::cookie).
     Namespace(u64),
-    /// The processes in a cgroup v2, and in all below it.
-    Cgroup {
-        /// The number of its directory.
-        id: u64,
-        /// How many levels below the hierarchy's root it is, at least one.
-        level: u32,
-    },
+    /// The processes in a cgroup v2 and in all below it, by the number of its directory.
+    Cgroup(u64),
 }
 
 impl Exempt {
-    /// The cgroup of this directory.
+    /// The cgroup of this directory, not too deep below the hierarchy's root for the programs to find it (15 levels).
     ///
     /// # Errors
-    /// When the directory cannot be read, or lies not below the root or too deep below it.
+    /// When the directory cannot be read, or is not below the root.
     pub fn cgroup(root: &Path, directory: &Path) -> io::Result<Self> {
         let below = directory.strip_prefix(root).map_err(io::Error::other)?;
-        let level = u32::try_from(below.components().count()).unwrap_or(LEVELS);
-        if !(1..LEVELS).contains(&level) {
-            return Err(io::Error::other(format!(
-                "{} is {level} levels below {}",
-                directory.display(),
-                root.display()
-            )));
+        if below.as_os_str().is_empty() {
+            return Err(io::Error::other(format!("{} is everybody's cgroup", root.display())));
         }
-        Ok(Self::Cgroup { id: fs::metadata(directory)?.st_ino(), level })
+        Ok(Self::Cgroup(fs::metadata(directory)?.st_ino()))
     }
 }
 
@@ -69,8 +60,8 @@ struct Maps {
 impl Maps {
     fn add(&mut self, exempt: Exempt) -> Result<(), Error> {
         let (table, number, mark) = match exempt {
-            Exempt::Namespace(cookie) => (&mut self.namespaces, cookie, 0),
-            Exempt::Cgroup { id, level } => (&mut self.cgroups, id, level),
+            Exempt::Namespace(cookie) => (&mut self.namespaces, cookie, NAMESPACES),
+            Exempt::Cgroup(id) => (&mut self.cgroups, id, CGROUPS),
         };
         table.put(number.to_ne_bytes(), [0; 4])?;
         self.exempting.raise(mark)
@@ -79,8 +70,15 @@ impl Maps {
     fn remove(&mut self, exempt: Exempt) -> Result<(), Error> {
         match exempt {
             Exempt::Namespace(cookie) => self.namespaces.delete(&cookie.to_ne_bytes()),
-            Exempt::Cgroup { id, .. } => self.cgroups.delete(&id.to_ne_bytes()),
+            Exempt::Cgroup(id) => self.cgroups.delete(&id.to_ne_bytes()),
         }
+    }
+
+    fn read(&self) -> Result<BTreeSet<Exempt>, Error> {
+        let mut found = BTreeSet::new();
+        self.namespaces.read(|cookie, _| found.extend([Exempt::Namespace(u64::from_ne_bytes(cookie))]))?;
+        self.cgroups.read(|id, _| found.extend([Exempt::Cgroup(u64::from_ne_bytes(id))]))?;
+        Ok(found)
     }
 }
 
@@ -103,6 +101,20 @@ impl Exemptions {
         let mut list = self.lock();
         list.exempt.remove(&exempt);
         list.maps.as_mut().map_or(Ok(()), |maps| maps.remove(exempt))
+    }
+
+    /// Leaves these sockets to nftables from now on and no others, whoever an earlier life left out.
+    ///
+    /// # Errors
+    /// What the kernel refused; the list is as it should be nevertheless.
+    pub fn replace(&self, exempt: BTreeSet<Exempt>) -> Result<(), Error> {
+        let mut list = self.lock();
+        list.exempt = exempt;
+        let List { exempt, maps } = &mut *list;
+        let Some(maps) = maps else { return Ok(()) };
+        let found = maps.read()?;
+        found.difference(exempt).try_for_each(|gone| maps.remove(*gone))?;
+        exempt.difference(&found).try_for_each(|new| maps.add(*new))
     }
 
     /// Writes to the maps pinned in the directory what is known, and from now on what comes.

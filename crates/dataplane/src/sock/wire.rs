@@ -1,4 +1,4 @@
-//! Elements <-> the bytes of `bpf/sock.c`'s keys and values.
+//! Elements <-> the bytes of keys and values, as `bpf/layout.h` has them.
 //!
 //! Invariant: whoever changes a structure there changes it here and counts [`LAYOUT`] up, so that programs of one build
 //! never read maps of another. Numbers are in the machine's byte order, addresses and ports in the network's; IPv4
@@ -13,7 +13,7 @@ use super::Led;
 use super::element::{Head, Verdict};
 
 /// Names the structures below; part of where the maps are pinned.
-pub(super) const LAYOUT: u32 = 2;
+pub(super) const LAYOUT: u32 = 3;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;

@@ -1,6 +1,6 @@
 //! What is noticed of changes, restarts, upgrades, full maps and removed backends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::bench::{Bench, address, ask, bench, forwarding, here, open, service, web};
 use crate::lab;
 use aya::programs::links::{FdLink, PinnedLink};
-use portolan_dataplane::sock::{Capacity, Error, Exempt, SockConfig, SockLb};
+use portolan_dataplane::sock::{Capacity, Error, Exempt, Exemptions, SockConfig, SockLb};
 use portolan_dataplane::{DataPlane, ProxyConfig, Room, sock};
 use portolan_model::forwarding::{Backend, Target};
 use portolan_model::{Protocol, ServiceId};
@@ -229,6 +229,15 @@ fn a_cgroup_can_be_left_out() {
             exempt.remove(own).unwrap();
             assert_eq!(bench.dial("pod-x", &dial).by(), Some("pod-a"));
             assert!(Exempt::cgroup(root, root).is_err(), "that would be everybody");
+            // The next life leaves out whom this one did, until it knows better.
+            exempt.add(own).unwrap();
+            let next = SockConfig { exempt: Exemptions::default(), ..bench.config.clone() };
+            let _sockets = open(&next, &web(&["10.96.1.1:80"], &["pod-a"]));
+            assert_eq!(bench.dial("pod-x", &dial).by(), None, "an earlier life's choice");
+            next.exempt.replace(BTreeSet::from([other])).unwrap();
+            assert_eq!(bench.dial("pod-x", &dial).by(), Some("pod-a"), "nobody asks for it any more");
+            next.exempt.replace(BTreeSet::from([own])).unwrap();
+            assert_eq!(bench.dial("pod-x", &dial).by(), None);
         });
     });
 }
