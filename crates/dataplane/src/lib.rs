@@ -28,5 +28,5 @@ pub use conntrack::FlowsEnded;
 pub use error::Error;
 pub use holders::{Holder, holders};
 pub use plane::{DataPlane, Report, cleanup};
-pub use room::Room;
+pub use room::{Room, SetSize};
 pub use traffic::{Counted, Counts};

@@ -20,7 +20,7 @@ use crate::lock::Lock;
 use crate::nft::{KernelRuleset, Reconciler, remove_everything};
 use crate::sock::{self, Led, SockConfig, SockLb};
 use crate::traffic::Counted;
-use crate::{Error, FlowsEnded, ProxyConfig, Room};
+use crate::{Error, FlowsEnded, ProxyConfig, Room, SetSize};
 
 /// What a change came to.
 #[derive(Debug, Default)]
@@ -116,7 +116,8 @@ impl DataPlane {
     /// Reads the kernel back and repairs what differs from what was last realized, and what was refused. For a slow
     /// background tick and after suspicion. The table is read only if anybody else has changed any nftables since the
     /// latest time, which the number of the ruleset's generation tells; nothing tells that of the socket programs' maps,
-    /// so they are read each time. Services are compiled anew only if something was amiss.
+    /// so a bounded part of them is looked at, and the next part at the next call. Services are compiled anew only if
+    /// something was amiss.
     ///
     /// # Errors
     /// When the kernel cannot be read; nothing was changed then.
@@ -132,9 +133,10 @@ impl DataPlane {
         Ok(report)
     }
 
-    /// Waits until the flows and sockets that earlier changes made stale are ended, which `apply` leaves to tasks of
-    /// their own.
+    /// Waits until the flows, sessions and sockets that earlier changes made stale are ended, which `apply` leaves to
+    /// tasks of their own.
     pub async fn settled(&self) {
+        self.nft.settled().await;
         self.cleaner.settle().await;
         if let Some(sockets) = &self.sockets {
             sockets.settled().await;
@@ -163,8 +165,14 @@ impl DataPlane {
         self.sockets.as_ref().map(SockLb::led).unwrap_or_default()
     }
 
-    /// Of each map of the socket programs how full it is; empty where there are none. The sets of nftables have no bounds
-    /// but the machine's memory. It costs a walk over the connections there are.
+    /// How large each map and set of nftables is, but for the clients of session affinity, whom only the kernel counts.
+    #[must_use]
+    pub fn sizes(&self) -> Vec<SetSize> {
+        self.nft.realized().sizes()
+    }
+
+    /// Of each map of the socket programs how full it is; empty where there are none. It costs a walk over the connections
+    /// there are.
     #[must_use]
     pub fn rooms(&self) -> Vec<Room> {
         self.sockets.as_ref().map(SockLb::rooms).unwrap_or_default()

@@ -1,6 +1,8 @@
 //! How much of what the kernel keeps for this program has room, and how much of that is used.
 
-/// One map or set.
+use portolan_model::forwarding::Family;
+
+/// One map of the socket programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     pub map: &'static str,
@@ -8,4 +10,12 @@ pub struct Room {
     /// What it takes at most; `None` where it lets go of the element that was not used for the longest time, and so is
     /// never full.
     pub room: Option<u32>,
+}
+
+/// One map or set of nftables. The machine's memory is its only bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SetSize {
+    pub set: &'static str,
+    pub family: Family,
+    pub elements: usize,
 }

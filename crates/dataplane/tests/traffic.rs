@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use lab::Lab;
+use nlink::netlink::{Connection, Nftables};
 use portolan_dataplane::{Counted, Counts, DataPlane, LocalTraffic, NodePortAddresses, ProxyConfig};
 use portolan_model::Snapshot;
 use portolan_model::forwarding::FrontendKind;
-use portolan_testkit::{Dial, Netns, Outcome, Transport, require_root};
+use portolan_testkit::{Dial, Netns, Outcome, Transport, require_root, skip};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -141,6 +142,58 @@ fn a_client_is_remembered_at_every_address_of_a_port() {
             assert!(by.iter().all(|by| *by == share(client, &Dial::tcp(address(at[0])), 4)), "round {round}: {by:?}");
             pods = ["pod-a", "pod-b", "pod-c"].into_iter().filter(|pod| !by[0].contains_key(*pod)).collect();
         }
+    });
+}
+
+#[test]
+fn clients_of_a_backend_that_went_are_forgotten_together() {
+    require_root!();
+    let lab = Lab::new();
+    let node = lab.at("node-1");
+    node.block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        let mut delta = lab::apply(&mut snapshot, CART);
+        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a"])));
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
+        projection.synced(&snapshot).await;
+        assert_eq!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).once()).by(), Some("pod-a"));
+        let listed = || {
+            let listed = node.command("nft", &["list", "map", "ip", "portolan", "affinity"])?;
+            Some(String::from_utf8(listed.stdout).unwrap())
+        };
+        let Some(one) = listed() else { return skip("needs nft, to remember clients by hand") };
+        let number = one.split("10.244.1.9 . ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        // Some of them run out about when they are to be forgotten.
+        let client = |n: usize| {
+            let timeout = if n.is_multiple_of(50) { "300ms" } else { "10m" };
+            format!("10.99.{}.{} . {number} timeout {timeout} : 10.244.1.2 . 8080", n / 256, n % 256)
+        };
+        for clients in (0..6_000).map(client).collect::<Vec<_>>().chunks(500) {
+            let clients = format!("{{ {} }}", clients.join(", "));
+            assert!(
+                node.command("nft", &["add", "element", "ip", "portolan", "affinity", &clients])
+                    .unwrap()
+                    .status
+                    .success()
+            );
+        }
+        let other = format!("{{ 10.99.99.99 . {number} timeout 10m : 10.244.1.3 . 8080 }}");
+        assert!(
+            node.command("nft", &["add", "element", "ip", "portolan", "affinity", &other]).unwrap().status.success()
+        );
+        projection.audit(&snapshot).await.unwrap();
+        let generation = async || Connection::<Nftables>::new().unwrap().generation().await.unwrap();
+        let before = generation().await;
+        delta = lab::apply(&mut snapshot, &cart_slice(&["pod-b"]));
+        projection.apply(&snapshot, &delta).await;
+        projection.settled().await;
+        let commits = generation().await - before;
+        assert!(commits < 200, "{commits} commits for six thousand clients");
+        let left = listed().unwrap();
+        assert!(!left.contains(": 10.244.1.2"), "{left}");
+        assert!(left.contains("10.99.99.99 "), "another backend's client: {left}");
+        assert_eq!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).once()).by(), Some("pod-b"));
+        assert_eq!(projection.audit(&snapshot).await.unwrap().repaired, 0);
     });
 }
 

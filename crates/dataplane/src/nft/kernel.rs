@@ -6,35 +6,29 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 
-use nlink::netlink::nftables::{Chain as NfChain, Set, SetElement, Transaction};
+use nlink::netlink::nftables::{Chain as NfChain, Set, SetElement};
 use nlink::netlink::{Connection, Nftables};
-use portolan_model::forwarding::{Backend, Family, Frontend};
+use portolan_model::forwarding::{Family, Frontend};
 
 use super::entries::{Chain, ChainKind, Entry, Key, chain_of};
+use super::forgetter::{Forgetter, Session};
 use super::layout::{ChainPlan, dynamic_chain, fixed_chains};
 use super::maps::{Map, TABLE, classes, nf_family};
 use super::state::{Operations, State};
 use super::wire;
+use super::writer::{self, Writer};
 use crate::traffic::Counts;
 use crate::{Error, ProxyConfig};
-
-/// Elements of a message: an element list may have at most 64 KiB, and the longest element takes less than 160 bytes.
-const MESSAGE_ELEMENTS: usize = 400;
-
-/// Clients that are sent to a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Session {
-    pub number: u32,
-    pub backend: Backend,
-}
 
 pub(crate) trait Ruleset: Send {
     /// Everything there is, once what no entry could be is removed and the chains that entries lead to are there. Also
     /// says how much of that there was to do.
     fn read(&mut self) -> impl Future<Output = Result<(State, usize), Error>> + Send;
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
-    /// Forgets which clients were sent to these backends.
-    fn forget(&mut self, sessions: &BTreeSet<Session>) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Has forgotten, before long, which clients were sent to these backends.
+    fn forget(&mut self, sessions: BTreeSet<Session>);
+    /// Waits until all is forgotten that should be.
+    fn settled(&self) -> impl Future<Output = ()> + Send;
     /// What the counters of each frontend are at.
     fn counted(&mut self) -> impl Future<Output = Result<BTreeMap<Frontend, Counts>, Error>> + Send;
     /// Whether anybody else has committed anything since the latest `read`. May say so wrongly, but not the reverse.
@@ -45,18 +39,18 @@ pub(crate) trait Ruleset: Send {
 
 /// The table in the network namespace that this was opened in.
 pub(crate) struct KernelRuleset {
-    connection: Connection<Nftables>,
+    writer: Writer,
     config: ProxyConfig,
-    /// The ruleset's generation, which grows by one with every commit of anybody, as it is if nobody else has committed
-    /// anything since the latest `read`; `None` before the first.
-    generation: Option<u32>,
+    forgetter: Forgetter,
 }
 
 impl KernelRuleset {
     /// Makes the maps and the rules, or brings the rules up to date with this build and configuration, in one transaction
     /// and without touching the elements.
     pub(crate) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
-        let mut ruleset = Self { connection: connect()?, config: config.clone(), generation: None };
+        let writer = Writer::open()?;
+        let forgetter = Forgetter::start(writer.another()?);
+        let mut ruleset = Self { writer, config: config.clone(), forgetter };
         ruleset.lay_out().await?;
         Ok(ruleset)
     }
@@ -67,7 +61,7 @@ impl KernelRuleset {
                 // Another build's maps, of another shape: nothing in them can be kept. Connections go on, as conntrack
                 // has them; new ones wait for the first sync.
                 tracing::warn!(?family, "the table found has maps of another shape; making it anew");
-                remove_table(&self.connection, family).await?;
+                remove_table(&self.writer.connection, family).await?;
                 self.lay_out_family(family).await?;
             }
         }
@@ -78,13 +72,14 @@ impl KernelRuleset {
     async fn lay_out_family(&mut self, family: Family) -> Result<bool, Error> {
         let nf = nf_family(family);
         let reading = |source| Error::Read { what: format!("the {nf:?} tables"), source: Box::new(source) };
-        let tables = self.connection.list_tables_in(nf).await.map_err(reading)?;
+        let tables = self.writer.connection.list_tables_in(nf).await.map_err(reading)?;
         let exists = tables.iter().any(|table| table.name.as_str() == TABLE);
-        let mut transaction = self.connection.transaction();
+        let mut transaction = self.writer.connection.transaction();
         if !exists {
             transaction = transaction.add_table(TABLE, nf);
         }
-        let sets = if exists { self.connection.list_sets_in(TABLE, nf).await.map_err(reading)? } else { Vec::new() };
+        let sets =
+            if exists { self.writer.connection.list_sets_in(TABLE, nf).await.map_err(reading)? } else { Vec::new() };
         for map in Map::all() {
             match sets.iter().find(|set| set.name == map.name()) {
                 None => transaction = transaction.add_set(map.set(family)),
@@ -104,12 +99,12 @@ impl KernelRuleset {
         for rule in plans.into_iter().flat_map(|plan| plan.rules) {
             transaction = transaction.add_rule(rule);
         }
-        self.send(transaction, || format!("the maps and rules of table {nf:?} {TABLE}")).await?;
+        self.writer.send(transaction, || format!("the maps and rules of table {nf:?} {TABLE}")).await?;
         Ok(true)
     }
 
     async fn dynamic_chains(&self, family: Family) -> Result<Vec<ChainKind>, Error> {
-        let chains = self.connection.list_chains_in(TABLE, nf_family(family)).await;
+        let chains = self.writer.connection.list_chains_in(TABLE, nf_family(family)).await;
         let chains =
             chains.map_err(|source| Error::Read { what: "the chains".to_owned(), source: Box::new(source) })?;
         Ok(chains.iter().filter_map(|chain| ChainKind::parse(chain.name.as_str())).collect())
@@ -119,31 +114,18 @@ impl KernelRuleset {
         let mut all = Vec::new();
         for family in Family::BOTH {
             let reading = |source| Error::Read { what: "the rules".to_owned(), source: Box::new(source) };
-            let rules = self.connection.list_rules(TABLE, nf_family(family)).await.map_err(reading)?;
+            let rules = self.writer.connection.list_rules(TABLE, nf_family(family)).await.map_err(reading)?;
             all.extend(rules.into_iter().map(|rule| (format!("{family:?} {}", rule.chain), rule.expression_bytes)));
         }
         Ok(all)
     }
 
-    async fn send(&mut self, transaction: Transaction, what: impl FnOnce() -> String) -> Result<(), Error> {
-        let committed = transaction.commit(&self.connection).await;
-        committed.map_err(|source| Error::Refused { what: what(), source: Box::new(source) })?;
-        self.generation = self.generation.map(|generation| generation.wrapping_add(1));
-        Ok(())
-    }
-
     async fn remove_strays(&mut self, family: Family, map: Map, strays: &[SetElement]) -> Result<usize, Error> {
         if !strays.is_empty() {
-            let transaction = self.connection.transaction().del_set_elements(&map.set(family), strays);
-            self.send(transaction, || format!("removing strays from {}", map.name())).await?;
+            let transaction = self.writer.connection.transaction().del_set_elements(&map.set(family), strays);
+            self.writer.send(transaction, || format!("removing strays from {}", map.name())).await?;
         }
         Ok(strays.len())
-    }
-
-    async fn elements(&self, family: Family, map: Map) -> Result<Vec<SetElement>, Error> {
-        let elements = self.connection.list_set_elements(TABLE, map.name(), nf_family(family)).await;
-        elements
-            .map_err(|source| Error::Read { what: format!("{family:?} map {}", map.name()), source: Box::new(source) })
     }
 }
 
@@ -152,28 +134,27 @@ impl Ruleset for KernelRuleset {
         let mut entries = Vec::new();
         let mut chains = Vec::new();
         let mut mended = 0;
-        let generation = self.connection.generation().await;
-        self.generation = generation.inspect_err(|error| tracing::debug!(%error, "no generation")).ok();
+        self.writer.note_generation().await;
         for family in Family::BOTH {
             for map in Map::all() {
                 if matches!(map, Map::Affinity | Map::Picks | Map::Remembers) {
                     continue;
                 }
-                let found = self.elements(family, map).await?;
+                let found = self.writer.elements(family, map).await?;
                 let strays = take_read(found, &mut entries, |element| wire::entry(map, family, element));
                 mended += self.remove_strays(family, map, &strays).await?;
             }
             let mut kinds = Vec::new();
             for map in [Map::Picks, Map::Remembers] {
-                let found = self.elements(family, map).await?;
+                let found = self.writer.elements(family, map).await?;
                 let strays = take_read(found, &mut kinds, |element| wire::classified(map, element));
                 mended += self.remove_strays(family, map, &strays).await?;
             }
             // A chain that no class leads to is made anew if it is wanted.
             for kind in self.dynamic_chains(family).await?.into_iter().filter(|kind| !kinds.contains(kind)) {
-                let transaction = self.connection.transaction();
+                let transaction = self.writer.connection.transaction();
                 let transaction = transaction.del_chain(TABLE, &kind.to_string(), nf_family(family));
-                self.send(transaction, || format!("removing chain {kind}, which nothing leads to")).await?;
+                self.writer.send(transaction, || format!("removing chain {kind}, which nothing leads to")).await?;
                 mended += 1;
             }
             chains.extend(kinds.into_iter().map(|kind| Chain { family, kind }));
@@ -190,7 +171,7 @@ impl Ruleset for KernelRuleset {
         if operations.is_empty() {
             return Ok(());
         }
-        let mut transaction = self.connection.transaction();
+        let mut transaction = self.writer.connection.transaction();
         for (set, elements) in messages(&operations.delete) {
             transaction = transaction.del_set_elements(&set, &elements);
         }
@@ -216,39 +197,26 @@ impl Ruleset for KernelRuleset {
             transaction = transaction.del_set_elements(&classes(chain.kind).set(chain.family), &[class]);
             transaction = transaction.del_chain(TABLE, &chain.kind.to_string(), nf_family(chain.family));
         }
-        self.send(transaction, || {
-            format!("{} deletions and {} insertions", operations.delete.len(), operations.insert.len())
-        })
-        .await
+        self.writer
+            .send(transaction, || {
+                format!("{} deletions and {} insertions", operations.delete.len(), operations.insert.len())
+            })
+            .await
     }
 
-    async fn forget(&mut self, sessions: &BTreeSet<Session>) -> Result<(), Error> {
-        for family in Family::BOTH {
-            if !sessions.iter().any(|session| Family::of(session.backend.address) == family) {
-                continue;
-            }
-            let elements = self.elements(family, Map::Affinity).await?;
-            let is_one = |element: &&SetElement| {
-                wire::session(family, element).is_some_and(|session| sessions.contains(&session))
-            };
-            for element in elements.iter().filter(is_one) {
-                let key = SetElement::new(element.key().to_vec());
-                let transaction = self.connection.transaction().del_set_elements(&Map::Affinity.set(family), &[key]);
-                match self.send(transaction, || "forgetting a client's session".to_owned()).await {
-                    // It ran out in the meantime.
-                    Err(Error::Refused { source, .. }) if source.is_not_found() => {}
-                    other => other?,
-                }
-            }
-        }
-        Ok(())
+    fn forget(&mut self, sessions: BTreeSet<Session>) {
+        self.forgetter.forget(sessions);
+    }
+
+    async fn settled(&self) {
+        self.forgetter.settled().await;
     }
 
     async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
         let mut counted = BTreeMap::<_, Counts>::new();
         for family in Family::BOTH {
             for map in [Map::Connections, Map::NodePortConnections, Map::Traffic, Map::NodePortTraffic] {
-                for element in self.elements(family, map).await? {
+                for element in self.writer.elements(family, map).await? {
                     let key = wire::entry(map, family, &element).map(|(key, _)| key);
                     let Some((packets, bytes)) = element.counter() else { continue };
                     match key {
@@ -266,8 +234,7 @@ impl Ruleset for KernelRuleset {
     }
 
     async fn is_touched(&mut self) -> bool {
-        let now = self.connection.generation().await;
-        self.generation.is_none() || now.ok() != self.generation
+        self.writer.is_touched().await
     }
 
     async fn repair(&mut self) -> Result<bool, Error> {
@@ -280,7 +247,7 @@ impl Ruleset for KernelRuleset {
 
 /// Removes all that any [`KernelRuleset`] made in this network namespace.
 pub(crate) async fn remove_everything() -> Result<(), Error> {
-    let connection = connect()?;
+    let connection = writer::connect()?;
     for family in Family::BOTH {
         remove_table(&connection, family).await?;
     }
@@ -292,10 +259,6 @@ async fn remove_table(connection: &Connection<Nftables>, family: Family) -> Resu
     removed
         .map(|_| ())
         .map_err(|source| Error::Refused { what: format!("removing table {TABLE}"), source: Box::new(source) })
-}
-
-fn connect() -> Result<Connection<Nftables>, Error> {
-    Connection::<Nftables>::new().map_err(|source| Error::Socket { what: "nftables", source: Box::new(source) })
 }
 
 fn nf_chain(plan: &ChainPlan, family: Family) -> Result<NfChain, Error> {
@@ -332,7 +295,7 @@ fn messages(entries: &[Entry]) -> Vec<(Set, Vec<SetElement>)> {
     }
     let mut messages = Vec::new();
     for ((map, family), elements) in by_map {
-        for chunk in elements.chunks(MESSAGE_ELEMENTS) {
+        for chunk in elements.chunks(wire::MESSAGE_ELEMENTS) {
             messages.push((map.set(family), chunk.to_vec()));
         }
     }

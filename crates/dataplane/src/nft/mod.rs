@@ -12,10 +12,12 @@
 //! | `layout` | the table's chains and rules, as data |
 //! | `expressions` | rules, spelled for one family |
 //! | `wire` | entries <-> bytes |
-//! | `kernel` | the lower half: transactions |
+//! | `kernel`, `writer` | the lower half: transactions |
+//! | `forgetter` | clients that are remembered with a backend that is gone |
 
 pub mod entries;
 mod expressions;
+mod forgetter;
 mod kernel;
 mod layout;
 mod maps;
@@ -25,6 +27,7 @@ mod row;
 mod sessions;
 pub mod state;
 mod wire;
+mod writer;
 
 pub(crate) use kernel::{KernelRuleset, remove_everything};
 pub(crate) use maps::{TABLE, nf_family};

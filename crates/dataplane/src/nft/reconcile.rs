@@ -12,7 +12,8 @@ use portolan_model::forwarding::{Backend, Family, Frontend, NodeContext, Place, 
 use portolan_model::{Protocol, ServiceId};
 
 use super::entries::Key;
-use super::kernel::{Ruleset, Session};
+use super::forgetter::Session;
+use super::kernel::Ruleset;
 use super::row::Row;
 use super::sessions::Sessions;
 use super::state::{Journal, State};
@@ -160,7 +161,7 @@ impl<R: Ruleset> Reconciler<R> {
                 false => self.services.insert((*id).clone(), owned),
             };
         }
-        stale.extend(self.aftermath(&journal).await);
+        stale.extend(self.aftermath(&journal));
         Ok(())
     }
 
@@ -255,7 +256,7 @@ impl<R: Ruleset> Reconciler<R> {
         let written = self.write(&mut journal, report).await;
         self.in_doubt = false;
         match written {
-            Ok(()) => self.aftermath(&journal).await,
+            Ok(()) => self.aftermath(&journal),
             Err(error) => {
                 tracing::warn!(%error, "strays could not be removed; trying again at the next audit");
                 Vec::new()
@@ -264,16 +265,12 @@ impl<R: Ruleset> Reconciler<R> {
     }
 
     /// Has sessions with removed backends forgotten, and gives the UDP flows that became stale.
-    async fn aftermath(&mut self, journal: &Journal) -> Vec<Stale> {
+    fn aftermath(&mut self, journal: &Journal) -> Vec<Stale> {
         let effects = effects(&self.realized, journal);
         let sessions: BTreeSet<Session> =
             journal.touched().flat_map(|(frontend, before)| self.left(*frontend, before)).collect();
         self.release_sessions(journal.touched().map(|(frontend, _)| *frontend));
-        if !sessions.is_empty()
-            && let Err(error) = self.ruleset.forget(&sessions).await
-        {
-            tracing::warn!(%error, "clients may stay with a backend that is gone until their sessions run out");
-        }
+        self.ruleset.forget(sessions);
         effects.iter().flat_map(Effect::stale).collect()
     }
 
@@ -302,6 +299,11 @@ impl<R: Ruleset> Reconciler<R> {
                 self.sessions.release(&frontend);
             }
         }
+    }
+
+    /// Waits until the sessions that earlier changes left are forgotten.
+    pub(crate) async fn settled(&self) {
+        self.ruleset.settled().await;
     }
 
     /// As `reread`, unless the kernel can tell that nobody else has changed anything.

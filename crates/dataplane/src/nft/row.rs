@@ -157,6 +157,25 @@ impl Row {
             + self.admitted.len()
     }
 
+    /// As [`len`](Self::len), for each kind of key by one of them.
+    pub(super) fn count(&self, of: Frontend, mut count: impl FnMut(Key, usize)) {
+        let mut one = |present: bool, key: fn(Frontend) -> Key| count(key(of), usize::from(present));
+        one(self.service.is_some(), Key::Service);
+        one(self.outside.is_some(), Key::Outside);
+        one(self.remember.is_some(), Key::Sticky);
+        one(self.session.is_some(), Key::Session);
+        one(self.masqueraded, Key::Masqueraded);
+        one(self.local_only, Key::LocalOnly);
+        one(self.refused, Key::Refused);
+        one(self.dropped, Key::Dropped);
+        one(self.restricted, Key::Restricted);
+        one(self.connections, Key::Connections);
+        one(self.traffic, Key::Traffic);
+        let slots = self.inside_slots.iter().chain(&*self.outside_slots).flatten().count();
+        count(Key::Slot(of, Reach::Inside, 0), slots);
+        self.admitted.iter().for_each(|net| count(Key::Admitted(of, *net), 1));
+    }
+
     /// The chains that entries lead to, each as often as one does.
     pub(super) fn chains(&self, of: Frontend) -> impl Iterator<Item = Chain> {
         let picks = self.service.into_iter().chain(self.outside).map(ChainKind::Pick);
@@ -193,6 +212,7 @@ fn reassign(realized: &[Option<Backend>], desired: &[Backend]) -> Box<[Option<Ba
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::net::IpAddr;
     use std::time::Duration;
 
@@ -201,6 +221,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entries::chain_of;
+    use super::super::wire::map_of;
     use super::*;
 
     fn backends(numbers: &[u8]) -> Vec<Backend> {
@@ -258,6 +279,11 @@ mod tests {
             let mut entries: Vec<Entry> = row.entries(frontend).collect();
             prop_assert!(entries.is_sorted_by(|a, b| a.0 < b.0));
             prop_assert_eq!(entries.len(), row.len());
+            let (mut counted, mut listed) = (BTreeMap::new(), BTreeMap::new());
+            row.count(frontend, |key, count| *counted.entry(map_of(&key)).or_default() += count);
+            entries.iter().for_each(|(key, _)| *listed.entry(map_of(key)).or_default() += 1);
+            counted.retain(|_, count: &mut usize| *count > 0);
+            prop_assert_eq!(counted, listed);
             prop_assert_eq!(entries.iter().filter_map(chain_of).collect::<Vec<_>>(), row.chains(frontend).collect::<Vec<_>>());
             // The kernel has no order.
             entries.sort_by_key(|(key, _)| {

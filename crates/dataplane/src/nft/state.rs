@@ -9,6 +9,8 @@ use portolan_model::forwarding::Frontend;
 
 use super::entries::{Chain, Entry, Key, Value, chain_of};
 use super::row::Row;
+use super::wire::map_of;
+use crate::SetSize;
 
 /// Rows and single keys, and how many Services (or other owners) want each; 0 for what was found in the kernel and not
 /// asked for yet.
@@ -99,6 +101,20 @@ impl State {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.entries == 0
+    }
+
+    /// How many entries there are in each map that entries are in, the empty ones included. It costs a look at each row.
+    #[must_use]
+    pub(crate) fn sizes(&self) -> Vec<SetSize> {
+        let mut sizes = BTreeMap::<_, usize>::new();
+        for (frontend, held) in &self.rows {
+            held.row
+                .count(*frontend, |key, count| *sizes.entry((map_of(&key).name(), key.family())).or_default() += count);
+        }
+        for key in self.shared.keys() {
+            *sizes.entry((map_of(key).name(), key.family())).or_default() += 1;
+        }
+        sizes.into_iter().map(|((set, family), elements)| SetSize { set, family, elements }).collect()
     }
 
     /// Entries and chains that only one of the two has, or has otherwise.

@@ -11,9 +11,12 @@ use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family, Frontend, MAX_BACKENDS, Place};
 
 use super::entries::{ChainKind, Entry, Key, Reach, Value, part_of};
-use super::kernel::Session;
+use super::forgetter::Session;
 use super::maps::{Map, OUTSIDE_BASE, classes};
 use super::networks::{mark, unmark};
+
+/// Elements of a message: an element list may have at most 64 KiB, and the longest element takes less than 160 bytes.
+pub(super) const MESSAGE_ELEMENTS: usize = 400;
 
 /// The map an entry is in.
 pub(super) fn map_of(key: &Key) -> Map {

@@ -18,6 +18,10 @@ pub(super) trait Maps {
     fn delete(&mut self, key: &Key) -> Result<(), Error>;
     /// All there is, in no order.
     fn read(&mut self) -> Result<Vec<Element>, Error>;
+    /// Whether this very element is there; of a counter, whatever it has counted.
+    fn holds(&self, element: &Element) -> Result<bool, Error>;
+    /// All frontends there are, in no order.
+    fn frontends(&self) -> Result<Vec<Frontend>, Error>;
 }
 
 /// One hash map, and what to say of it.
@@ -51,8 +55,21 @@ impl<const K: usize, const V: usize> Table<K, V> {
         }
     }
 
+    /// `None` also where it cannot be read.
     pub(super) fn get(&self, key: &[u8; K]) -> Option<[u8; V]> {
-        self.map.get(key, 0).ok()
+        self.find(key).ok().flatten()
+    }
+
+    fn find(&self, key: &[u8; K]) -> Result<Option<[u8; V]>, Error> {
+        match self.map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(source) => Err(Error::Read { map: self.name, source: Box::new(source) }),
+        }
+    }
+
+    fn holds(&self, key: &[u8; K], value: &[u8; V]) -> Result<bool, Error> {
+        Ok(self.find(key)?.as_ref() == Some(value))
     }
 
     fn count(&self) -> usize {
@@ -61,6 +78,13 @@ impl<const K: usize, const V: usize> Table<K, V> {
 
     fn room(&self, used: usize) -> Room {
         Room { map: self.name, used, room: Some(self.room) }
+    }
+
+    fn read_keys(&self, mut each: impl FnMut([u8; K])) -> Result<(), Error> {
+        for key in self.map.keys() {
+            each(key.map_err(|source| Error::Read { map: self.name, source: Box::new(source) })?);
+        }
+        Ok(())
     }
 
     pub(super) fn read(&self, mut each: impl FnMut([u8; K], [u8; V])) -> Result<(), Error> {
@@ -180,6 +204,28 @@ impl Maps for KernelMaps {
             Key::Counter(id) => self.counters.delete(&id.to_ne_bytes()),
             Key::NodeAddress(address) => self.node_addresses.delete(&wire::address(address)),
         }
+    }
+
+    fn holds(&self, element: &Element) -> Result<bool, Error> {
+        match *element {
+            Element::Frontend(frontend, id, head) => match wire::frontend_key(frontend) {
+                Some(key) => self.frontends.holds(&key, &wire::frontend_value(&key, id, head)),
+                None => Ok(true),
+            },
+            Element::Slot(id, index, backend) => {
+                let key = wire::slot_key(id, index);
+                self.slots.holds(&key, &wire::slot_value(&key, backend))
+            }
+            Element::Member(id, backend) => Ok(self.members.find(&wire::member_key(id, backend))?.is_some()),
+            Element::Counter(id) => Ok(self.counters.find(&id.to_ne_bytes())?.is_some()),
+            Element::NodeAddress(address) => Ok(self.node_addresses.find(&wire::address(address))?.is_some()),
+        }
+    }
+
+    fn frontends(&self) -> Result<Vec<Frontend>, Error> {
+        let mut found = Vec::new();
+        self.frontends.read_keys(|key| found.extend(wire::read_frontend_key(&key, 0)))?;
+        Ok(found)
     }
 
     fn read(&mut self) -> Result<Vec<Element>, Error> {

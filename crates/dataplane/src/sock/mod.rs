@@ -54,6 +54,10 @@ use binds::BindLog;
 use maps::{Clients, KernelMaps};
 use reconcile::Reconciler;
 
+/// Elements that an audit looks at: some milliseconds, in which no change is made. Of a thousand Services with ten endpoints
+/// all are looked at each time.
+const LOOK: usize = 16_384;
+
 /// How much the maps have room for. Room costs 16 bytes an element, what is in it a hundred more; for a connection both
 /// at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -226,8 +230,9 @@ impl SockLb {
         }
     }
 
-    /// Reads the maps back, so that the next `apply` of all Services repairs what somebody changed, and attaches the
-    /// programs anew where somebody took one off. Says how much is to be repaired.
+    /// Looks at a part of the maps, each time at the next, and reads them back if something is amiss there, so that the next
+    /// `apply` of all Services repairs what somebody changed; attaches the programs anew where somebody took one off. Says
+    /// how much is to be repaired.
     ///
     /// # Errors
     /// When the maps cannot be read or the programs not attached.
@@ -236,7 +241,8 @@ impl SockLb {
         if taken_off > 0 {
             self.links = programs::attach(&self.config)?;
         }
-        Ok(taken_off + self.reconciler.reread()?)
+        let amiss = if self.reconciler.look(LOOK)? { 0 } else { self.reconciler.reread()? };
+        Ok(taken_off + amiss)
     }
 
     /// How often each frontend was used, in the order of Services.

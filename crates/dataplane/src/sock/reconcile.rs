@@ -49,6 +49,8 @@ pub(super) struct Reconciler<M> {
     next_id: u32,
     /// In all rows.
     slots: usize,
+    /// The last Service that was looked at, if there are more after it.
+    looked_at: Option<ServiceId>,
 }
 
 impl<M: Maps> Reconciler<M> {
@@ -64,6 +66,7 @@ impl<M: Maps> Reconciler<M> {
             node_addresses: BTreeSet::new(),
             next_id: 1,
             slots: 0,
+            looked_at: None,
         };
         reconciler.reread()?;
         reconciler.orphans = reconciler.rows.keys().copied().collect();
@@ -321,5 +324,6 @@ impl Found {
     }
 }
 
+mod look;
 #[cfg(test)]
 mod tests;

@@ -47,6 +47,16 @@ impl Row {
         self.head.is_none() && !self.counted && self.slots.is_empty() && self.members.is_empty()
     }
 
+    /// What the maps hold of it.
+    pub(super) fn elements(&self, frontend: Frontend) -> impl Iterator<Item = Element> {
+        let id = self.id;
+        let slots = (0..).zip(&self.slots).map(move |(index, backend)| Element::Slot(id, index, *backend));
+        (self.head.map(|head| Element::Frontend(frontend, id, head)).into_iter())
+            .chain(slots)
+            .chain(self.members.iter().map(move |backend| Element::Member(id, *backend)))
+            .chain(self.counted.then_some(Element::Counter(id)))
+    }
+
     /// The backends that sockets may be given.
     pub(super) fn in_use(&self) -> &[Backend] {
         let count = self.head.map_or(0, |head| head.count as usize);

@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use portolan_dataplane::{FlowsEnded, Room};
+use portolan_dataplane::{FlowsEnded, Room, SetSize};
+use portolan_model::forwarding::Family;
 
 use super::exposition::{Histogram, Page};
 use super::local::Local;
@@ -58,6 +59,7 @@ pub(crate) struct Metrics {
     flows_ended: [u64; 2],
     /// Of the maps that have bounds.
     rooms: Vec<Room>,
+    sizes: Vec<SetSize>,
     /// Services whose latest change the kernel did not take whole.
     refused: usize,
     /// Ports of Services that have endpoints, but none where the policy wants them.
@@ -89,6 +91,7 @@ impl Metrics {
             looks: rounds(),
             flows_ended: [0; 2],
             rooms: Vec::new(),
+            sizes: Vec::new(),
             refused: 0,
             no_local: Local::default(),
         }
@@ -139,8 +142,9 @@ impl Metrics {
         self.flows_ended.iter_mut().zip(ended.flows).for_each(|(sum, flows)| *sum += flows);
     }
 
-    pub(crate) fn rooms(&mut self, rooms: Vec<Room>) {
+    pub(crate) fn rooms(&mut self, rooms: Vec<Room>, sizes: Vec<SetSize>) {
         self.rooms = rooms;
+        self.sizes = sizes;
     }
 
     pub(crate) fn refused(&mut self, services: usize) {
@@ -256,6 +260,15 @@ impl Metrics {
         for (map, room) in self.rooms.iter().filter_map(|room| Some((room.map, room.room?))) {
             page.count("portolan_map_room", &[("map", map)], room.into());
         }
+        let name = "portolan_nft_elements";
+        page.family(name, "gauge", "Elements in each map and set of nftables; only memory bounds these");
+        for size in &self.sizes {
+            page.count(
+                name,
+                &[("set", size.set), ("ip_family", FAMILIES[usize::from(size.family == Family::V6)])],
+                size.elements as u64,
+            );
+        }
         page.family("portolan_build_info", "gauge", "Which build this is");
         page.count("portolan_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
         page.family("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds");
@@ -344,7 +357,8 @@ mod tests {
     fn a_map_that_makes_room_by_itself_is_never_near_full() {
         let mut metrics = Metrics::new(Timestamp::UNIX_EPOCH);
         let room = |map, used, room| Room { map, used, room };
-        metrics.rooms(vec![room("slots", 60, Some(64)), room("sessions", 64, None)]);
+        let sizes = vec![SetSize { set: "services", family: Family::V6, elements: 7 }];
+        metrics.rooms(vec![room("slots", 60, Some(64)), room("sessions", 64, None)], sizes);
         let looks = vec![Duration::from_millis(3)];
         metrics.ended(&FlowsEnded { flows: [2, 0], looks: looks.clone() });
         metrics.ended(&FlowsEnded { flows: [3, 1], looks });
@@ -353,6 +367,7 @@ mod tests {
             ("portolan_map_elements{map=\"slots\"}", "60"),
             ("portolan_map_room{map=\"slots\"}", "64"),
             ("portolan_map_elements{map=\"sessions\"}", "64"),
+            ("portolan_nft_elements{set=\"services\",ip_family=\"IPv6\"}", "7"),
             ("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"}", "5"),
             ("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"}", "1"),
             ("kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"}", "2"),

@@ -292,7 +292,7 @@ impl<F: Follower> Plane<F> {
     /// Answers a scrape, if the kernel can be read.
     async fn count(&mut self, reply: TrafficRequest) {
         self.shared.metrics().ended(&self.kernel.take_ended());
-        self.shared.metrics().rooms(self.kernel.rooms());
+        self.shared.metrics().rooms(self.kernel.rooms(), self.kernel.sizes());
         match self.kernel.traffic(&self.snapshot).await {
             // Whoever asked may have stopped waiting.
             Ok(counted) => drop(reply.send(Traffic::new(&self.snapshot, counted, self.kernel.led()))),

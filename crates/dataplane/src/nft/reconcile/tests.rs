@@ -104,9 +104,9 @@ impl Ruleset for Fake {
         self.execute(operations)
     }
 
-    async fn forget(&mut self, _: &BTreeSet<Session>) -> Result<(), Error> {
-        if self.fails() { Err(refused(nix::libc::ENOMEM)) } else { Ok(()) }
-    }
+    fn forget(&mut self, _: BTreeSet<Session>) {}
+
+    async fn settled(&self) {}
 
     async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
         Ok(BTreeMap::new())
@@ -236,9 +236,11 @@ impl Ruleset for Picky {
         self.0.commit(operations).await
     }
 
-    async fn forget(&mut self, sessions: &BTreeSet<Session>) -> Result<(), Error> {
-        self.0.forget(sessions).await
+    fn forget(&mut self, sessions: BTreeSet<Session>) {
+        self.0.forget(sessions);
     }
+
+    async fn settled(&self) {}
 
     async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
         self.0.counted().await

@@ -1,5 +1,6 @@
 //! The upper half against maps that fail one time in ten.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use portolan_model::forwarding::{Affinity, Family, Masquerade, Place};
@@ -17,6 +18,7 @@ struct Memory {
     /// Fails one write in so many.
     failing: Option<(StdRng, u32)>,
     writes: usize,
+    looks: Cell<usize>,
     /// Somebody else wrote to them.
     is_damaged: bool,
 }
@@ -66,6 +68,19 @@ impl Maps for Memory {
 
     fn read(&mut self) -> Result<Vec<Element>, Error> {
         Ok(self.elements.values().copied().collect())
+    }
+
+    fn holds(&self, element: &Element) -> Result<bool, Error> {
+        self.looks.set(self.looks.get() + 1);
+        Ok(self.elements.get(&element.key()) == Some(element))
+    }
+
+    fn frontends(&self) -> Result<Vec<Frontend>, Error> {
+        let frontend = |key: &Key| match key {
+            Key::Frontend(frontend) => Some(*frontend),
+            _ => None,
+        };
+        Ok(self.elements.keys().filter_map(frontend).collect())
     }
 }
 
@@ -242,5 +257,48 @@ fn what_somebody_changed_by_hand_is_repaired() {
         });
         assert_eq!(reconciler.maps.elements.len(), whole.len());
         assert_eq!(reconciler.reread().unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_look_is_bounded_and_the_next_goes_on_after_it() {
+    let all: BTreeMap<_, _> =
+        (1..=20).map(|n| (id(n), forwarding(n, Protocol::Udp, &backends(&[1, 2, 3]), None))).collect();
+    let mut reconciler = fresh(&all);
+    // Two frontends of eight elements each, a Service; a look ends with the Service that it began.
+    let look = |reconciler: &mut Reconciler<Memory>| {
+        reconciler.maps.looks.set(0);
+        let as_left = reconciler.look(40).unwrap();
+        assert!(reconciler.maps.looks.get() <= 40 + 16, "{}", reconciler.maps.looks.get());
+        as_left
+    };
+    let pass = 20 * 16 / 40 + 1;
+    assert!((0..2 * pass).all(|_| look(&mut reconciler)));
+    reconciler.maps.is_damaged = true;
+    let whole = reconciler.maps.elements.clone();
+    let a_frontend = reconciler.rows.keys().next().copied().unwrap();
+    let stranger = Frontend { port: 9, ..a_frontend };
+    let some_head = |elements: &BTreeMap<Key, Element>| match elements[&Key::Frontend(a_frontend)] {
+        Element::Frontend(_, id, head) => (id, head),
+        _ => unreachable!(),
+    };
+    let (number, head) = some_head(&whole);
+    let damages = [
+        (Key::Frontend(a_frontend), None),
+        (Key::Slot(number, 1), None),
+        (Key::Slot(number, 1), Some(Element::Slot(number, 1, Backend { address: [9, 9, 9, 9].into(), port: 9 }))),
+        (Key::Counter(number), None),
+        (Key::Member(number, Backend { address: [10, 244, 0, 2].into(), port: 8080 }), None),
+        (Key::Frontend(stranger), Some(Element::Frontend(stranger, 99, head))),
+    ];
+    for (key, element) in damages {
+        match element {
+            Some(element) => drop(reconciler.maps.elements.insert(key, element)),
+            None => assert!(reconciler.maps.elements.remove(&key).is_some(), "{key:?}"),
+        }
+        let found = (0..2 * pass).position(|_| !look(&mut reconciler));
+        assert!(found.is_some(), "{key:?} was not found");
+        reconciler.maps.elements.clone_from(&whole);
+        reconciler.looked_at = None;
     }
 }
