@@ -1,18 +1,22 @@
 //! A kubeconfig file, or what a pod is given, -> a connected client.
 //!
 //! Invariant: a server that is gone without a word is noticed: a connection whose other end acknowledges nothing for
-//! [`SILENCE`] is ended, whether anything was waiting to be sent or not. client-go takes up to 45 seconds for it.
+//! [`SILENCE`] is ended, whether anything was waiting to be sent or not. So is one that lives and does not answer: it is
+//! sent a ping when nothing came from it for [`PING_AFTER`], and has [`PONG_WITHIN`] to answer. A watch without events
+//! answers pings, and goes on. client-go takes up to 45 seconds for either.
 //!
-//! Deliberately not here: a server that lives and does not answer. Watches are begun anew at their own pace.
+//! Pings are HTTP/2's. Where a server or what stands before it speaks HTTP/1.1 only, one that lives and does not answer is
+//! noticed when its watches are over.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::header::{HeaderValue, USER_AGENT};
+use hyper_rustls::{FixedServerNameResolver, HttpsConnector, HttpsConnectorBuilder};
 use hyper_timeout::TimeoutConnector;
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use kube::client::ConfigExt;
 use kube::client::retry::RetryPolicy;
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig};
@@ -25,6 +29,8 @@ const ASK_AFTER: Duration = Duration::from_secs(15);
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// How long the other end may acknowledge nothing.
 const SILENCE: Duration = Duration::from_secs(30);
+const PING_AFTER: Duration = Duration::from_secs(20);
+const PONG_WITHIN: Duration = Duration::from_secs(15);
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
@@ -105,26 +111,43 @@ fn client(mut config: Config, origin: String) -> Result<Client, ConnectError> {
     build(config).map_err(|source| ConnectError::Client { origin, source: Box::new(source) })
 }
 
-/// As [`Client::try_from`] does it, but for what the invariant above needs of the sockets.
+/// As [`Client::try_from`] does it, but for what the invariant above needs of connections.
 fn build(config: Config) -> kube::Result<Client> {
-    // A way through a proxy is not this one's business; kube says what is missing for it.
-    if config.proxy_url.is_some() {
-        return Client::try_from(config);
-    }
-    let mut tcp = HttpConnector::new();
-    tcp.enforce_http(false);
-    tcp.set_keepalive(Some(ASK_AFTER));
-    tcp.set_keepalive_interval(Some(ASK_EVERY));
-    tcp.set_tcp_user_timeout(Some(SILENCE));
-    let mut connector = TimeoutConnector::new(config.rustls_https_connector_with_connector(tcp)?);
+    let Some(connector) = connector(&config)? else { return Client::try_from(config) };
+    let mut connector = TimeoutConnector::new(connector);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_write_timeout(config.write_timeout);
+    let client = legacy::Client::builder(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .http2_keep_alive_interval(PING_AFTER)
+        .http2_keep_alive_timeout(PONG_WITHIN)
+        .http2_keep_alive_while_idle(true)
+        .build(connector);
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
         .map_err(BoxError::from)
-        .service(legacy::Client::builder(TokioExecutor::new()).build(connector));
+        .service(client);
     Ok(Client::new(service, config.default_namespace))
+}
+
+/// `None` where that is for kube to do: a way through a proxy is not this one's business, and what is wrong with a name it
+/// says itself.
+fn connector(config: &Config) -> kube::Result<Option<HttpsConnector<HttpConnector>>> {
+    if config.proxy_url.is_some() {
+        return Ok(None);
+    }
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_keepalive(Some(ASK_AFTER));
+    tcp.set_keepalive_interval(Some(ASK_EVERY));
+    tcp.set_tcp_user_timeout(Some(SILENCE));
+    let mut builder = HttpsConnectorBuilder::new().with_tls_config(config.rustls_client_config()?).https_or_http();
+    if let Some(name) = config.tls_server_name.clone() {
+        let Ok(name) = name.try_into() else { return Ok(None) };
+        builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
+    }
+    Ok(Some(builder.enable_all_versions().wrap_connector(tcp)))
 }
