@@ -12,7 +12,7 @@ use std::future::Future;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Service};
@@ -25,14 +25,12 @@ use portolan_model::{Diagnostic, Endpoint, Event, Names, ServiceId, SliceId, tra
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, REFUSED_AGAIN_AFTER, refused};
 
 /// When an EndpointSlice's controller heard of what made it write the slice.
 const TRIGGER_TIME: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 /// A watch is begun anew after so many seconds, and given up a little later if the server does not answer any more.
 const WATCH_SECONDS: u32 = 120;
-/// How soon a kind that the server refused is asked for again: it may be upgraded, or grant the right to it.
-const REFUSED_AGAIN_AFTER: Duration = Duration::from_secs(300);
 
 /// What the feed tells, in order.
 #[derive(Debug)]
@@ -75,7 +73,7 @@ impl Scope {
     }
 }
 
-fn config() -> watcher::Config {
+pub(crate) fn config() -> watcher::Config {
     watcher::Config::default().timeout(WATCH_SECONDS)
 }
 
@@ -297,18 +295,10 @@ impl<K: Told> Watch<K> {
     }
 }
 
-/// The server has no such kind, or not for this client.
-fn refused(error: &watcher::Error) -> bool {
-    let (watcher::Error::InitialListFailed(kube::Error::Api(status))
-    | watcher::Error::WatchStartFailed(kube::Error::Api(status))) = error
-    else {
-        return false;
-    };
-    status.is_not_found() || status.is_forbidden()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::json;
 
     use super::*;

@@ -12,8 +12,10 @@ mod cache;
 mod connect;
 mod events;
 mod feed;
+mod pods;
 
 pub use cache::{Cache, Change, Key};
 pub use connect::{ConnectError, connect, connect_from};
 pub use events::Recorder;
 pub use feed::{Feed, FeedItem, Scope, service_feed};
+pub use pods::{PodsSeen, pods_on};

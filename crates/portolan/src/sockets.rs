@@ -1,4 +1,4 @@
-//! An agent's part in socket load balancing: where it works on this machine, and which pods are left out of it.
+//! Socket load balancing on this machine: where it works, and which pods an agent leaves out of it.
 //!
 //! Invariant: a pod that asks to be left out is so before its first container starts: by its network if it has one of its
 //! own, and otherwise by its cgroup, because the node's network is everybody's there.
@@ -9,13 +9,29 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use portolan_dataplane::sock::{self, Capacity, Exempt, Exemptions, SockConfig};
 use portolan_node::Sandboxes;
 
 use crate::up::cgroup;
 
-/// A pod says `"false"` here to have its packets translated instead.
+/// A pod says `"false"` here to have its packets translated instead; `"true"` is as if it said nothing.
 pub(crate) const ANNOTATION: &str = "portolan.dev/socket-lb";
+
+/// What a pod says, if it is anything else than that it is to be led.
+pub(crate) fn objection(pod: &ObjectMeta) -> Option<&str> {
+    pod.annotations.as_ref()?.get(ANNOTATION).map(String::as_str).filter(|answer| *answer != "true")
+}
+
+/// The pod's objection is one that nobody can follow.
+pub(crate) fn warn_of(objection: &str, pod: &ObjectMeta) {
+    tracing::warn!("pod {}: {ANNOTATION} is {objection:?}; it must be \"true\" or \"false\"", name(pod));
+}
+
+fn name(pod: &ObjectMeta) -> String {
+    let of = |part: &Option<String>| part.clone().unwrap_or_default();
+    format!("{}/{}", of(&pod.namespace), of(&pod.name))
+}
 
 /// On a BPF file system: what is pinned here works on while no agent runs.
 pub(crate) const PINS: &str = "/sys/fs/bpf/portolan";
@@ -98,24 +114,18 @@ impl LeftOut {
 
 impl Sandboxes for LeftOut {
     fn opened(&self, pod: &Pod, process: u32) {
-        let value = pod.metadata.annotations.as_ref().and_then(|annotations| annotations.get(ANNOTATION));
-        let name = || {
-            let of = |part: &Option<String>| part.clone().unwrap_or_default();
-            format!("{}/{}", of(&pod.metadata.namespace), of(&pod.metadata.name))
-        };
-        match value.map(String::as_str) {
-            None | Some("true") => {}
+        match objection(&pod.metadata) {
+            None => {}
             Some("false") => {
                 let uid = pod.metadata.uid.as_deref().unwrap_or_default();
                 let is_on_node = pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true);
                 let added = if is_on_node { self.add_cgroup(uid, process) } else { self.add_namespace(uid, process) };
                 if let Err(error) = added {
-                    tracing::warn!("pod {} cannot be left out of socket load balancing: {error}", name());
+                    let name = name(&pod.metadata);
+                    tracing::warn!("pod {name} cannot be left out of socket load balancing: {error}");
                 }
             }
-            Some(other) => {
-                tracing::warn!("pod {}: {ANNOTATION} is {other:?}; it must be \"true\" or \"false\"", name());
-            }
+            Some(other) => warn_of(other, &pod.metadata),
         }
     }
 

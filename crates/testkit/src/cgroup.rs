@@ -28,11 +28,24 @@ impl Cgroup {
         let own = memberships.lines().find_map(|line| line.strip_prefix("0::/"))?;
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = Path::new(&root).join(own).join(format!("portolan-test-{}-{number}", std::process::id()));
+        Some(Self::make(root.into(), path))
+    }
+
+    fn make(root: PathBuf, path: PathBuf) -> Self {
         fs::create_dir(&path).unwrap_or_else(|error| panic!("make the cgroup {}: {error}", path.display()));
         // So that single threads may enter.
         fs::write(path.join("cgroup.type"), "threaded")
             .unwrap_or_else(|error| panic!("make the cgroup {} threaded: {error}", path.display()));
-        Some(Self { root: root.into(), path })
+        Self { root, path }
+    }
+
+    /// A cgroup in this one, to be dropped before it.
+    ///
+    /// # Panics
+    /// When there is one of the name.
+    #[must_use]
+    pub fn below(&self, name: &str) -> Self {
+        Self::make(self.root.clone(), self.path.join(name))
     }
 
     /// Where its hierarchy is mounted.

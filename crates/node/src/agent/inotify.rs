@@ -1,4 +1,4 @@
-//! A directory -> word that something in it changed.
+//! Directories -> word that something in one of them changed.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
@@ -22,13 +22,29 @@ impl AsRawFd for Descriptor {
 impl Changes {
     /// # Errors
     /// When the directory is not there, or the user's inotify instances are used up.
-    #[allow(unsafe_code, reason = "tokio asks for a promise that the descriptor stays the same")]
     pub fn of(directory: &Path, flags: AddWatchFlags) -> io::Result<Self> {
+        let changes = Self::of_nothing()?;
+        changes.watch(directory, flags)?;
+        Ok(changes)
+    }
+
+    /// # Errors
+    /// When the user's inotify instances are used up.
+    #[allow(unsafe_code, reason = "tokio asks for a promise that the descriptor stays the same")]
+    pub fn of_nothing() -> io::Result<Self> {
         let inotify = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)?;
-        inotify.add_watch(directory, flags)?;
         // SAFETY: `Descriptor` owns its descriptor and gives out no other while it lives.
         let registered = unsafe { AsyncFd::register_with_interest(Descriptor(inotify), Interest::READABLE) };
         Ok(Self(registered?))
+    }
+
+    /// Tells of this directory too. Twice is as good as once, and a directory that goes is no longer watched.
+    ///
+    /// # Errors
+    /// When it is not there, or the user's inotify watches are used up.
+    pub fn watch(&self, directory: &Path, flags: AddWatchFlags) -> io::Result<()> {
+        self.0.get_ref().0.add_watch(directory, flags)?;
+        Ok(())
     }
 
     /// Waits for changes, and takes in all that there are: what changed, the caller looks for itself.

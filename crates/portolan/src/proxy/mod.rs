@@ -1,7 +1,7 @@
 //! `portolan proxy`: the data plane alone, on a node of any Kubernetes cluster, in kube-proxy's place.
 //!
 //! Invariants: it reads what kube-proxy reads, its configuration included, and needs no more rights than kube-proxy's role
-//! has; it forwards for the network namespace it runs in, and leaves what it made there when it ends, so that connections
+//! has, but for pods that want to be left out of socket load balancing; it forwards for the network namespace it runs in, and leaves what it made there when it ends, so that connections
 //! and rules outlive an upgrade. `--cleanup` removes it.
 //!
 //! Deliberately not here: what kube-proxy made. Whoever changes over runs `kube-proxy --cleanup` first.
@@ -9,6 +9,7 @@
 mod changed;
 mod config;
 mod conntrack;
+mod left_out;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,10 @@ pub(crate) struct Arguments {
     /// machine's own network namespace, and otherwise nobody's]
     #[arg(long, value_name = "PATH")]
     socket_lb_cgroup: Option<String>,
+    /// Where the kubelet makes its pods' cgroups, by a path below the v2 hierarchy's root; it matters where the kubelet has a
+    /// cgroupRoot, and for pods that ask not to be led
+    #[arg(long, default_value = "/", value_name = "PATH")]
+    socket_lb_pods_cgroup: String,
     /// End TCP connections of led sockets so long after their backend left the Service; it breaks clients that wait for
     /// what the backend is still finishing [default: never]
     #[arg(long, value_name = "SECONDS")]
@@ -119,6 +124,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         .filter(|_| arguments.socket_lb)
         .and_then(|cgroup| sockets::config(Some(cgroup), Capacity::default()))
         .map(|sockets| SockConfig { end_tcp_after, ..sockets });
+    let exempt = sockets.as_ref().map(|sockets| sockets.exempt.clone());
     let kernel = DataPlane::open(ProxyConfig {
         masquerade_all: configuration.masquerade_all,
         masquerade_bit: configuration.masquerade_bit,
@@ -136,6 +142,15 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     // Only now: the kernel knows of connection tracking since somebody asked for it.
     conntrack::raise(&configuration.conntrack);
     let Some(client) = client else { return Ok(()) };
+    let leaving_out = {
+        let (client, node_name, parent) = (client.clone(), node_name.clone(), arguments.socket_lb_pods_cgroup.clone());
+        async move {
+            if let Some(exempt) = exempt {
+                left_out::run(&client, &node_name, &parent, exempt).await;
+            }
+            std::future::pending::<()>().await;
+        }
+    };
     let settings = plane::Settings {
         scope: Scope::Proxy { node: node_name.clone() },
         node_name,
@@ -149,6 +164,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let mut running = std::pin::pin!(plane::run(client, settings, kernel, (), shutdown.clone()));
     tokio::select! {
         ended = &mut running => return ended,
+        () = leaving_out => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
         path = other_configuration(arguments.config.as_deref(), text.as_deref()) => {
