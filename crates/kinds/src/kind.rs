@@ -8,7 +8,7 @@ use jiff::Timestamp;
 use serde_json::Value;
 
 use crate::catalog::Strategy;
-use crate::custom::{self, Custom};
+use crate::custom::Custom;
 use crate::schema::table as types;
 use crate::{FieldError, Status, UnsupportedField, complete, decode, defaults, fields, prepare, table, validate, warn};
 
@@ -228,10 +228,7 @@ impl Kind {
 
     /// What may surprise whoever writes this valid object, of which `old` was there before.
     pub fn warnings(&self, new: &Value, old: Option<&Value>) -> Vec<String> {
-        match self.strategy {
-            Strategy::CustomResourceDefinition => custom::warnings(new),
-            _ => warn::warnings(self.strategy, new, old),
-        }
+        warn::warnings(self.strategy, new, old)
     }
 
     /// Fills in what the client left out. Idempotent.

@@ -10,6 +10,7 @@
 
 pub mod apply;
 mod catalog;
+mod cel;
 mod complete;
 pub mod custom;
 mod decode;

@@ -91,6 +91,32 @@ impl Quantity {
     pub(crate) fn is_whole(&self) -> bool {
         self.nano % NANO == 0
     }
+
+    pub(crate) fn from_integer(number: i64) -> Self {
+        Self { nano: i128::from(number) * NANO, form: Form::Decimal }
+    }
+
+    pub(crate) fn sign(&self) -> i64 {
+        i64::try_from(self.nano.signum()).unwrap_or_default()
+    }
+
+    pub(crate) fn as_integer(&self) -> Option<i64> {
+        if self.is_whole() { i64::try_from(self.nano / NANO).ok() } else { None }
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a float is as near as it gets")]
+    pub(crate) fn as_float(&self) -> f64 {
+        self.nano as f64 / NANO as f64
+    }
+
+    /// The sum, unless it is too large to be kept; written as `self` is.
+    pub(crate) fn plus(&self, other: &Self) -> Option<Self> {
+        Some(Self { nano: self.nano.checked_add(other.nano)?, form: self.form })
+    }
+
+    pub(crate) fn minus(&self, other: &Self) -> Option<Self> {
+        Some(Self { nano: self.nano.checked_sub(other.nano)?, form: self.form })
+    }
 }
 
 impl PartialEq for Quantity {

@@ -53,6 +53,11 @@ impl FieldErrorKind {
         }
     }
 
+    /// Whether an object with such a mistake is too odd to ask rules about.
+    pub(crate) fn hides_rules(self) -> bool {
+        matches!(self, Self::NotSupported | Self::Required | Self::TooLong | Self::TooMany | Self::TypeInvalid)
+    }
+
     /// Whether the message quotes the offending value.
     fn quotes_value(self) -> bool {
         !matches!(self, Self::Required | Self::Forbidden | Self::TooLong | Self::InternalError)
@@ -108,7 +113,8 @@ impl FieldError {
 
     /// `max` in bytes.
     pub fn too_long(field: impl Into<String>, max: usize) -> Self {
-        Self::new(FieldErrorKind::TooLong, field, None, format!("may not be more than {max} bytes"))
+        let bytes = if max == 1 { "byte" } else { "bytes" };
+        Self::new(FieldErrorKind::TooLong, field, None, format!("may not be more than {max} {bytes}"))
     }
 
     pub fn too_many(field: impl Into<String>, count: usize, max: usize) -> Self {

@@ -2,8 +2,9 @@
 //!
 //! Invariants: the errors come in an order that depends on nothing else; a check takes a bounded number of steps, since a
 //! large schema over a large object is a product of the two.
-//! Deliberately not here: rules in CEL (`x-kubernetes-validations`), which are kept and not enforced; formats that
-//! Kubernetes itself got from Swagger and nobody uses (`isbn`, `creditcard` …), which let everything pass.
+//! A value that an update left as it was keeps its mistakes (ratcheting), wherever it can be told which value it was.
+//! Deliberately not here: rules in CEL (`rules`); formats that Kubernetes itself got from Swagger and nobody uses (`isbn`,
+//! `creditcard` …), which let everything pass.
 //! Source: `k8s.io/kube-openapi/pkg/validation`, `pkg/apiserver/{validation,schema/listtype}` of apiextensions-apiserver.
 
 use std::collections::BTreeSet;
@@ -11,6 +12,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Number, Value, json};
 
 use super::format;
+use super::places::same_item;
 use super::schema::{Additional, ListType, Range, Schema, Type};
 use crate::{FieldError, FieldErrorKind};
 
@@ -19,14 +21,14 @@ const MOST_STEPS: usize = 2_000_000;
 /// At most this many errors are told of one object.
 const MAX_ERRORS: usize = 200;
 
-/// Everything that is wrong with a value at `path` (nothing for the object itself).
-pub(super) fn check(schema: &Schema, value: &Value, path: &str) -> Vec<FieldError> {
-    check_within(MOST_STEPS, schema, value, path)
+/// Everything that is wrong with a value at `path` (nothing for the object itself), which was `old` before.
+pub(super) fn check(schema: &Schema, value: &Value, old: Option<&Value>, path: &str) -> Vec<FieldError> {
+    check_within(MOST_STEPS, schema, value, old, path)
 }
 
-fn check_within(most_steps: usize, schema: &Schema, value: &Value, path: &str) -> Vec<FieldError> {
+fn check_within(most_steps: usize, schema: &Schema, value: &Value, old: Option<&Value>, path: &str) -> Vec<FieldError> {
     let mut check = Check { base: path, steps: 0, most_steps };
-    let mut errors = check.value(schema, value, "").errors;
+    let mut errors = check.value(schema, value, old, "").errors;
     if check.steps > most_steps {
         errors = vec![FieldError::invalid(
             check.whole(),
@@ -85,7 +87,16 @@ impl Check<'_> {
         FieldError::invalid(self.whole(), "", format!("{name:?} must {words}"))
     }
 
-    fn value(&mut self, schema: &Schema, value: &Value, name: &str) -> Found {
+    fn value(&mut self, schema: &Schema, value: &Value, old: Option<&Value>, name: &str) -> Found {
+        let mut found = self.changed(schema, value, old, name);
+        if !found.errors.is_empty() && old == Some(value) {
+            found.errors.clear();
+        }
+        found
+    }
+
+    /// What is wrong with a value, whatever it was before.
+    fn changed(&mut self, schema: &Schema, value: &Value, old: Option<&Value>, name: &str) -> Found {
         let mut found = Found { errors: Vec::new(), steps: 1 };
         self.steps += 1;
         if self.steps > self.most_steps {
@@ -102,12 +113,12 @@ impl Check<'_> {
         match value {
             Value::String(text) => self.text(schema, value, text, name, &mut found),
             Value::Number(number) => self.number(schema, value, number, name, &mut found),
-            Value::Array(items) => self.items(schema, items, name, &mut found),
+            Value::Array(items) => self.items(schema, items, old, name, &mut found),
             _ => {}
         }
         found.errors.extend(self.choice(schema, value, name));
         if let Value::Object(map) = value {
-            self.object(schema, map, name, &mut found);
+            self.object(schema, map, old, name, &mut found);
         }
         found
     }
@@ -168,7 +179,7 @@ impl Check<'_> {
         }
         let mut fitting = 0;
         for part in &schema.all_of {
-            let part = self.value(part, value, name);
+            let part = self.value(part, value, None, name);
             fitting += usize::from(part.errors.is_empty());
             found.merge(part);
         }
@@ -177,7 +188,7 @@ impl Check<'_> {
             found.errors.push(self.alternatives(name, &format!("validate all the schemas (allOf){none}")));
         }
         if let Some(not) = &schema.not
-            && self.value(not, value, name).errors.is_empty()
+            && self.value(not, value, None, name).errors.is_empty()
         {
             found.errors.push(self.alternatives(name, "not validate the schema (not)"));
         }
@@ -187,7 +198,7 @@ impl Check<'_> {
     fn try_each(&mut self, alternatives: &[Schema], value: &Value, name: &str, one_is_enough: bool) -> (usize, Found) {
         let (mut fitting, mut best) = (0, None::<Found>);
         for alternative in alternatives {
-            let found = self.value(alternative, value, name);
+            let found = self.value(alternative, value, None, name);
             if found.errors.is_empty() {
                 fitting += 1;
                 if one_is_enough {
@@ -244,10 +255,12 @@ impl Check<'_> {
         }
     }
 
-    fn items(&mut self, schema: &Schema, items: &[Value], name: &str, found: &mut Found) {
+    fn items(&mut self, schema: &Schema, items: &[Value], old: Option<&Value>, name: &str, found: &mut Found) {
         if let Some(of) = &schema.items {
             for (index, item) in items.iter().enumerate() {
-                let item = self.value(of, item, &format!("{name}[{index}]"));
+                let same = old.filter(|_| schema.list_type == ListType::Map);
+                let same = same.and_then(|old| same_item(&schema.list_keys, item, old));
+                let item = self.value(of, item, same, &format!("{name}[{index}]"));
                 found.merge(item);
             }
         }
@@ -265,7 +278,20 @@ impl Check<'_> {
         }
     }
 
-    fn object(&mut self, schema: &Schema, map: &Map<String, Value>, name: &str, found: &mut Found) {
+    fn object(
+        &mut self,
+        schema: &Schema,
+        map: &Map<String, Value>,
+        old: Option<&Value>,
+        name: &str,
+        found: &mut Found,
+    ) {
+        // Both were read as one version, so of these two nobody can see a change.
+        let at_root = name.is_empty() && self.base.is_empty();
+        let before = |key: &str| {
+            let visible = !at_root || !matches!(key, "apiVersion" | "kind");
+            old.filter(|_| visible).and_then(|old| old.get(key))
+        };
         let count = u64::try_from(map.len()).unwrap_or(u64::MAX);
         let Range { min, max } = schema.property_count;
         if let Some(min) = min.filter(|min| count < *min) {
@@ -284,7 +310,7 @@ impl Check<'_> {
             }
             match &schema.additional {
                 Additional::Of(of) => {
-                    let value = self.value(of, value, &format!("{name}.{key}"));
+                    let value = self.value(of, value, before(key), &format!("{name}.{key}"));
                     found.merge(value);
                 }
                 Additional::Any(false) => {
@@ -297,7 +323,7 @@ impl Check<'_> {
         for (key, field) in &schema.properties {
             if let Some(value) = map.get(key) {
                 let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
-                let value = self.value(field, value, &name);
+                let value = self.value(field, value, before(key), &name);
                 found.merge(value);
             }
         }
@@ -388,7 +414,7 @@ mod tests {
 
     fn found(schema: &Value, value: &Value) -> Vec<String> {
         let schema = Schema::new(schema);
-        let mut errors = check(&schema, value, "");
+        let mut errors = check(&schema, value, None, "");
         lists(&schema, value, "", &mut errors);
         errors.iter().map(ToString::to_string).collect()
     }
@@ -513,7 +539,7 @@ mod tests {
     fn checks_end() {
         let alternatives = vec![json!({"minLength": 2}); 100];
         let schema = Schema::new(&json!({"type": "array", "items": {"type": "string", "anyOf": alternatives}}));
-        let errors = check_within(5000, &schema, &json!(vec!["x"; 100]), "spec");
+        let errors = check_within(5000, &schema, &json!(vec!["x"; 100]), None, "spec");
         assert!(errors[0].detail.contains("too large to be checked"), "{errors:?}");
     }
 }

@@ -4,23 +4,27 @@
 //! Invariants: whatever passed the checks on a definition (`definition`, `structural`) makes kinds that never panic and
 //! whose work on one object is bounded; objects are stored as one version and read as any (conversion `None`: nothing but
 //! `apiVersion` differs).
-//! Deliberately not here: conversion by webhook, which a definition is refused for; rules in CEL, which are kept and not
-//! enforced, and of which the creation warns; who deletes the objects of a definition that goes (the API server).
+//! Deliberately not here: conversion by webhook, which a definition is refused for; who deletes the objects of a definition
+//! that goes (the API server).
 //! Source: "Extend the Kubernetes API with CustomResourceDefinitions", `k8s.io/apiextensions-apiserver`.
 
 mod check;
 mod columns;
+mod compile;
+mod declared;
 pub mod definition;
 mod format;
 mod intern;
 pub mod naming;
 mod path;
 mod pattern;
+mod places;
+mod rules;
 pub(crate) mod schema;
 mod shape;
 pub(crate) mod structural;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value, json};
 
@@ -31,7 +35,10 @@ use crate::{
     Column, FieldError, FieldValidation, Kind, Status, Subresource, UnsupportedField, decode, openapi, validate,
 };
 use columns::Columns;
+pub(crate) use format::fits as fits_format;
 use path::JsonPath;
+pub(crate) use pattern::compile as compile_pattern;
+use rules::Rules;
 pub(crate) use schema::{Additional, ListType, Schema, Type};
 
 /// What a defined kind has that the program's own have not.
@@ -57,6 +64,8 @@ struct Definition {
 struct Version {
     api_version: String,
     schema: Schema,
+    /// What is asked of objects beyond the schema; compiled when the first is written.
+    rules: OnceLock<Option<Rules>>,
     /// As the definition has it, for OpenAPI.
     source: Value,
     columns: Columns,
@@ -124,6 +133,7 @@ impl Version {
         });
         Self {
             schema: Schema::new(&source),
+            rules: OnceLock::new(),
             source,
             columns: Columns::new(version.list("additionalPrinterColumns")),
             scale: scale.is_object().then(|| Scale {
@@ -289,10 +299,10 @@ impl Custom {
         let mut errors = validate::metadata(kind, new, old);
         if sub == Subresource::Status {
             if let (Some(status), Some(schema)) = (new.get("status"), schema.properties.get("status")) {
-                errors.extend(check::check(schema, status, "status"));
+                errors.extend(check::check(schema, status, old.and_then(|old| old.get("status")), "status"));
             }
         } else {
-            errors.extend(check::check(schema, new, ""));
+            errors.extend(check::check(schema, new, old, ""));
         }
         errors.extend(self.validate_scale(new, sub));
         let repeated = |object: &Value| {
@@ -303,6 +313,16 @@ impl Custom {
         // What is stored may have been so before there was a rule.
         if old.is_none_or(|old| repeated(old).is_empty()) {
             errors.extend(repeated(new));
+        }
+        let version = self.version();
+        if let Some(rules) = version.rules.get_or_init(|| Rules::new(&version.source)) {
+            errors.extend(if errors.iter().any(|error| error.kind.hides_rules()) {
+                let words = "some validation rules were not checked because the object was invalid; correct the existing errors to \
+                             complete validation";
+                vec![FieldError::invalid("<nil>", Value::Null, words)]
+            } else {
+                rules.check(new, old)
+            });
         }
         errors
     }
@@ -335,34 +355,6 @@ impl Custom {
             }
         }
         errors
-    }
-}
-
-/// What a definition tells whoever writes it.
-pub fn warnings(definition: &Value) -> Vec<String> {
-    let mut warnings = Vec::new();
-    for version in definition["spec"].list("versions") {
-        if has_rules(&version["schema"]["openAPIV3Schema"]) {
-            warnings.push(format!(
-                "spec.versions[{}]: x-kubernetes-validations are stored, but this server does not enforce them",
-                version.text("name")
-            ));
-        }
-    }
-    warnings
-}
-
-fn has_rules(value: &Value) -> bool {
-    match value {
-        Value::Object(map) => {
-            map.get("x-kubernetes-validations")
-                .is_some_and(|rules| rules.as_array().is_some_and(|rules| !rules.is_empty()))
-                || map
-                    .iter()
-                    .any(|(name, value)| !matches!(name.as_str(), "default" | "enum" | "example") && has_rules(value))
-        }
-        Value::Array(items) => items.iter().any(has_rules),
-        _ => false,
     }
 }
 

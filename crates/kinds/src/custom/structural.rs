@@ -1,14 +1,16 @@
 //! The schema in a definition -> what keeps it from being structural, or from being a schema at all.
 //!
 //! Invariant: what passes here can be pruned, defaulted and checked against without asking anything more of it.
-//! Deliberately not here: whether a rule in CEL compiles; rules are kept and not enforced.
+//! Deliberately not here: whether a rule in CEL compiles, which is asked of what passes here (`compile`).
 //! Source: `pkg/apiserver/schema/{validation,complete}.go` and `pkg/apis/apiextensions/validation` of
 //! apiextensions-apiserver, whose words these are.
 
 use serde_json::{Value, json};
 
 use super::check;
+use super::compile;
 use super::pattern;
+use super::places;
 use super::schema::{Schema, type_of};
 use super::shape;
 use crate::FieldError;
@@ -31,6 +33,7 @@ const FORBIDDEN: [(&str, &str); 12] = [
     ("x-kubernetes-map-type", "must be undefined to be structural"),
     ("x-kubernetes-preserve-unknown-fields", "must be false to be structural"),
 ];
+const REASONS: [&str; 4] = ["FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired"];
 const UNSUPPORTED: [(&str, &str); 7] = [
     ("id", "id is not supported"),
     ("$schema", "schema is not supported"),
@@ -63,6 +66,9 @@ pub(super) fn mistakes(schema: &Value, path: &Path<'_>) -> Vec<FieldError> {
     walk.complete(schema, Some(schema), path, path);
     if walk.errors.is_empty() {
         walk.defaults(&Schema::new(schema), path);
+    }
+    if walk.errors.is_empty() {
+        walk.errors = compile::mistakes(schema, path);
     }
     walk.errors.sort_by_cached_key(ToString::to_string);
     walk.errors
@@ -235,10 +241,43 @@ impl Walk {
                 self.push(FieldError::not_supported(at, map_type, &["atomic", "granular"]));
             }
         }
+        self.rules(schema, path);
+    }
+
+    /// How rules are written down, whatever they say.
+    fn rules(&mut self, schema: &Value, path: &Path<'_>) {
+        let rules = path.field("x-kubernetes-validations");
+        let has_lines = |text: &str| text.contains(['\n', '\r']);
         for (index, rule) in schema.list("x-kubernetes-validations").iter().enumerate() {
-            if rule.text("rule").trim().is_empty() {
-                let rules = path.field("x-kubernetes-validations");
-                self.required(&rules.index(index).field("rule"), "rule is not specified");
+            let at = rules.index(index);
+            let (text, message) = (rule.text("rule").trim(), rule.text("message"));
+            if text.is_empty() {
+                self.required(&at.field("rule"), "rule is not specified");
+            } else if !message.is_empty() && message.trim().is_empty() {
+                self.invalid(&at.field("message"), message, "must be non-empty if specified");
+            } else if has_lines(message.trim()) {
+                self.invalid(&at.field("message"), message, "must not contain line breaks");
+            } else if has_lines(text) && message.is_empty() {
+                self.required(&at.field("message"), "message must be specified if rule contains line breaks");
+            }
+            let expression = rule.text("messageExpression");
+            if !expression.is_empty() && expression.trim().is_empty() {
+                self.required(&at.field("messageExpression"), "messageExpression must be non-empty if specified");
+            }
+            let reason = rule.text("reason");
+            if rule.has("reason") && !REASONS.contains(&reason) {
+                self.push(FieldError::not_supported(at.field("reason"), reason, &REASONS));
+            }
+            let field = rule.text("fieldPath");
+            let at = at.field("fieldPath");
+            if !field.is_empty() && field.trim().is_empty() {
+                self.invalid(&at, field, "must be non-empty if specified");
+            }
+            if has_lines(field) {
+                self.invalid(&at, field, "must not contain line breaks");
+            }
+            if !field.is_empty() && places::field_path(field, schema).is_err() {
+                self.invalid(&at, field, "must be a valid path");
             }
         }
     }
@@ -408,7 +447,7 @@ impl Walk {
             }
             let mut complete = default.clone();
             shape::default(schema, &mut complete);
-            for error in check::check(schema, &complete, &at.to_string()) {
+            for error in check::check(schema, &complete, None, &at.to_string()) {
                 self.push(error);
             }
         }

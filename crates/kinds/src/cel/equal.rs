@@ -1,0 +1,187 @@
+//! Whether two values are equal, and which of two comes first.
+//!
+//! Values of different types are unequal, but for numbers. Lists that a schema calls sets or maps do not care for order.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use serde_json::Value as Json;
+
+use super::evaluate::{Failure, Room};
+use super::shape::{Form, ListBy, Shape, escape};
+use super::value::{Key, List, Map, Value};
+
+pub(super) fn equal<'a>(room: &mut Room, one: &Value<'a>, other: &Value<'a>) -> Result<bool, Failure> {
+    room.work(1)?;
+    Ok(match (one, other) {
+        (Value::Null, Value::Null) => true,
+        (Value::Bool(one), Value::Bool(other)) => one == other,
+        (Value::String(one), Value::String(other)) => **one == **other,
+        (Value::Bytes(one), Value::Bytes(other)) => one == other,
+        (Value::Duration(one), Value::Duration(other)) => one == other,
+        (Value::Timestamp(one), Value::Timestamp(other)) => one == other,
+        (Value::Type(one), Value::Type(other)) => one.name() == other.name(),
+        (Value::Optional(None), Value::Optional(None)) => true,
+        (Value::Optional(Some(one)), Value::Optional(Some(other))) => equal(room, one, other)?,
+        (Value::Ip(one), Value::Ip(other)) => one == other,
+        (Value::Cidr(one), Value::Cidr(other)) => one == other,
+        (Value::Url(one), Value::Url(other)) => one == other,
+        (Value::Quantity(one), Value::Quantity(other)) => one == other,
+        (Value::Semver(one), Value::Semver(other)) => one.compare(other) == Ordering::Equal,
+        (Value::Format(one), Value::Format(other)) => one == other,
+        (Value::List(one), Value::List(other)) => lists(room, one, other)?,
+        (Value::Map(one), Value::Map(other)) => maps(room, one, other)?,
+        (Value::Int(_) | Value::Uint(_) | Value::Double(_), Value::Int(_) | Value::Uint(_) | Value::Double(_)) => {
+            order(one, other) == Some(Ordering::Equal)
+        }
+        _ => false,
+    })
+}
+
+fn lists<'a>(room: &mut Room, one: &List<'a>, other: &List<'a>) -> Result<bool, Failure> {
+    if one.len() != other.len() {
+        return Ok(false);
+    }
+    let keys: Option<&[String]> = match one {
+        List::Held { by: ListBy::Keys(keys), .. } => Some(keys),
+        List::Held { by: ListBy::Value, .. } => Some(&[]),
+        _ => None,
+    };
+    let Some(keys) = keys else {
+        for (one, other) in one.iter().zip(other.iter()) {
+            if !equal(room, &one?, &other?)? {
+                return Ok(false);
+            }
+        }
+        return Ok(true);
+    };
+    for item in one.iter() {
+        let item = item?;
+        let mut found = false;
+        for candidate in other.iter() {
+            let candidate = candidate?;
+            if same_keys(room, keys, &item, &candidate)? && equal(room, &item, &candidate)? {
+                found = true;
+                break;
+            }
+        }
+        if !found {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Whether two items are about the same, where items are told apart by these keys.
+pub(super) fn same_keys<'a>(
+    room: &mut Room,
+    keys: &[String],
+    one: &Value<'a>,
+    other: &Value<'a>,
+) -> Result<bool, Failure> {
+    let (Value::Map(one), Value::Map(other)) = (one, other) else { return equal(room, one, other) };
+    for key in keys {
+        let name = escape(key).unwrap_or_else(|| key.clone());
+        let same = match (one.field(&name).transpose()?, other.field(&name).transpose()?) {
+            (Some(one), Some(other)) => equal(room, &one, &other)?,
+            (one, other) => one.is_none() && other.is_none(),
+        };
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn maps<'a>(room: &mut Room, one: &Map<'a>, other: &Map<'a>) -> Result<bool, Failure> {
+    if one.len() != other.len() {
+        return Ok(false);
+    }
+    if let (Map::Held(one, shape), Map::Held(other, _)) = (one, other) {
+        return held(room, one, other, shape);
+    }
+    for key in one.keys() {
+        let same = match (one.get(&key).transpose()?, other.get(&key).transpose()?) {
+            (Some(one), Some(other)) => equal(room, &one, &other)?,
+            _ => false,
+        };
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Objects of one shape; what the shape does not declare is compared as it stands.
+fn held<'a>(
+    room: &mut Room,
+    one: &'a serde_json::Map<String, Json>,
+    other: &'a serde_json::Map<String, Json>,
+    shape: &'a Arc<Shape>,
+) -> Result<bool, Failure> {
+    for (name, value) in one {
+        let Some(counterpart) = other.get(name) else { return Ok(false) };
+        let of = match &shape.form {
+            Form::Map(of) => Some(of),
+            _ => escape(name).and_then(|name| shape.field(&name)).map(|field| &field.shape),
+        };
+        let same = match of {
+            Some(of) if !value.is_null() && !counterpart.is_null() => {
+                let (one, other) = (Value::held(value, of)?, Value::held(counterpart, of)?);
+                equal(room, &one, &other)?
+            }
+            _ => {
+                room.work(1 + u64::try_from(value.to_string().len()).unwrap_or(u64::MAX) / 16)?;
+                value == counterpart
+            }
+        };
+        if !same {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Which comes first, of what has an order.
+pub(super) fn order(one: &Value<'_>, other: &Value<'_>) -> Option<Ordering> {
+    #[allow(clippy::cast_precision_loss, reason = "a float is as near as it gets")]
+    let float = |value: &Value<'_>| match value {
+        Value::Int(number) => Some(*number as f64),
+        Value::Uint(number) => Some(*number as f64),
+        Value::Double(number) => Some(*number),
+        _ => None,
+    };
+    let whole = |value: &Value<'_>| match value {
+        Value::Int(number) => Some(i128::from(*number)),
+        Value::Uint(number) => Some(i128::from(*number)),
+        _ => None,
+    };
+    match (one, other) {
+        (Value::Bool(one), Value::Bool(other)) => Some(one.cmp(other)),
+        (Value::String(one), Value::String(other)) => Some((**one).cmp(&**other)),
+        (Value::Bytes(one), Value::Bytes(other)) => Some(one.cmp(other)),
+        (Value::Duration(one), Value::Duration(other)) => Some(one.cmp(other)),
+        (Value::Timestamp(one), Value::Timestamp(other)) => Some(one.cmp(other)),
+        _ => match (whole(one), whole(other)) {
+            (Some(one), Some(other)) => Some(one.cmp(&other)),
+            _ => float(one)?.partial_cmp(&float(other)?),
+        },
+    }
+}
+
+/// Whether a value is in a list, or a key in a map.
+pub(super) fn contains<'a>(room: &mut Room, whole: &Value<'a>, wanted: &Value<'a>) -> Result<bool, Failure> {
+    match whole {
+        Value::List(list) => {
+            for item in list.iter() {
+                if equal(room, &item?, wanted)? {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        }
+        Value::Map(Map::Made(entries)) => Ok(Key::of(wanted).is_some_and(|key| entries.contains_key(&key))),
+        Value::Map(map) => Ok(map.get(wanted).transpose()?.is_some()),
+        _ => Err(Failure::NoOverload),
+    }
+}

@@ -1,0 +1,211 @@
+use std::collections::BTreeMap;
+
+use serde_json::{Value as Json, json};
+
+use super::*;
+
+fn shape(form: Form) -> Arc<Shape> {
+    let most = match form {
+        Form::String | Form::List { .. } | Form::Map(_) => 100,
+        _ => 0,
+    };
+    Arc::new(Shape { form, nullable: false, most, least_bytes: 1 })
+}
+
+fn fields(name: &str, fields: Vec<(&str, Arc<Shape>)>) -> Arc<Shape> {
+    let fields: BTreeMap<String, Field> = fields
+        .into_iter()
+        .map(|(name, shape)| (escape(name).unwrap(), Field { name: name.to_owned(), shape }))
+        .collect();
+    shape(Form::Object { name: name.to_owned(), fields })
+}
+
+fn list(items: Arc<Shape>, by: ListBy) -> Arc<Shape> {
+    shape(Form::List { items, by })
+}
+
+fn own() -> Arc<Shape> {
+    let port = fields("selfType.ports.@elem", vec![("name", shape(Form::String)), ("port", shape(Form::Int))]);
+    fields(
+        "selfType",
+        vec![
+            ("name", shape(Form::String)),
+            ("replicas", shape(Form::Int)),
+            ("ratio", shape(Form::Double)),
+            ("on", shape(Form::Bool)),
+            ("when", shape(Form::DateTime)),
+            ("wait", shape(Form::Duration)),
+            ("either", shape(Form::IntOrString)),
+            ("namespace", shape(Form::String)),
+            ("a-b.c/d__e", shape(Form::Int)),
+            ("tags", list(shape(Form::String), ListBy::Value)),
+            ("ports", list(port.clone(), ListBy::Keys(vec!["name".into()]))),
+            ("labels", shape(Form::Map(shape(Form::String)))),
+            ("port", port),
+        ],
+    )
+}
+
+fn object() -> Json {
+    json!({
+        "name": "web-1", "replicas": 3, "ratio": 0.5, "on": true, "when": "2026-01-02T03:04:05Z", "wait": "1h30m",
+        "either": "50%", "namespace": "ns", "a-b.c/d__e": 7, "tags": ["b", "a"],
+        "ports": [{"name": "x", "port": 1}, {"name": "y", "port": 2}], "labels": {"k": "v", "a/b": "c"},
+        "port": {"name": "x"}
+    })
+}
+
+fn evaluate(rule: &str) -> String {
+    let (own, object) = (own(), object());
+    let old = json!({"name": "web-0", "replicas": 2, "tags": ["a", "b"], "ports": [{"name": "y", "port": 2}, {"name": "x", "port": 1}]});
+    let program = match Program::compile(rule, &own, false) {
+        Ok(program) => program,
+        Err(Refused::Mistakes(why) | Refused::Constant(why)) => return format!("refused: {why}"),
+    };
+    let variables = Variables { own: &object, old: Some(&old), old_is_optional: false, shape: &own };
+    match program.evaluate(variables).0 {
+        Ok(Value::Bool(value)) => value.to_string(),
+        Ok(value) => functions::shown(&value),
+        Err(failure) => format!("failed: {failure}"),
+    }
+}
+
+#[test]
+fn rules_hold() {
+    for rule in [
+        "self.replicas == 3 && self.replicas > oldSelf.replicas",
+        "self.replicas + 2 * 3 == 9 && -self.replicas == -3 && 7 / 2 == 3 && 7 % 4 == 3 && --1 == 1",
+        "self.ratio < 1 && 1.5e1 == 15.0 && 0x1F == 31 && 2u + 1u == 3u",
+        "self.name.startsWith('web') && self.name.matches('^[a-z]+-[0-9]$') && !self.name.contains('x')",
+        "self.name.substring(0, 3) == 'web' && self.name.indexOf('-') == 3 && self.name.charAt(4) == '1'",
+        "'a,b'.split(',') == ['a', 'b'] && ['a', 'b'].join('-') == 'a-b' && ' x '.trim() == 'x'",
+        "'aXb'.lowerAscii() == 'axb' && 'aab'.replace('a', 'c') == 'ccb' && 'aab'.replace('a', 'c', 1) == 'cab'",
+        "'%s has %d of %.2f'.format([self.name, self.replicas, self.ratio]) == 'web-1 has 3 of 0.50'",
+        "'%s'.format([[1, 'a', {'k': 2.0}]]) == '[1, a, {k: 2}]' && '%x %o %b %e'.format([255, 8, 5, 1200.0]) == 'ff 10 101 1.200000e+03'",
+        "self.a__dash__b__dot__c__slash__d__underscores__e == 7 && self.__namespace__ == 'ns'",
+        "type(self.either) == string ? self.either.endsWith('%') : self.either > 0",
+        "has(self.port.name) && !has(self.port.port) && has(self.labels.k) && 'k' in self.labels && !('z' in self.labels)",
+        "self.labels['a/b'] == 'c' && self.labels.all(k, self.labels[k] != '') && size(self.labels) == 2",
+        "self.tags == oldSelf.tags && self.ports == oldSelf.ports && self.tags + ['a'] == ['b', 'a']",
+        "self.ports.all(p, p.port > 0) && self.ports.exists(p, p.port == 2) && self.ports.exists_one(p, p.name == 'x')",
+        "self.ports.map(p, p.port) == [1, 2] && self.ports.filter(p, p.port > 1).size() == 1 && self.ports.map(p, p.port > 1, p.name) == ['y']",
+        "self.ports.all(i, p, p.port == i + 1) && self.labels.exists(k, v, v == 'v') && [1, 2].transformList(i, v, v * i) == [0, 2]",
+        "{'a': 1}.transformMap(k, v, v + 1) == {'a': 2} && {'a': 'b'}.transformMapEntry(k, v, {v: k}) == {'b': 'a'}",
+        "[3, 1, 2].isSorted() == false && [3, 1, 2].max() == 3 && [1.5, 2.5].sum() == 4.0 && [1, 2, 1].lastIndexOf(1) == 2",
+        "[3, 1, 2].sort() == [1, 2, 3] && [1, 1].distinct() == [1] && [[1], [2]].flatten() == [1, 2] && [1, 2, 3].slice(1, 2) == [2]",
+        "self.ports.sortBy(p, -p.port).map(p, p.name) == ['y', 'x'] && lists.range(3) == [0, 1, 2] && [1].first().value() == 1",
+        "sets.contains([1, 2], [1]) && sets.equivalent([1, 2], [2, 1]) && !sets.intersects([1], [2])",
+        "self.when < timestamp('2026-02-01T00:00:00Z') && self.when.getFullYear() == 2026 && self.when.getHours('+01:00') == 4",
+        "self.wait == duration('90m') && self.wait.getMinutes() == 90 && self.when + self.wait > self.when",
+        "isURL('https://a.b:80/c?d=e') && url('https://a.b:80/c?d=e').getPort() == '80' && url('https://a.b/c?d=e&d=f').getQuery() == {'d': ['e', 'f']}",
+        "ip('10.0.0.1').family() == 4 && isIP('::1') && !isIP('1.2.3') && ip.isCanonical('::1') && cidr('10.0.0.0/8').containsIP('10.1.2.3')",
+        "cidr('10.0.0.0/8').containsCIDR(cidr('10.1.0.0/16')) && cidr('10.1.2.3/8').masked() == cidr('10.0.0.0/8') && cidr('10.0.0.0/8').prefixLength() == 8",
+        "quantity('1Gi').isGreaterThan(quantity('1G')) && quantity('1k').add(1).asInteger() == 1001 && isQuantity('5m') && sign(quantity('-1')) == -1",
+        "semver('1.2.3').isLessThan(semver('1.10.0')) && isSemver('1.0.0-rc.1') && semver('v1', true).major() == 1 && !isSemver('v1')",
+        "!format.dns1123Label().validate('a-b').hasValue() && format.named('dns1123Label').value().validate('A').hasValue()",
+        "self.?port.?name == optional.of('x') && self.?port.?port.orValue(9) == 9 && self.ports[?5].hasValue() == false",
+        "self.?name.optMap(n, n + '!').value() == 'web-1!' && [?optional.none(), 1] == [1] && optional.ofNonZeroValue('') == optional.none()",
+        "'abc123'.find('[0-9]+') == '123' && 'a1b2'.findAll('[0-9]') == ['1', '2'] && 'a1b2'.findAll('[0-9]', 1) == ['1']",
+        "'\\u00e9' == '\u{e9}' && r'\\d' == '\\\\d' && b'\\x61' == bytes('a') && '''a'b''' == \"a'b\"",
+        "string(1) == '1' && int('7') == 7 && double('1.5') == 1.5 && bool('true') && string(self.wait) == '5400s' && int(self.when) == 1767323045",
+        "(1 / 0 > 0 || true) && !(false && 1 / 0 > 0) && [1, 0].exists(x, 1 / x > 0) // comments count for nothing",
+        "self.replicas in [1, 3] && 1 < 1.5 && dyn(1) == dyn(1.0) && dyn('1') != dyn(1) && null == null && self.port != null",
+        "'a' < 'b' && b'a' < b'b' && true > false && duration('1s') < duration('2s')",
+    ] {
+        assert_eq!(evaluate(rule), "true", "{rule}");
+    }
+}
+
+#[test]
+fn what_cannot_be_evaluated_says_why() {
+    for (rule, why) in [
+        ("1 / 0 == 1", "division by zero"),
+        ("9223372036854775807 + 1 == 0", "integer overflow"),
+        ("self.labels['z'] == ''", "no such key: z"),
+        ("self.port.port == 1", "no such key: port"),
+        ("self.tags[2] == ''", "index out of bounds: 2"),
+        ("self.either > 1", "no such overload"),
+        ("int(self.name) == 1", "type conversion error from 'string' to 'int'"),
+        ("optional.none().value() == 1", "optional.none() dereference"),
+        (
+            "lists.range(1000).all(x, lists.range(1000).all(y, x + y >= 0))",
+            "operation cancelled: actual cost limit exceeded",
+        ),
+        ("lists.range(1000000000).size() > 0", "operation cancelled: actual cost limit exceeded"),
+        (
+            "'a'.replace('', 'aaaaaaaaaa').replace('', 'aaaaaaaaaaaaaaaaaaaaaaaaaa').replace('', self.name + 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa').replace('', 'aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa') == ''",
+            "operation cancelled: actual cost limit exceeded",
+        ),
+    ] {
+        assert_eq!(evaluate(rule), format!("failed: {why}"), "{rule}");
+    }
+}
+
+#[test]
+fn what_does_not_compile_is_pointed_at() {
+    for (rule, shown) in [
+        ("self.nam == ''", "ERROR: <input>:1:5: undefined field 'nam'\n | self.nam == ''\n | ....^"),
+        ("other == 1", "ERROR: <input>:1:1: undeclared reference to 'other' (in container '')\n | other == 1\n | ^"),
+        (
+            "self.name == 1",
+            "ERROR: <input>:1:11: found no matching overload for '_==_' applied to '(string, int)'\n | self.name == 1\n | ..........^",
+        ),
+        (
+            "self.name.size(1) == 1",
+            "ERROR: <input>:1:15: found no matching overload for 'size' applied to 'string.(int)'\n | self.name.size(1) == 1\n | ..............^",
+        ),
+        (
+            "self.name &&\nself.tags",
+            "ERROR: <input>:1:5: expected type 'bool' but found 'string'\n | self.name &&\n | ....^\nERROR: <input>:2:5: expected type \
+             'bool' but found 'list(string)'\n | self.tags\n | ....^",
+        ),
+        (
+            "self.replicas.all(x, true)",
+            "ERROR: <input>:1:5: expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)\n | \
+             self.replicas.all(x, true)\n | ....^",
+        ),
+        (
+            "[1, 'a'].size() == 2",
+            "ERROR: <input>:1:5: expected type 'int' but found 'string'\n | [1, 'a'].size() == 2\n | ....^",
+        ),
+        (
+            "self.name.matches('[')",
+            "ERROR: <input>:1:19: invalid matches argument\n | self.name.matches('[')\n | ..................^",
+        ),
+        (
+            "self.name == null",
+            "ERROR: <input>:1:11: found no matching overload for '_==_' applied to '(string, null)'\n | self.name == null\n | ..........^",
+        ),
+        ("self.", "ERROR: <input>:1:6: Syntax error: no viable alternative at input '.'\n | self.\n | .....^"),
+        ("1 2", "ERROR: <input>:1:3: Syntax error: extraneous input '2' expecting <EOF>\n | 1 2\n | ..^"),
+        ("(1", "ERROR: <input>:1:3: Syntax error: missing ')' at '<EOF>'\n | (1\n | ..^"),
+        (
+            "1 = 1",
+            "ERROR: <input>:1:3: Syntax error: token recognition error at: '= '\n | 1 = 1\n | ..^\nERROR: <input>:1:5: Syntax \
+             error: extraneous input '1' expecting <EOF>\n | 1 = 1\n | ....^",
+        ),
+        ("has(self)", "ERROR: <input>:1:5: invalid argument to has() macro\n | has(self)\n | ....^"),
+    ] {
+        assert_eq!(evaluate(rule), format!("refused: {shown}"), "{rule}");
+    }
+    assert_eq!(evaluate("int('x') == 1"), "refused: type conversion error from 'string' to 'int'");
+    let deep = format!("{}1{} == 1", "(".repeat(5000), ")".repeat(5000));
+    assert!(evaluate(&deep).contains("expression recursion limit exceeded"));
+    let long = format!("1{} == 1", " + 1".repeat(20_000));
+    assert!(evaluate(&long).contains("expression recursion limit exceeded"));
+    let wide = format!("true{}", " && self.replicas == 3".repeat(2_000));
+    assert_eq!(evaluate(&wide), "true");
+}
+
+#[test]
+fn worst_costs_are_known_before() {
+    for (rule, cost) in [
+        ("self.replicas == 3", 2),
+        ("self.name.startsWith('a')", 3),
+        ("self.tags.all(t, t.size() > 0)", 2 + 100 * (3 + 2 + 1) + 1),
+        ("self.ports.all(p, self.ports.exists(q, q.name == p.name))", 2 + 100 * (3 + 2 + 100 * (4 + 4 + 10) + 1) + 1),
+    ] {
+        let own = own();
+        assert_eq!(Program::compile(rule, &own, false).unwrap().most_cost(&own), cost, "{rule}");
+    }
+}
