@@ -44,6 +44,8 @@ pub(crate) struct Config {
     /// The agent's own; it outlives the agent.
     pub(crate) state_dir: PathBuf,
     pub(crate) image_dir: PathBuf,
+    /// What a person types to put an image there, but for the archive.
+    pub(crate) import_command: String,
     /// Relative to the root of each cgroup hierarchy, with a leading slash.
     pub(crate) cgroup_parent: String,
     /// Sockets of processes in this cgroup (of the v2 hierarchy, with a leading slash) and below are led to a Service's
@@ -99,6 +101,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         node_name: config.node_name.clone(),
         state_dir: config.state_dir.clone(),
         image_dir: config.image_dir.clone(),
+        import_command: config.import_command.clone(),
         node_ip: config.node_address,
         uplink: config.uplink.clone(),
         pod_networks: config.pod_cidrs.clone(),

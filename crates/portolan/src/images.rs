@@ -1,6 +1,6 @@
 //! `portolan image`: archives of images -> the store that the nodes of a cluster on this machine take them from.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use portolan_node::image::Store;
@@ -34,6 +34,23 @@ impl Cluster {
     }
 }
 
+/// What a person types to import an archive into the store of this cluster, but for the archive.
+pub(crate) fn import_command(data_dir: &Path) -> String {
+    let mut command = "portolan image import".to_owned();
+    if data_dir != Path::new(data_dir::DEFAULT) {
+        let directory = data_dir.display().to_string();
+        let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@".contains(&byte);
+        let quoted = match directory.bytes().all(plain) {
+            true => directory,
+            // As a shell takes it literally.
+            false => format!("'{}'", directory.replace('\'', r"'\''")),
+        };
+        command.push_str(" --data-dir ");
+        command.push_str(&quoted);
+    }
+    command
+}
+
 pub(crate) fn run(command: Command) -> Result<()> {
     match command {
         Command::Import { cluster, archive } => {
@@ -49,4 +66,20 @@ pub(crate) fn run(command: Command) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_can_be_pasted_into_a_shell() {
+        for (directory, command) in [
+            (data_dir::DEFAULT, "portolan image import"),
+            ("/srv/shop", "portolan image import --data-dir /srv/shop"),
+            ("/srv/Ann's shop", r"portolan image import --data-dir '/srv/Ann'\''s shop'"),
+        ] {
+            assert_eq!(import_command(Path::new(directory)), command);
+        }
+    }
 }

@@ -63,6 +63,8 @@ pub struct AgentConfig {
     pub state_dir: PathBuf,
     /// The image store; only read.
     pub image_dir: PathBuf,
+    /// What a person types to put an image there, but for the archive: told when one is missing.
+    pub import_command: String,
     pub node_ip: IpAddr,
     /// The link to the other nodes, as `eth0`.
     pub uplink: String,

@@ -341,7 +341,8 @@ fn missing_image(host: &Host, pod: &Pod, spec: &Container, name: &str, again: bo
         host.events.warning(pod, Some(&spec.name), "Failed", "Error: ErrImageNeverPull".to_owned());
         return Refused { reason: "ErrImageNeverPull", message };
     }
-    let message = format!("image \"{name}\" is not in this node's store; import it with `portolan image import`");
+    let import = &host.config.import_command;
+    let message = format!("image \"{name}\" is not in this node's store; import it with `{import} ARCHIVE`");
     if again {
         host.events.normal(pod, Some(&spec.name), "BackOff", format!("Back-off pulling image \"{name}\""));
         host.events.warning(pod, Some(&spec.name), "Failed", "Error: ImagePullBackOff".to_owned());

@@ -83,6 +83,7 @@ impl Lab {
             node_name: "node-1".into(),
             state_dir: self.dir.path().join("state"),
             image_dir: self.images(),
+            import_command: "portolan image import --data-dir /somewhere".into(),
             node_ip: NODE_IP.parse().unwrap(),
             uplink: "eth0".into(),
             pod_networks: vec!["10.244.0.0/16".parse().unwrap()],

@@ -219,7 +219,7 @@ fn what_cannot_start_says_why_and_disturbs_nobody() {
     lab.with_agent(async |api: Api| {
         ready(&api, "good").await;
         for (pod, reason, message) in [
-            ("no-image", "ErrImagePull", "image \"nginx:1\" is not in this node's store"),
+            ("no-image", "ErrImagePull", "import it with `portolan image import --data-dir /somewhere ARCHIVE`"),
             ("never-pull", "ErrImageNeverPull", "is not present with pull policy of Never"),
             ("no-command", "RunContainerError", "/no/such/thing"),
             ("no-config", "CreateContainerConfigError", "configmap \"absent\" not found"),

@@ -20,7 +20,7 @@ use super::fabric::{Fabric, HostLink};
 use super::plan::{CGROUP, NodePlan, Plan, UPLINK};
 use super::spawn::NodeProcess;
 use super::{Arguments, cgroup, data_dir};
-use crate::{agent, node_init};
+use crate::{agent, images, node_init};
 
 /// How long an ordered shutdown may take: the agent leaves every Service (1 s at most), and pods get 3 s and 2 s more for a
 /// hook that used them up. Then the power goes.
@@ -58,6 +58,7 @@ impl NodeSettings {
             kubeconfig,
             state_dir: directory.join("state"),
             image_dir: data_dir::images(&arguments.data_dir),
+            import_command: images::import_command(&arguments.data_dir),
             cgroup_parent: format!("/{CGROUP}/{}/pods", node.name),
             socket_lb: arguments.socket_lb.then(|| format!("/{CGROUP}/{}", node.name)),
             socket_lb_end_tcp_after_seconds: arguments.socket_lb_end_tcp_after,
