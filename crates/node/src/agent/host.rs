@@ -35,6 +35,8 @@ pub(super) struct Host {
     pub(super) starts: Semaphore,
     /// Thousandths of a CPU, and bytes of memory.
     pub(super) allocatable: (u64, u64),
+    /// Bytes.
+    pub(super) disk: u64,
     pub(super) limits: Limits,
     /// Told when an image has come.
     pub(super) images: watch::Sender<()>,
@@ -90,6 +92,7 @@ impl Host {
             logs: Logs::default(),
             starts: Semaphore::new(MAX_STARTS),
             allocatable: node::allocatable(&config),
+            disk: node::disk(&config),
             images: watch::Sender::new(()),
             ipam: Mutex::default(),
             pod_network: watch::Sender::new(None),

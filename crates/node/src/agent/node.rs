@@ -38,6 +38,11 @@ fn machine_memory() -> u64 {
     total.unwrap_or(0u64) * 1024
 }
 
+/// Bytes of the disk that pods' files are on.
+pub(super) fn disk(config: &AgentConfig) -> u64 {
+    nix::sys::statvfs::statvfs(&config.state_dir).map_or(0, |disk| disk.blocks() * disk.fragment_size())
+}
+
 fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
@@ -58,11 +63,14 @@ fn labels(config: &AgentConfig) -> BTreeMap<String, String> {
 fn status(host: &Host, old: &NodeStatus, now: Timestamp) -> Value {
     let config = &host.config;
     let (cpu, memory) = host.allocatable;
-    let resources = json!({
-        "cpu": if cpu.is_multiple_of(1000) { (cpu / 1000).to_string() } else { format!("{cpu}m") },
-        "memory": format!("{}Ki", memory / 1024),
-        "pods": config.capacity.pods.unwrap_or(MAX_PODS).to_string(),
-    });
+    let resources = |disk: String| {
+        json!({
+            "cpu": if cpu.is_multiple_of(1000) { (cpu / 1000).to_string() } else { format!("{cpu}m") },
+            "ephemeral-storage": disk,
+            "memory": format!("{}Ki", memory / 1024),
+            "pods": config.capacity.pods.unwrap_or(MAX_PODS).to_string(),
+        })
+    };
     let pressure = |kind, resource: &str| {
         (kind, false, format!("KubeletHasSufficient{resource}"), format!("kubelet has sufficient {resource} available"))
     };
@@ -99,8 +107,9 @@ fn status(host: &Host, old: &NodeStatus, now: Timestamp) -> Value {
             {"type": "InternalIP", "address": config.node_ip.to_string()},
             {"type": "Hostname", "address": config.node_name},
         ],
-        "capacity": resources,
-        "allocatable": resources,
+        "capacity": resources(format!("{}Ki", host.disk / 1024)),
+        // As a kubelet does, which keeps a tenth for the node.
+        "allocatable": resources((host.disk / 10 * 9).to_string()),
         "conditions": conditions,
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_listen.port()}},
         "nodeInfo": {

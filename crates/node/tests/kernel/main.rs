@@ -146,6 +146,11 @@ fn the_node_is_registered_and_stays_so() {
         assert_eq!(node["metadata"]["labels"]["kubernetes.io/hostname"], "node-1");
         assert_eq!(node["metadata"]["labels"]["zone"], "a");
         assert_eq!(node["status"]["allocatable"]["pods"], "20");
+        let bytes =
+            |list: &str| node["status"][list]["ephemeral-storage"].as_str().unwrap().trim_end_matches("Ki").to_owned();
+        let (capacity, allocatable): (u64, u64) =
+            (bytes("capacity").parse().unwrap(), bytes("allocatable").parse().unwrap());
+        assert!(allocatable > 0 && allocatable.abs_diff(capacity * 1024 / 10 * 9) < 10_000, "{capacity} {allocatable}");
         assert_eq!(node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"], 10250);
         // Somebody gives the node up, and is told better.
         api.edit("nodes", "", "node-1", |node| {
