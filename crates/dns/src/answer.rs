@@ -9,9 +9,9 @@ use std::net::IpAddr;
 
 use crate::wire::{HEADER, IN, RecordAt, kind};
 
-/// What one answer may hold, so that it fits a TCP message with its question and OPT. Past it records are left out:
-/// about 3,700 addresses, or 700 SRV records.
-const MAX_BODY: usize = 60_000;
+/// The most that any client can be told: a message of 65,535 octets with the longest question and OPT. That is 4,078 IPv4
+/// addresses, or some 700 SRV records; of more, each reply has as many as fit, and says that it is truncated.
+const MOST_TOLD: usize = 65_535 - HEADER - 259 - 11;
 
 /// The question's own name.
 const QUESTION: u16 = 0xc000 | 12;
@@ -19,10 +19,10 @@ const QUESTION: u16 = 0xc000 | 12;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
     body: Box<[u8]>,
-    answers: u16,
-    additionals: u16,
+    answers: usize,
+    additionals: usize,
     /// Where the additional records begin in `body`.
-    split: u16,
+    split: usize,
     /// The length of each answer, if they are all as long and their order means nothing: then it may be rotated.
     stride: u16,
 }
@@ -36,11 +36,16 @@ pub(crate) struct Copied {
 }
 
 impl Answer {
+    /// Whether no reply can hold it whole.
+    pub(crate) fn outgrows_every_reply(&self) -> bool {
+        self.split > MOST_TOLD
+    }
+
     /// Appends to `out` what fits into `room` octets. Additional records are a courtesy and go first; an answer that
     /// does not fit is truncated after a whole record. `turn` rotates addresses, so that clients that take the first
     /// spread over all.
     pub(crate) fn copy_to(&self, out: &mut Vec<u8>, room: usize, turn: usize) -> Copied {
-        let (answers, additionals) = self.body.split_at(usize::from(self.split));
+        let (answers, additionals) = self.body.split_at(self.split);
         if answers.len() > room {
             return self.copy_partly(out, room, turn);
         }
@@ -49,21 +54,27 @@ impl Answer {
         if glue {
             out.extend_from_slice(additionals);
         }
-        Copied { answers: self.answers, additionals: if glue { self.additionals } else { 0 }, truncated: false }
+        let additionals = if glue { self.additionals } else { 0 };
+        Copied { answers: counted(self.answers), additionals: counted(additionals), truncated: false }
     }
 
     fn copy_rotated(&self, out: &mut Vec<u8>, answers: &[u8], turn: usize) {
-        let first = if self.stride == 0 { 0 } else { turn % usize::from(self.answers) * usize::from(self.stride) };
+        let first = self.first(turn);
         out.extend_from_slice(&answers[first..]);
         out.extend_from_slice(&answers[..first]);
+    }
+
+    /// Where the turn's first record begins.
+    fn first(&self, turn: usize) -> usize {
+        if self.stride == 0 { 0 } else { turn % self.answers * usize::from(self.stride) }
     }
 
     fn copy_partly(&self, out: &mut Vec<u8>, room: usize, turn: usize) -> Copied {
         let mut copied = Copied { truncated: true, ..Copied::default() };
         let start = out.len();
-        let answers = &self.body[..usize::from(self.split)];
-        let mut at = if self.stride == 0 { 0 } else { turn % usize::from(self.answers) * usize::from(self.stride) };
-        while copied.answers < self.answers {
+        let answers = &self.body[..self.split];
+        let mut at = self.first(turn);
+        while usize::from(copied.answers) < self.answers {
             let Some(record) = RecordAt::read(answers, at) else { break };
             if out.len() - start + (record.end - at) > room {
                 break;
@@ -76,13 +87,18 @@ impl Answer {
     }
 }
 
+/// What fits a message is not more than its header can count.
+fn counted(records: usize) -> u16 {
+    u16::try_from(records).unwrap_or(u16::MAX)
+}
+
 /// Builds an [`Answer`] to a question whose name is `question_name` octets long.
 pub(crate) struct Builder {
     ttl: u32,
     answers: Vec<u8>,
-    answer_count: u16,
+    answer_count: usize,
     additionals: Vec<u8>,
-    additional_count: u16,
+    additional_count: usize,
     stride: Option<u16>,
 }
 
@@ -91,26 +107,17 @@ impl Builder {
         Self { ttl, answers: Vec::new(), answer_count: 0, additionals: Vec::new(), additional_count: 0, stride: None }
     }
 
-    fn len(&self) -> usize {
-        self.answers.len() + self.additionals.len()
-    }
-
     /// An A or AAAA record of the question's name.
     pub(crate) fn address(&mut self, address: IpAddr) {
         let start = self.answers.len();
-        if self.len() + 28 <= MAX_BODY {
-            push_address(&mut self.answers, &QUESTION.to_be_bytes(), self.ttl, address);
-            self.answer_count += 1;
-            self.stride = u16::try_from(self.answers.len() - start).ok();
-        }
+        push_address(&mut self.answers, &QUESTION.to_be_bytes(), self.ttl, address);
+        self.answer_count += 1;
+        self.stride = u16::try_from(self.answers.len() - start).ok();
     }
 
     /// Any other record of the question's name.
     pub(crate) fn record(&mut self, kind: u16, data: &[u8]) {
         let Ok(length) = u16::try_from(data.len()) else { return };
-        if self.len() + 12 + data.len() > MAX_BODY {
-            return;
-        }
         self.stride = None;
         push_fixed(&mut self.answers, &QUESTION.to_be_bytes(), kind, self.ttl, length);
         self.answers.extend_from_slice(data);
@@ -130,9 +137,6 @@ impl Builder {
     /// An additional address of `label` (on the wire; may be empty) followed by what the question's name has from its
     /// octet `suffix` on.
     pub(crate) fn glue(&mut self, label: &[u8], suffix: usize, address: IpAddr) {
-        if self.len() + label.len() + 2 + 26 > MAX_BODY {
-            return;
-        }
         let Ok(offset) = u16::try_from(HEADER + suffix) else { return };
         let owner = [label, &(0xc000 | offset).to_be_bytes()].concat();
         push_address(&mut self.additionals, &owner, self.ttl, address);
@@ -141,12 +145,11 @@ impl Builder {
 
     /// `None` if there is no record to answer with.
     pub(crate) fn build(self) -> Option<Answer> {
-        let split = u16::try_from(self.answers.len()).ok()?;
         (self.answer_count > 0).then(|| Answer {
+            split: self.answers.len(),
             body: [self.answers, self.additionals].concat().into(),
             answers: self.answer_count,
             additionals: self.additional_count,
-            split,
             stride: self.stride.unwrap_or_default(),
         })
     }
@@ -213,14 +216,16 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_never_outgrows_a_tcp_message() {
-        let mut builder = Builder::new(5);
-        for _ in 0..6_000 {
-            builder.srv(1, 1, &[7; 60]);
-            builder.glue(b"\x01a", 0, IpAddr::from([10, 0, 0, 1]));
-        }
-        let mut out = Vec::new();
-        builder.build().unwrap().copy_to(&mut out, usize::MAX, 0);
-        assert!(out.len() <= MAX_BODY);
+    fn an_answer_is_told_to_outgrow_every_reply_when_its_last_record_does() {
+        let of = |records: usize| {
+            let mut builder = Builder::new(5);
+            (0..records).for_each(|_| builder.address(IpAddr::from([10, 0, 0, 1])));
+            builder.build().unwrap()
+        };
+        let (fits, outgrows) = (of(4_078), of(4_079));
+        assert!(!fits.outgrows_every_reply() && outgrows.outgrows_every_reply());
+        assert!(!fits.copy_to(&mut Vec::new(), MOST_TOLD, 0).truncated);
+        let told = outgrows.copy_to(&mut Vec::new(), MOST_TOLD, 0);
+        assert_eq!(told, Copied { answers: 4_078, additionals: 0, truncated: true });
     }
 }

@@ -106,6 +106,14 @@ impl Records {
         Self { shape, cluster_ips: cluster_ips.into_iter().collect(), endpoints }
     }
 
+    /// Whether a reply to one of the usual questions cannot hold all that there is to say.
+    pub(crate) fn outgrow_every_reply(&self) -> bool {
+        let Shape::Addresses(addresses) = &self.shape else { return false };
+        let Addresses { a, aaaa, srv, ports } = &**addresses;
+        let all = [a, aaaa, srv].into_iter().flatten().chain(ports.iter().map(|(_, answer)| answer));
+        all.into_iter().any(Answer::outgrows_every_reply)
+    }
+
     /// The addresses of the endpoint whose name begins with `label` (lower case); empty if there is none.
     pub(crate) fn endpoint(&self, label: &[u8]) -> impl Iterator<Item = IpAddr> {
         let text = std::str::from_utf8(label).unwrap_or_default();

@@ -293,7 +293,7 @@ fn deliver(asker: Asker<'_>, message: &[u8], flags: u16, out: &mut Vec<u8>) {
     }
     out.extend_from_slice(message.get(out.len()..at).unwrap_or_default());
     let counts = Counts { questions: 1, answers: kept[0], authorities: kept[1], additionals: kept[2] };
-    let truncated = if truncated { flag::TRUNCATED } else { 0 };
+    let truncated = if truncated { flag::TRUNCATED } else { theirs & flag::TRUNCATED };
     end(asker, counts, flags | truncated, theirs & flag::RCODE, true, out);
 }
 

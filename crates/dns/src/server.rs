@@ -4,6 +4,7 @@
 //! until [`DnsServer::synced`] the zone's names are answered with SERVFAIL, never with NXDOMAIN; dropping the server stops
 //! its threads.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use portolan_model::{Delta, Snapshot};
+use portolan_model::{Delta, ServiceId, Snapshot};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::task::JoinSet;
 
@@ -57,6 +58,8 @@ pub enum Error {
 pub struct DnsServer {
     zone: Zone,
     synced: bool,
+    /// Services with more records than a reply holds, each told of in the log once.
+    outgrown: BTreeSet<ServiceId>,
     responder: Arc<Responder>,
     addresses: Vec<SocketAddr>,
     threads: Vec<JoinHandle<()>>,
@@ -97,7 +100,15 @@ impl DnsServer {
         };
         let published = Published { zone: zone.clone(), synced: false };
         let responder = Arc::new(Responder::new(Some(published), jobs));
-        let mut server = Self { zone, synced: false, responder, addresses, threads: Vec::new(), stop: None };
+        let mut server = Self {
+            zone,
+            synced: false,
+            outgrown: BTreeSet::new(),
+            responder,
+            addresses,
+            threads: Vec::new(),
+            stop: None,
+        };
         server.start(udp_sockets, tcp_listeners, forwarder).map_err(|source| Error::Thread { source })?;
         Ok(server)
     }
@@ -145,8 +156,26 @@ impl DnsServer {
         // The serial wraps in 2106, as serials may.
         let serial = u32::try_from(now.as_secs() & u64::from(u32::MAX)).unwrap_or_default();
         // Before it is synced nobody is answered from it, and a zone that is not shared changes in place.
-        if self.zone.apply(snapshot, delta, serial) && self.synced {
-            self.publish();
+        if self.zone.apply(snapshot, delta, serial) {
+            self.tell_of_outgrown(delta);
+            if self.synced {
+                self.publish();
+            }
+        }
+    }
+
+    fn tell_of_outgrown(&mut self, delta: &Delta) {
+        for id in &delta.services {
+            if !self.zone.outgrows_every_reply(id) {
+                self.outgrown.remove(id);
+            } else if self.outgrown.insert(id.clone()) {
+                let (namespace, service) = (&id.namespace, &id.name);
+                tracing::warn!(
+                    %namespace,
+                    %service,
+                    "a DNS message cannot hold all records of this Service: replies have as many as fit, and are truncated"
+                );
+            }
         }
     }
 

@@ -398,6 +398,30 @@ fn a_reply_is_cut_to_what_the_client_takes() {
 }
 
 #[test]
+fn what_no_reply_can_hold_is_truncated_by_tcp_too_and_in_turns_told_whole() {
+    let mut lab = Lab::new();
+    lab.apply(many(5_000));
+    lab.apply(events(
+        "kind: Service\nmetadata: {namespace: a, name: alias}\nspec: {type: ExternalName, externalName: \
+         b.a.svc.cluster.local}\n",
+    ));
+    let sources = Sources { zone: Some(&lab.zone), synced: true, upstreams: false };
+    let mut told = BTreeSet::new();
+    for turn in [0, 2_500] {
+        let mut out = Vec::new();
+        sources.respond(&query("b.a.svc.cluster.local", kind::A, Some(1232)), Transport::Tcp, turn, &mut out);
+        let message = Message::from_vec(&out).unwrap();
+        assert!(message.metadata.truncation && message.answers.len() > 4_000 && out.len() > 65_000, "{}", out.len());
+        told.extend(message.answers.iter().map(|record| record.data.to_string()));
+    }
+    assert_eq!(told.len(), 5_000);
+    let (_, reply) = lab.respond(&query("alias.a.svc.cluster.local", kind::A, None), Transport::Tcp);
+    let message = Message::from_vec(&reply).unwrap();
+    assert!(message.metadata.truncation, "{} answers", message.answers.len());
+    assert!(message.answers.len() > 1_000 && reply.len() > 60_000, "{} answers", message.answers.len());
+}
+
+#[test]
 fn clients_that_take_the_first_address_spread_over_all() {
     let mut lab = Lab::new();
     lab.apply(many(8));

@@ -145,6 +145,12 @@ impl Zone {
         changed
     }
 
+    /// Whether a reply about the Service cannot hold all that there is to say.
+    pub(crate) fn outgrows_every_reply(&self, id: &ServiceId) -> bool {
+        let records = key(id).and_then(|key| self.services.get(&key));
+        records.is_some_and(|records| records.outgrow_every_reply())
+    }
+
     fn replace(&mut self, key: Key, new: Option<Arc<Records>>) -> bool {
         let old = self.services.get(&key).cloned();
         if old == new {
