@@ -89,6 +89,24 @@ pub fn dns1123_subdomain(text: &str) -> Vec<String> {
     wrong
 }
 
+/// A subdomain whose labels may begin with an underscore and hold further ones: search paths of DNS.
+pub fn subdomain_with_underscores(text: &str) -> Vec<String> {
+    let mut wrong = Vec::new();
+    if text.len() > 253 {
+        wrong.push(max_length(253));
+    }
+    let label = |label: &str| label_form(&label.strip_prefix('_').unwrap_or(label).replace('_', "-"));
+    if !text.split('.').all(label) {
+        wrong.push(
+            "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and must \
+             start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+             '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')"
+                .to_owned(),
+        );
+    }
+    wrong
+}
+
 /// A subdomain with `*` for its first label: hosts of Ingresses.
 pub fn wildcard_subdomain(text: &str) -> Vec<String> {
     let mut wrong = Vec::new();
@@ -314,6 +332,11 @@ mod tests {
             assert_eq!(good(dns1123_subdomain(text)), subdomain, "{text}");
         }
         assert!(!good(dns1123_label(&"a".repeat(64))));
+        for (text, search_path) in
+            [("_sip._tcp.abc_d.example.com", true), ("a", true), ("__a", false), ("a_.b", false), ("_", false)]
+        {
+            assert_eq!(good(subdomain_with_underscores(text)), search_path, "{text}");
+        }
         assert!(good(dns1123_subdomain(&"a".repeat(64))), "upstream checks only the whole length");
         assert!(!good(dns1123_subdomain(&"a".repeat(254))));
         for (text, qualified, value) in [

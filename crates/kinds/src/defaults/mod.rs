@@ -43,7 +43,11 @@ pub(crate) fn default(strategy: Strategy, object: &mut Value) {
 }
 
 fn binding(object: &mut Value) {
-    set_default(child(object, "roleRef"), "apiGroup", RBAC);
+    let role = child(object, "roleRef");
+    // Go's clients write the field though it is empty.
+    if role.text("apiGroup").is_empty() {
+        map_of(role).insert("apiGroup".into(), RBAC.into());
+    }
     for subject in items_mut(object, "subjects") {
         if matches!(subject.text("kind"), "User" | "Group") {
             set_default(subject, "apiGroup", RBAC);

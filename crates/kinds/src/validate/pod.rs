@@ -121,11 +121,18 @@ fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     if config.list("searches").len() > 32 {
         errors.invalid(&list, config["searches"].clone(), "must not have more than 32 search paths");
     }
+    // With a space between each two.
+    let characters: usize =
+        config.list("searches").iter().map(|search| search.as_str().unwrap_or_default().len() + 1).sum();
+    if characters > 2049 {
+        let many = "must not have more than 2048 characters (including spaces) in the search list";
+        errors.invalid(&list, config["searches"].clone(), many);
+    }
     for (index, search) in config.list("searches").iter().enumerate() {
         let text = search.as_str().unwrap_or_default();
         let name = text.strip_suffix('.').unwrap_or(text);
         if text != "." {
-            errors.each(&list.index(index), name, names::dns1123_subdomain(name));
+            errors.each(&list.index(index), name, names::subdomain_with_underscores(name));
         }
     }
     let list = here.field("options");

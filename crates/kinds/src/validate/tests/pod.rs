@@ -41,6 +41,16 @@ fn pod_rules() {
                 &["spec.initContainers[0].readinessProbe: Forbidden: may not be set for init containers without \
                    restartPolicy=Always"],
             ),
+            (json!({"spec": {"dnsConfig": {"searches": [".", "_sip._tcp.abc_d.example.com", "a."]}}}), &[]),
+            (
+                json!({"spec": {"dnsConfig": {"searches": ["a_"]}}}),
+                &[
+                    "spec.dnsConfig.searches[0]: Invalid value: \"a_\": a lowercase RFC 1123 subdomain must consist of lower \
+                   case alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character \
+                   (e.g. 'example.com', regex used for validation is '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]\
+                   ([-_a-z0-9]*[a-z0-9])?)*')",
+                ],
+            ),
             (
                 container(&json!({"image": " i "})),
                 &["spec.containers[0].image: Invalid value: \" i \": must not have leading or trailing whitespace"],

@@ -60,6 +60,7 @@ fn bindings() {
         &base,
         &[
             (json!({"subjects": null}), &[]),
+            (json!({"roleRef": {"apiGroup": ""}}), &[]),
             (
                 json!({"roleRef": {"kind": "Pod"}}),
                 &["roleRef.kind: Unsupported value: \"Pod\": supported values: \"Role\", \"ClusterRole\""],
