@@ -264,10 +264,14 @@ pub(crate) fn http_from(namespace: &str, address: IpAddr, port: u16) -> Result<S
 }
 
 pub(crate) fn http(address: SocketAddr) -> Result<String, String> {
+    http_get(address, "/")
+}
+
+pub(crate) fn http_get(address: SocketAddr, path: &str) -> Result<String, String> {
     let exchange = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;
         stream.set_read_timeout(Some(Duration::from_secs(3)))?;
-        write!(stream, "GET / HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         Ok(text)

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod accounts;
+mod backup;
 mod cluster;
 mod kubectl;
 mod lifecycle;
+mod logs;
 mod machine;
 mod pods;
 mod proxy;

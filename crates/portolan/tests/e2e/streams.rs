@@ -8,9 +8,12 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
-use crate::cluster::{Cluster, SOON, http};
+use crate::cluster::{Cluster, SOON, http, http_get};
+use crate::logs;
 use crate::machine::{Machine, block_on, eventually, on_a_machine, skip};
 
 /// Every kubectl there is: `kubectl`, `kubectl.1.27` …
@@ -33,7 +36,7 @@ fn kubectls() -> Vec<PathBuf> {
 }
 
 /// The name of an image with a shell and a few tools of this machine, and what they are linked with.
-const TOOLS: &str = "tools:1";
+pub(crate) const TOOLS: &str = "tools:1";
 
 fn import_tools(machine: &Machine) {
     let root = machine.path("tools");
@@ -45,7 +48,7 @@ fn import_tools(machine: &Machine) {
         assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
     };
-    for tool in ["sh", "cat", "tar", "stty", "sleep", "ls"] {
+    for tool in ["sh", "cat", "tar", "stty", "sleep", "ls", "openssl"] {
         let from = shell(&format!("readlink -f \"$(command -v {tool})\"")).trim().to_owned();
         fs::copy(&from, root.join("bin").join(tool)).unwrap();
         for word in shell(&format!("ldd {from} || true")).split_whitespace().filter(|word| word.starts_with('/')) {
@@ -69,19 +72,19 @@ fn import_tools(machine: &Machine) {
     assert!(imported.status.success(), "{}", String::from_utf8_lossy(&imported.stderr));
 }
 
-struct Kubectl<'a> {
+pub(crate) struct Kubectl<'a> {
     program: PathBuf,
-    cluster: &'a Cluster<'a>,
+    pub(crate) cluster: &'a Cluster<'a>,
 }
 
-struct Said {
+pub(crate) struct Said {
     status: ExitStatus,
-    out: Vec<u8>,
-    err: String,
+    pub(crate) out: Vec<u8>,
+    pub(crate) err: String,
 }
 
 impl Kubectl<'_> {
-    fn command(&self, arguments: &[&str]) -> Command {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         command
             .env("KUBECONFIG", self.cluster.kubeconfig())
@@ -93,7 +96,7 @@ impl Kubectl<'_> {
         command
     }
 
-    fn run(&self, arguments: &[&str], input: Option<&[u8]>) -> Said {
+    pub(crate) fn run(&self, arguments: &[&str], input: Option<&[u8]>) -> Said {
         let mut command = self.command(arguments);
         if input.is_some() {
             command.stdin(Stdio::piped());
@@ -110,19 +113,19 @@ impl Kubectl<'_> {
         Said { status: output.status, out: output.stdout, err: String::from_utf8_lossy(&output.stderr).into_owned() }
     }
 
-    fn ok(&self, arguments: &[&str], input: Option<&[u8]>) -> Vec<u8> {
+    pub(crate) fn ok(&self, arguments: &[&str], input: Option<&[u8]>) -> Vec<u8> {
         let Said { status, out, err } = self.run(arguments, input);
         let shown = String::from_utf8_lossy(&out[..out.len().min(1000)]).into_owned();
         assert!(status.success(), "{} {arguments:?}: {shown}{err}", self.program.display());
         out
     }
 
-    fn text(&self, arguments: &[&str]) -> String {
+    pub(crate) fn text(&self, arguments: &[&str]) -> String {
         String::from_utf8(self.ok(arguments, None)).unwrap()
     }
 
     /// What fails, and what it says.
-    fn refused(&self, arguments: &[&str]) -> String {
+    pub(crate) fn refused(&self, arguments: &[&str]) -> String {
         let said = self.run(arguments, None);
         assert!(!said.status.success(), "{arguments:?} should fail");
         said.err
@@ -143,6 +146,9 @@ fn on_a_cluster(test: fn(&Cluster<'_>, &[Kubectl<'_>])) {
     let programs = kubectls();
     if programs.is_empty() {
         return skip("needs kubectl");
+    }
+    if Command::new("openssl").arg("version").output().is_err() {
+        return skip("needs openssl, for a backend that speaks TLS");
     }
     on_a_machine(move |machine| {
         let cluster = Cluster::up(machine, &["--nodes", "1"]);
@@ -171,6 +177,8 @@ fn run_tools(cluster: &Cluster<'_>) {
 fn commands_run_in_containers() {
     on_a_cluster(|cluster, kubectls| {
         run_tools(cluster);
+        logs::run_teller(&kubectls[0]);
+        logs::following_ends_with_the_container(&kubectls[0]);
         for kubectl in kubectls {
             eprintln!("{}", kubectl.program.display());
             let said = kubectl.run(&["exec", "tools", "--", "sh", "-c", "echo out; echo err >&2; exit 3"], None);
@@ -191,6 +199,7 @@ fn commands_run_in_containers() {
             assert!(refused.contains("container other is not valid for pod tools"), "{refused}");
             copies(kubectl);
             terminal(kubectl);
+            logs::every_option_is_heeded(kubectl);
         }
     });
 }
@@ -210,8 +219,8 @@ fn copies(kubectl: &Kubectl<'_>) {
 fn terminal(kubectl: &Kubectl<'_>) {
     let size = nix::pty::Winsize { ws_row: 33, ws_col: 99, ws_xpixel: 0, ws_ypixel: 0 };
     let pty = nix::pty::openpty(Some(&size), None).unwrap();
-    let line =
-        "until test \"$(stty size)\" = '33 99'; do sleep 0.05; done; echo sized $TERM; read word; echo \"got $word\"";
+    let line = "until test \"$(stty size)\" = '33 99'; do sleep 0.05; done; echo sized $TERM; read word; echo \"got \
+                $word\"; until test \"$(stty size)\" = '44 111'; do sleep 0.05; done; echo resized";
     let slave = pty.slave;
     let end = || Stdio::from(slave.try_clone().unwrap());
     let mut child = kubectl
@@ -241,6 +250,11 @@ fn terminal(kubectl: &Kubectl<'_>) {
     until("sized xterm");
     master.write_all(b"hello\r").unwrap();
     until("got hello");
+    // A terminal tells only those whose own it is, and this kubectl is nobody's.
+    let resized = Command::new("stty").args(["rows", "44", "cols", "111"]).stdin(end()).status().unwrap();
+    assert!(resized.success());
+    kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGWINCH).unwrap();
+    until("resized");
     assert!(child.wait().unwrap().success());
 }
 
@@ -281,9 +295,33 @@ fn the_first_process_can_be_attached_to() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+        input_is_heard(kubectls);
         let logged = kubectls[0].text(&["logs", "talker", "--tail=1"]);
         assert_eq!(logged, "tick\r\n", "a terminal's output is logged as it is");
     });
+}
+
+/// Who attaches with input is heard by one first process after the other client: its input ends with none of them.
+fn input_is_heard(kubectls: &[Kubectl<'_>]) {
+    let pod = json!({
+        "metadata": { "name": "listener" },
+        "spec": { "terminationGracePeriodSeconds": 0, "containers": [{
+            "name": "main", "image": TOOLS, "stdin": true,
+            "command": ["sh", "-c", "while read word; do echo \"heard $word\"; done"],
+        }] },
+    });
+    kubectls[0].cluster.client().post("/api/v1/namespaces/default/pods", &pod);
+    for (number, kubectl) in kubectls.iter().enumerate() {
+        kubectl.ok(&["wait", "--for=condition=Ready", "pod/listener", "--timeout=30s"], None);
+        let mut child = kubectl.command(&["attach", "-i", "listener"]).stdin(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let mut stdin = child.stdin.take().unwrap();
+        writeln!(stdin, "word-{number}").unwrap();
+        assert_eq!(lines.next(), Some(format!("heard word-{number}")), "{}", kubectl.program.display());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    assert!(kubectls[0].text(&["get", "pod", "listener"]).contains("Running"));
 }
 
 /// A port-forward, and the port of this machine that it listens on.
@@ -294,14 +332,20 @@ struct Forward {
 
 impl Forward {
     fn to(kubectl: &Kubectl<'_>, what: &str, port: &str) -> Self {
-        let mut child = kubectl.command(&["port-forward", what, port]).spawn().unwrap();
+        Self::by(kubectl, &["port-forward", what, port])
+    }
+
+    /// By a kubectl that says first which port it listens on.
+    fn by(kubectl: &Kubectl<'_>, arguments: &[&str]) -> Self {
+        let mut child = kubectl.command(arguments).spawn().unwrap();
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
         let first = lines.next().unwrap_or_else(|| {
             let mut said = String::new();
             let _ = child.stderr.take().unwrap().read_to_string(&mut said);
-            panic!("{} {what}: {said}", kubectl.program.display())
+            panic!("{} {arguments:?}: {said}", kubectl.program.display())
         });
-        let port = first.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().parse().unwrap();
+        let port = first.split("127.0.0.1:").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
+        let port = port.parse().unwrap();
         // What it says later must not fill a pipe that nobody reads.
         std::thread::spawn(move || lines.count());
         Self { child, port }
@@ -337,6 +381,7 @@ fn ports_are_forwarded_and_requests_proxied() {
                 _ => Err(format!("{status} {endpoints}")),
             }
         });
+        run_secure(cluster);
         for kubectl in kubectls {
             let version = kubectl.program.display();
             for what in [format!("pod/{pod}"), "service/web".to_owned(), "deployment/web".to_owned()] {
@@ -353,8 +398,52 @@ fn ports_are_forwarded_and_requests_proxied() {
             assert!(forward.get().is_err(), "{version}: nobody listens there");
             drop(forward);
             proxies(kubectl, &pod);
+            let proxy = Forward::by(kubectl, &["proxy", "--port=0"]);
+            let through = |path: &str| http_get(SocketAddr::from((Ipv4Addr::LOCALHOST, proxy.port)), path);
+            assert!(through("/version").is_ok_and(|body| body.contains("gitVersion")), "{version}");
+            let said = through("/api/v1/namespaces/default/services/web:80/proxy/");
+            assert!(said.as_ref().is_ok_and(|body| body.contains(&pod)), "{version}: {said:?}");
         }
         upgrades_pass_the_proxy(cluster, &pod);
+    });
+}
+
+/// A pod and a Service behind which somebody speaks TLS, with a certificate that nobody has heard of.
+fn run_secure(cluster: &Cluster<'_>) {
+    let path = |name: &str| cluster.machine().path(name).display().to_string();
+    let (key, certificate) = (path("key.pem"), path("certificate.pem"));
+    let arguments =
+        ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=nobody", "-keyout", &key, "-out", &certificate];
+    let made = Command::new("openssl").args(arguments).output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let api = cluster.client();
+    let read = |path: &str| fs::read_to_string(path).unwrap();
+    let data = json!({ "key": read(&key), "certificate": read(&certificate) });
+    api.post("/api/v1/namespaces/default/secrets", &json!({ "metadata": { "name": "secure" }, "stringData": data }));
+    let command = ["openssl", "s_server", "-accept", "8443", "-key", "/tls/key", "-cert", "/tls/certificate", "-www"];
+    let pod = json!({
+        "metadata": { "name": "secure", "labels": { "app": "secure" } },
+        "spec": {
+            "terminationGracePeriodSeconds": 0,
+            "volumes": [{ "name": "tls", "secret": { "secretName": "secure" } }],
+            "containers": [{
+                "name": "main", "image": TOOLS, "command": command,
+                "volumeMounts": [{ "name": "tls", "mountPath": "/tls" }],
+                "readinessProbe": { "tcpSocket": { "port": 8443 }, "periodSeconds": 1 },
+            }],
+        },
+    });
+    api.post("/api/v1/namespaces/default/pods", &pod);
+    api.service(json!({
+        "metadata": { "name": "secure" },
+        "spec": { "selector": { "app": "secure" }, "ports": [{ "name": "tls", "port": 443, "targetPort": 8443 }] },
+    }));
+    eventually("the pod behind TLS is an endpoint", SOON, || {
+        let (_, endpoints) = api.send("GET", "/api/v1/namespaces/default/endpoints/secure", "", Vec::new());
+        match endpoints["subsets"][0]["addresses"].as_array().map_or(0, Vec::len) {
+            1 => Ok(()),
+            _ => Err(endpoints.to_string()),
+        }
     });
 }
 
@@ -372,6 +461,10 @@ fn proxies(kubectl: &Kubectl<'_>, pod: &str) {
     ] {
         let said = raw(&path);
         assert!(said.contains(pod), "{path}: {said}");
+    }
+    for path in ["pods/https:secure:8443", "services/https:secure:443", "services/https:secure:tls"] {
+        let said = raw(&format!("namespaces/default/{path}/proxy/"));
+        assert!(said.contains("Ciphers supported in s_server binary"), "{path}: {said}");
     }
     assert_eq!(raw("nodes/node1/proxy/healthz"), "ok");
     assert_eq!(raw("nodes/node1:10250/proxy/healthz"), "ok");
