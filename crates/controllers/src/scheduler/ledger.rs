@@ -106,7 +106,11 @@ impl Requests {
 pub(crate) type HostPort = (String, String, i32);
 
 pub(crate) fn host_ports(pod: &Pod) -> BTreeSet<HostPort> {
-    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let containers = pod.spec.iter().flat_map(|spec| {
+        let init = spec.init_containers.iter().flatten();
+        let sidecars = init.filter(|container| container.restart_policy.as_deref() == Some("Always"));
+        spec.containers.iter().chain(sidecars)
+    });
     containers
         .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| {

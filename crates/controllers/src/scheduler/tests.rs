@@ -118,6 +118,18 @@ fn resources_and_ports_are_not_given_twice() {
         Err("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports."),
     );
     check(&one, &[("a1", port(json!("127.0.0.1")))], port(json!("127.0.0.2")), Ok("a1"));
+    let mut sidecar = port(json!(null));
+    sidecar["initContainers"] = sidecar["containers"].take();
+    sidecar["containers"] = json!([{"name": "main"}]);
+    // What ends before the others begin holds no port.
+    check(&one, &[("a1", sidecar.clone())], port(json!(null)), Ok("a1"));
+    sidecar["initContainers"][0]["restartPolicy"] = json!("Always");
+    check(
+        &one,
+        &[("a1", sidecar)],
+        port(json!(null)),
+        Err("0/1 nodes are available: 1 node(s) didn't have free ports for the requested pod ports."),
+    );
 }
 
 #[test]

@@ -18,7 +18,7 @@ use super::logs::Logs;
 use super::{AgentConfig, node};
 use crate::cgroup::{self, Limits};
 use crate::image::Store;
-use crate::net::{Ipam, Network, link_name};
+use crate::net::{HostPorts, Ipam, Network, link_name};
 use crate::shim::{Instance, SOCKET, Shim, ShimEvent, kill};
 
 /// Sandboxes and containers being made at once: enough to keep two cores busy, not so many that all are slow.
@@ -30,6 +30,7 @@ pub(super) struct Host {
     pub(super) config: AgentConfig,
     pub(super) events: Events,
     pub(super) network: Network,
+    pub(super) host_ports: HostPorts,
     pub(super) store: Store,
     pub(super) logs: Logs,
     pub(super) starts: Semaphore,
@@ -88,6 +89,7 @@ impl Host {
         Ok(Self {
             limits,
             network: Network::open(node_ip)?,
+            host_ports: HostPorts::default(),
             store: super::store(&config),
             logs: Logs::default(),
             starts: Semaphore::new(MAX_STARTS),
@@ -161,10 +163,13 @@ impl Host {
         fs::write(self.pod_dir(uid).join(RECORD), serde_json::to_vec(record)?)
     }
 
-    /// Takes what a pod had: its link, its cgroups. Its directory stays, for its logs.
+    /// Takes what a pod had: its host ports, its link, its cgroups. Its directory stays, for its logs.
     pub(super) async fn clean_up(&self, uid: &str) {
         if let Some(sandboxes) = &self.config.sandboxes {
             sandboxes.closed(uid);
+        }
+        if let Err(error) = self.host_ports.release(uid).await {
+            tracing::warn!(%uid, %error, "cannot take back a pod's host ports");
         }
         if let Err(error) = self.network.detach(&link_name(uid)).await {
             tracing::warn!(%uid, %error, "cannot remove a pod's link");
@@ -188,6 +193,7 @@ impl Host {
                     if let (Some(address), Some(ipam)) = (pod.record.address, self.ipam().as_mut()) {
                         ipam.take(address);
                     }
+                    self.host_ports.adopt(&uid, &pod.record.pod, pod.record.address).await;
                     self.opened(&pod.record.pod, &pod.shim);
                     adopted.insert(uid, pod);
                 }
@@ -197,6 +203,9 @@ impl Host {
                     self.clean_up(&uid).await;
                 }
             }
+        }
+        if let Err(error) = self.host_ports.settle().await {
+            tracing::warn!(%error, "cannot see to the host ports of running pods");
         }
         if !adopted.is_empty() {
             tracing::info!(pods = adopted.len(), "took over running pods");

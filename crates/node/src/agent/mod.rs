@@ -48,7 +48,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::image;
-use crate::net::{masquerade_egress, routes};
+use crate::net::{lay_table, routes};
 use crate::shim::{Request, ShimEvent};
 use hooks::Target;
 use host::{Adopted, Host, adopt_one};
@@ -127,8 +127,8 @@ pub enum Error {
     },
     #[error("another agent uses the state directory {path}; stop it first")]
     StateDirInUse { path: PathBuf },
-    #[error("cannot lay the rule that lets pods reach machines beyond the cluster")]
-    Egress(#[source] nlink::Error),
+    #[error("cannot lay the nftables table that pods need")]
+    Table(#[source] nlink::Error),
     #[error("cannot open a netlink socket")]
     Netlink(#[source] nlink::Error),
     #[error("cannot serve logs and sessions on {address}")]
@@ -155,7 +155,7 @@ pub async fn run(
 ) -> Result<(), Error> {
     let _lock = lock(&config)?;
     let endpoint = endpoint::Server::bind(&config)?;
-    masquerade_egress(&config.pod_networks, &config.uplink).await.map_err(Error::Egress)?;
+    lay_table(&config.pod_networks, &config.uplink).await.map_err(Error::Table)?;
     let (events, write_events) = events::Events::new(client.clone(), &config.node_name);
     let host = Arc::new(Host::new(client.clone(), config, events).map_err(Error::Netlink)?);
     let (nodes, watch_nodes) = Cache::<Node>::new(Api::all(client.clone()), watcher::Config::default());

@@ -16,7 +16,7 @@ use super::objects::{self, Objects};
 use super::tokens::Tokens;
 use super::users::user;
 use super::volumes;
-use crate::net::link_name;
+use crate::net::{Clash, link_name};
 use crate::pod::{Backoff, Bind, ContainerSpec, ServiceEnv, container_spec, environment, hostname, hosts, resolv_conf};
 use crate::shim::{Input, Instance, Reply, Request, Shim, ShimConfig, ShimEvent, Start, kill, spawn};
 
@@ -35,6 +35,29 @@ pub(super) struct NewSandbox {
     pub(super) renew_tokens: Option<Timestamp>,
 }
 
+/// Why a pod has no sandbox.
+#[derive(Debug)]
+pub(super) enum Unmade {
+    /// It is not for this node, and never will be.
+    Rejected { reason: &'static str, message: String },
+    /// Worth another try.
+    Failed(String),
+}
+
+impl From<String> for Unmade {
+    fn from(message: String) -> Self {
+        Self::Failed(message)
+    }
+}
+
+impl From<Clash> for Unmade {
+    /// A kubelet's words.
+    fn from(_: Clash) -> Self {
+        let message = "Predicate NodePorts failed: node(s) didn't have free ports for the requested pod ports";
+        Self::Rejected { reason: "NodePorts", message: message.to_owned() }
+    }
+}
+
 /// Why a container could not be started, in the kubelet's words.
 #[derive(Debug)]
 pub(super) struct Refused {
@@ -50,25 +73,8 @@ fn host_network(pod: &Pod) -> bool {
     pod.spec.as_ref().and_then(|spec| spec.host_network) == Some(true)
 }
 
-/// A port of the node that nothing would lead to the pod is better refused than ignored.
-fn refuse_host_ports(pod: &Pod) -> Result<(), String> {
-    let Some(spec) = pod.spec.as_ref().filter(|_| !host_network(pod)) else { return Ok(()) };
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        let asked = container.ports.iter().flatten().find_map(|port| port.host_port.filter(|number| *number != 0));
-        if let Some(port) = asked {
-            return Err(format!(
-                "hostPort {port} of container {} is not supported: use a Service of type NodePort or LoadBalancer, or \
-                 hostNetwork",
-                container.name
-            ));
-        }
-    }
-    Ok(())
-}
-
 /// Makes the pod's sandbox. What a failed try made is taken away again.
-pub(super) async fn sandbox(host: &Arc<Host>, pod: &Pod) -> Result<NewSandbox, String> {
-    refuse_host_ports(pod)?;
+pub(super) async fn sandbox(host: &Arc<Host>, pod: &Pod) -> Result<NewSandbox, Unmade> {
     let _permit = host.starts.acquire().await.map_err(|error| error.to_string())?;
     let uid = pod.metadata.uid.clone().unwrap_or_default();
     let address = if host_network(pod) { None } else { Some(host.give_address()?) };
@@ -90,13 +96,14 @@ async fn make_sandbox(
     pod: &Pod,
     uid: &str,
     address: Option<std::net::Ipv4Addr>,
-) -> Result<NewSandbox, String> {
+) -> Result<NewSandbox, Unmade> {
     let dir = host.pod_dir(uid);
     let ips: Vec<IpAddr> = match address {
         Some(address) => vec![address.into()],
         None => vec![host.config.node_ip],
     };
     host.clean_up(uid).await;
+    host.host_ports.claim(uid, pod).await?;
     let failed = |error: io::Error| format!("failed to create pod sandbox: {error}");
     for part in ["volumes", "logs", "c", "etc", "shm"] {
         fs::create_dir_all(dir.join(part)).map_err(failed)?;
@@ -125,8 +132,10 @@ async fn make_sandbox(
     };
     let pid = spawn(&dir, &config).await.map_err(failed)?;
     if let Some(address) = address {
-        let attached = host.network.attach(&link_name(uid), pid, address).await;
-        attached.map_err(|error| format!("failed to set up the pod's network: {error}"))?;
+        let link = link_name(uid);
+        let failed = |error: nlink::Error| format!("failed to set up the pod's network: {error}");
+        host.network.attach(&link, pid, address).await.map_err(failed)?;
+        host.host_ports.lead(uid, &link, address, host.config.node_ip).await.map_err(failed)?;
     }
     let (shim, events, driver) = Shim::connect(&dir).await.map_err(failed)?;
     host.opened(pod, &shim);

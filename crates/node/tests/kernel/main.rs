@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's failure is a panic")]
 
 mod api;
+mod host_ports;
 mod inside;
 mod lab;
 mod workload;
@@ -23,7 +24,7 @@ fn main() {
     if args.first().is_some_and(|word| word == "workload") {
         workload::run(&args[1..]);
     }
-    let tests: [(&str, fn()); 15] = [
+    let tests: [(&str, fn()); 17] = [
         ("a_pod_runs_answers_and_goes", a_pod_runs_answers_and_goes),
         ("the_node_is_registered_and_stays_so", the_node_is_registered_and_stays_so),
         ("exits_follow_the_restart_policy", exits_follow_the_restart_policy),
@@ -36,6 +37,11 @@ fn main() {
         ("a_container_sees_what_its_pod_says", inside::a_container_sees_what_its_pod_says),
         ("logs_are_served_to_the_clusters_own", inside::logs_are_served_to_the_clusters_own),
         ("a_pod_in_the_nodes_network", inside::a_pod_in_the_nodes_network),
+        ("a_host_port_leads_to_its_pod_from_everywhere", host_ports::a_host_port_leads_to_its_pod_from_everywhere),
+        (
+            "a_udp_flow_that_was_there_before_the_pod_finds_it",
+            host_ports::a_udp_flow_that_was_there_before_the_pod_finds_it,
+        ),
         ("an_image_that_comes_is_used_at_once", inside::an_image_that_comes_is_used_at_once),
         ("a_node_that_goes_down_lets_its_pods_say_goodbye", a_node_that_goes_down_lets_its_pods_say_goodbye),
         ("nothing_is_left_behind", nothing_is_left_behind),
@@ -218,8 +224,6 @@ fn what_cannot_start_says_why_and_disturbs_nobody() {
     let volume = json!([{"name": "v", "secret": {"secretName": "absent"}}]);
     lab.create("no-volume", json!({"volumes": volume, "containers": [app(&["polite"])]}));
     lab.create("bad-user", json!({"containers": [{"name": "app", "securityContext": {"runAsNonRoot": true}}]}));
-    let ports = json!([{"containerPort": 80, "hostPort": 8080}]);
-    lab.create("host-port", json!({"containers": [{"name": "app", "args": ["polite"], "ports": ports}]}));
     lab.create("good", json!({"containers": [app(&["polite"])]}));
     lab.with_agent(async |api: Api| {
         ready(&api, "good").await;
@@ -243,12 +247,7 @@ fn what_cannot_start_says_why_and_disturbs_nobody() {
             api.events("no-volume").iter().any(|e| e.contains("secret \"absent\" not found"))
         })
         .await;
-        api.until("the port is refused", |api| {
-            api.events("host-port").iter().any(|e| e.contains("hostPort 8080 of container app is not supported"))
-        })
-        .await;
-        assert!(lab.shim("host-port").is_none());
-        for pod in ["no-image", "no-volume", "no-command", "host-port"] {
+        for pod in ["no-image", "no-volume", "no-command"] {
             delete(&api, pod, 30);
             gone(&api, pod).await;
         }

@@ -1,7 +1,7 @@
 //! What the containers of these tests run: this very binary, as `/portolan workload …`.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::exit;
 use std::time::{Duration, Instant};
@@ -12,6 +12,7 @@ pub(crate) fn run(args: &[String]) -> ! {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     match args[..] {
         ["serve"] => serve(),
+        ["udp"] => udp(),
         ["say", ref words @ ..] => say(words),
         ["exit", code] => {
             println!("hello");
@@ -65,6 +66,15 @@ fn serve() {
         let status = if request[..length].starts_with(b"GET /bad") { "500 Bad" } else { "200 OK" };
         let body = hostname();
         let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    }
+}
+
+/// Answers every datagram with the host name.
+fn udp() -> ! {
+    let socket = UdpSocket::bind("0.0.0.0:5353").unwrap();
+    loop {
+        let (_, from) = socket.recv_from(&mut [0; 64]).unwrap();
+        let _ = socket.send_to(hostname().as_bytes(), from);
     }
 }
 

@@ -23,7 +23,7 @@ use super::host::{Adopted, Host};
 use super::logs::Containers;
 use super::probing::{Answer, Probing};
 use super::spec_of;
-use super::start::{self, NewSandbox, Refused, instance_id};
+use super::start::{self, NewSandbox, Refused, Unmade, instance_id};
 use super::tokens;
 use crate::pod::{
     Action, Ended, Exit, Phase, ProbeKind, Realized, Remembered, Sandbox, Verdict, adopted, is_backing_off, lost,
@@ -44,7 +44,7 @@ pub(super) struct Seen {
 }
 
 enum Outcome {
-    Sandbox(Result<NewSandbox, String>),
+    Sandbox(Result<NewSandbox, Unmade>),
     SandboxRemoved,
     Started {
         name: String,
@@ -272,7 +272,12 @@ impl Worker {
                 self.failures.remove("");
                 self.shelter(made);
             }
-            Outcome::Sandbox(Err(message)) => {
+            Outcome::Sandbox(Err(Unmade::Rejected { reason, message })) => {
+                self.host.events.warning(&self.pod, None, reason, message.clone());
+                self.realized.sandbox = Sandbox::Absent;
+                self.realized.failed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
+            }
+            Outcome::Sandbox(Err(Unmade::Failed(message))) => {
                 let mount = message.starts_with("MountVolume");
                 let reason = if mount { "FailedMount" } else { "FailedCreatePodSandBox" };
                 self.host.events.warning(&self.pod, None, reason, message.clone());
