@@ -1,25 +1,31 @@
-//! Batches of changes <-> one redb file.
+//! Checkpoints <-> one redb file, and the files of the log beside it.
 //!
-//! Invariant: a batch is on disk whole, with the revision it ends at, or not at all. After a failed commit the file is
-//! opened afresh before the next one, because redb refuses further work on a database whose I/O failed.
+//! Invariant: the database holds all that the log does up to the record that it names, and perhaps something of what comes
+//! after: making the log's changes again gives the same. After a failed commit the file is opened afresh before the next
+//! one, because redb refuses further work on a database whose I/O failed.
 
-use std::fs::{self, File};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use redb::backends::FileBackend;
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 
-use crate::moving::Moving;
-use crate::store::State;
+use crate::log::{End, LogFile, Mark};
+use crate::moving::{self, Moving};
+use crate::store::Shared;
 use crate::{Entry, Key, Revision};
 
 const OBJECTS: TableDefinition<'_, &str, (u64, &[u8])> = TableDefinition::new("objects");
 const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const REVISION: &str = "revision";
+/// Names the last record of the log that is in here.
+const MARK: &str = "mark";
 const FORMAT: &str = "format";
-/// Counts up when the meaning of the tables changes.
-const FORMAT_NOW: u64 = 1;
+/// Counts up when the meaning of the tables changes. Before the second there was no log.
+const FORMAT_NOW: u64 = 2;
 /// redb would keep up to a gigabyte; all objects are in memory already.
 const CACHE_BYTES: usize = 4 << 20;
 /// How redb's files begin. Source: redb's design document.
@@ -37,8 +43,8 @@ pub enum DiskError {
     Empty,
     #[error("it is no store: its first bytes are not those of a redb database")]
     Foreign,
-    #[error("it ended at revision {found} where {expected} was expected")]
-    Diverged { found: Revision, expected: Revision },
+    #[error("whoever writes the database has ended")]
+    Ended,
     #[error(transparent)]
     Io(#[from] io::Error),
     #[error(transparent)]
@@ -74,12 +80,17 @@ pub(crate) trait Place: Send + 'static {
 
     /// Puts the one beside it in its place, durably: now or, after an error, perhaps; then [`Place::open`] finds out.
     fn adopt(&self) -> io::Result<()>;
+
+    /// The files of the log, which are made if they do not exist.
+    fn log(&self) -> Result<[LogFile; 2], DiskError>;
 }
 
 pub(crate) struct FilePlace(PathBuf);
 
 /// The ending of a file that is not whole yet.
 const UNNAMED: &str = "new";
+/// The endings of the files of the log.
+const LOGS: [&str; 2] = ["log0", "log1"];
 
 impl FilePlace {
     fn sync_name(&self) -> io::Result<()> {
@@ -109,10 +120,13 @@ pub(crate) fn make(path: &Path, objects: &[(Key, Entry)], revision: Revision) ->
     let database = Database::builder().create(&unnamed).map_err(opening)?;
     settle(&database)?;
     for some in objects.chunks(TOGETHER) {
-        let some: Vec<Changed> = some.iter().map(|(key, entry)| (key.clone(), Some(entry.clone()))).collect();
-        put(&database, &some, revision)?;
+        let some = some.iter().map(|(key, entry)| (key.clone(), Some(entry.clone()))).collect();
+        put(&database, &some, (revision, Mark::default()), || {})?;
     }
     drop(database);
+    // What another store left here must not be taken for what follows.
+    LOGS.iter().try_for_each(|log| remove(&path.with_extension(log)))?;
+    File::open(directory)?.sync_all()?;
     fs::rename(&unnamed, path)?;
     File::open(directory)?.sync_all()?;
     Ok(())
@@ -121,9 +135,13 @@ pub(crate) fn make(path: &Path, objects: &[(Key, Entry)], revision: Revision) ->
 /// Where a new file for `path` is made, of which nothing is left from before.
 fn unnamed(path: &Path) -> io::Result<PathBuf> {
     let unnamed = path.with_extension(UNNAMED);
-    match fs::remove_file(&unnamed) {
+    remove(&unnamed).map(|()| unnamed)
+}
+
+fn remove(file: &Path) -> io::Result<()> {
+    match fs::remove_file(file) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(unnamed),
+        _ => Ok(()),
     }
 }
 
@@ -155,6 +173,19 @@ impl Place for FilePlace {
         fs::rename(self.0.with_extension(UNNAMED), &self.0)?;
         self.sync_name()
     }
+
+    fn log(&self) -> Result<[LogFile; 2], DiskError> {
+        let open = |ending: &str| -> Result<LogFile, DiskError> {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            let file = options.open(self.0.with_extension(ending))?;
+            Ok(Box::new(FileBackend::new(file).map_err(opening)?))
+        };
+        let [first, second] = LOGS;
+        let files = [open(first)?, open(second)?];
+        self.sync_name()?;
+        Ok(files)
+    }
 }
 
 pub(crate) fn opening(error: DatabaseError) -> DiskError {
@@ -166,6 +197,19 @@ pub(crate) fn opening(error: DatabaseError) -> DiskError {
 
 /// One key's new content: `None` is deleted.
 pub(crate) type Changed = (Key, Option<Entry>);
+
+/// What the log has and the database may not have yet: each key's newest content, and where in the log that ends.
+pub(crate) struct Checkpoint {
+    pub(crate) changes: BTreeMap<Key, Option<Entry>>,
+    pub(crate) end: End,
+}
+
+impl Checkpoint {
+    /// Of nothing, so far.
+    pub(crate) fn after(end: End) -> Self {
+        Self { changes: BTreeMap::new(), end }
+    }
+}
 
 pub(crate) struct Disk {
     place: Box<dyn Place>,
@@ -192,8 +236,12 @@ impl Disk {
         Ok(self.database.insert(database))
     }
 
-    /// Everything that is stored, and the last revision given out.
-    pub(crate) fn load(&mut self) -> Result<(Vec<(Key, Entry)>, Revision), DiskError> {
+    pub(crate) fn log(&self) -> Result<[LogFile; 2], DiskError> {
+        self.place.log()
+    }
+
+    /// Everything that is in the database, and where in the log that ends.
+    pub(crate) fn load(&mut self) -> Result<(BTreeMap<Key, Entry>, End), DiskError> {
         let transaction = self.database()?.begin_read()?;
         let mut objects = Vec::new();
         for row in transaction.open_table(OBJECTS)?.iter()? {
@@ -202,77 +250,62 @@ impl Disk {
             let entry = Entry { value: Bytes::copy_from_slice(bytes), revision: Revision(revision) };
             objects.push((Key::from_stored(key.value()), entry));
         }
-        let revision = stored_revision(&transaction.open_table(META)?)?;
-        Ok((objects, revision))
+        let meta = transaction.open_table(META)?;
+        let revision = meta.get(REVISION)?.map_or(Revision::FIRST, |revision| Revision(revision.value()));
+        let mark = meta.get(MARK)?.map_or(Mark::default(), |mark| Mark(mark.value()));
+        Ok((objects.into_iter().collect(), (revision, mark)))
     }
 
-    /// Writes `changes`, which take the store from revision `from` to `to`, durably.
-    ///
-    /// # Errors
-    /// Then the batch may or may not be on disk; [`Disk::landed`] tells once the disk works again.
-    pub(crate) fn commit(&mut self, changes: &[Changed], from: Revision, to: Revision) -> Result<(), DiskError> {
-        let done = self.try_commit(changes, from, to);
+    /// Makes the database hold all that the log does up to the end of `checkpoint`. It may be kept again. `rest` is called
+    /// now and then.
+    pub(crate) fn keep(&mut self, checkpoint: &Checkpoint, rest: impl FnMut()) -> Result<(), DiskError> {
+        let done = self.database().and_then(|database| put(database, &checkpoint.changes, checkpoint.end, rest));
         if done.is_err() {
             self.database = None;
-            self.moving.give_up();
         }
         done
     }
 
-    /// To be called after each commit, when `state` is what is on disk: gives room back that is no longer needed. What
-    /// fails is left for another time.
-    pub(crate) fn tidy(&mut self, changes: &[Changed], state: &State, small: u64) {
-        match self.moving.step(&*self.place, changes, state, small) {
-            Ok(None) => {}
-            Ok(Some(fresh)) => {
-                // The old one closes itself with a last write, which goes to a file that has no name any more.
-                self.database = self.place.adopt().is_ok().then_some(fresh);
-                self.moving.settled(&*self.place, state);
-            }
-            Err(_) => {
-                self.moving.give_up();
-                self.moving.settled(&*self.place, state);
-            }
+    /// To be called after a checkpoint that ended at `end`: gives room back that is no longer needed. What fails is left
+    /// for another time.
+    pub(crate) fn tidy(&mut self, end: End, shared: &Shared) {
+        if !self.place.len().is_ok_and(|length| self.moving.is_worth_it(length, shared)) {
+            return;
         }
-    }
-
-    fn try_commit(&mut self, changes: &[Changed], from: Revision, to: Revision) -> Result<(), DiskError> {
-        let database = self.database()?;
-        let transaction = database.begin_read()?;
-        let found = stored_revision(&transaction.open_table(META)?)?;
-        drop(transaction);
-        if found != from {
-            return Err(DiskError::Diverged { found, expected: from });
+        if let Ok(fresh) = moving::fill(&*self.place, end, shared) {
+            // The old one closes itself with a last write, which goes to a file that has no name any more.
+            self.database = self.place.adopt().is_ok().then_some(fresh);
         }
-        put(database, changes, to)
-    }
-
-    /// The revision that is on disk now.
-    pub(crate) fn landed(&mut self) -> Result<Revision, DiskError> {
-        let transaction = self.database()?.begin_read()?;
-        stored_revision(&transaction.open_table(META)?)
+        self.moving.settled(&*self.place, shared);
     }
 }
 
-/// Makes `changes` in one durable transaction that ends at `revision`.
-pub(crate) fn put(database: &Database, changes: &[Changed], revision: Revision) -> Result<(), DiskError> {
+/// Makes `changes` in one durable transaction, after which the database ends at `end`, with a `rest` after every few.
+pub(crate) fn put(
+    database: &Database,
+    changes: &BTreeMap<Key, Option<Entry>>,
+    (revision, mark): End,
+    mut rest: impl FnMut(),
+) -> Result<(), DiskError> {
+    const FEW: usize = 64;
     let transaction = database.begin_write()?;
     {
-        transaction.open_table(META)?.insert(REVISION, revision.0)?;
+        let mut meta = transaction.open_table(META)?;
+        meta.insert(REVISION, revision.0)?;
+        meta.insert(MARK, mark.0)?;
         let mut objects = transaction.open_table(OBJECTS)?;
-        for (key, entry) in changes {
+        for (index, (key, entry)) in changes.iter().enumerate() {
             match entry {
                 Some(entry) => objects.insert(key.as_str(), (entry.revision.0, entry.value.as_ref()))?,
                 None => objects.remove(key.as_str())?,
             };
+            if index % FEW == FEW - 1 {
+                rest();
+            }
         }
     }
     transaction.commit()?;
     Ok(())
-}
-
-fn stored_revision(meta: &impl ReadableTable<&'static str, u64>) -> Result<Revision, DiskError> {
-    Ok(meta.get(REVISION)?.map_or(Revision::FIRST, |revision| Revision(revision.value())))
 }
 
 /// Makes the tables of a new file and checks the format of an old one.
@@ -282,13 +315,13 @@ pub(crate) fn settle(database: &Database) -> Result<(), DiskError> {
         let mut meta = transaction.open_table(META)?;
         transaction.open_table(OBJECTS)?;
         let found = meta.get(FORMAT)?.map(|format| format.value());
-        if found.is_none() {
+        if found.is_none_or(|found| found < FORMAT_NOW) {
             meta.insert(FORMAT, FORMAT_NOW)?;
         }
         found
     };
     match found {
-        None => transaction.commit()?,
+        None | Some(..FORMAT_NOW) => transaction.commit()?,
         Some(FORMAT_NOW) => transaction.abort()?,
         Some(found) => return Err(DiskError::Format { found }),
     }

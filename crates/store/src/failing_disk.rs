@@ -1,11 +1,13 @@
 //! Tests of what the store does when its disk fails: a device in memory that can be told to.
 
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use redb::{Database, StorageBackend};
 
 use crate::disk::{DiskError, Place, opening};
+use crate::log::LogFile;
 use crate::{Document, Expect, Key, Limits, Op, Prefix, Revision, Store, Transaction, WriteError};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,12 +15,18 @@ enum Mood {
     Well,
     /// No write succeeds: the disk is full.
     Full,
+    /// Only the log has its room.
+    FullForDatabase,
     /// The bytes arrive, but the flush reports an error.
     FlushLies,
 }
 
+/// The database and the files of the log, and how the disk is.
+type Disk = ([Vec<u8>; 3], Mood);
+
+/// One of the files.
 #[derive(Clone, Debug)]
-struct Device(Arc<Mutex<(Vec<u8>, Mood)>>);
+struct Device(Arc<Mutex<Disk>>, usize);
 
 fn full() -> io::Error {
     io::Error::from(io::ErrorKind::StorageFull)
@@ -26,46 +34,56 @@ fn full() -> io::Error {
 
 impl Device {
     fn new(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new((bytes, Mood::Well))))
+        Self(Arc::new(Mutex::new(([bytes, Vec::new(), Vec::new()], Mood::Well))), 0)
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Disk> {
+        self.0.lock().unwrap()
     }
 
     fn set(&self, mood: Mood) {
-        self.0.lock().unwrap().1 = mood;
+        self.disk().1 = mood;
+    }
+
+    fn is_full(&self) -> bool {
+        match self.disk().1 {
+            Mood::Full => true,
+            Mood::FullForDatabase => self.1 == 0,
+            Mood::Well | Mood::FlushLies => false,
+        }
     }
 }
 
 impl StorageBackend for Device {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().0.len() as u64)
+        Ok(self.disk().0[self.1].len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let device = self.0.lock().unwrap();
+        let disk = self.disk();
         let start = usize::try_from(offset).unwrap();
-        out.copy_from_slice(device.0.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
+        out.copy_from_slice(disk.0[self.1].get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut device = self.0.lock().unwrap();
-        if device.1 == Mood::Full {
+        if self.is_full() {
             return Err(full());
         }
-        device.0.resize(usize::try_from(len).unwrap(), 0);
+        self.disk().0[self.1].resize(usize::try_from(len).unwrap(), 0);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        if self.0.lock().unwrap().1 == Mood::Well { Ok(()) } else { Err(full()) }
+        if self.is_full() || self.disk().1 == Mood::FlushLies { Err(full()) } else { Ok(()) }
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut device = self.0.lock().unwrap();
-        if device.1 == Mood::Full {
+        if self.is_full() {
             return Err(full());
         }
         let start = usize::try_from(offset).unwrap();
-        device.0[start..start + data.len()].copy_from_slice(data);
+        self.disk().0[self.1][start..start + data.len()].copy_from_slice(data);
         Ok(())
     }
 }
@@ -86,6 +104,10 @@ impl Place for Device {
     fn adopt(&self) -> io::Result<()> {
         Err(full())
     }
+
+    fn log(&self) -> Result<[LogFile; 2], DiskError> {
+        Ok([1, 2].map(|index| -> LogFile { Box::new(Self(self.0.clone(), index)) }))
+    }
 }
 
 fn put(name: &str, value: &str) -> Transaction {
@@ -98,7 +120,8 @@ fn key(name: &str) -> Key {
 }
 
 fn open(device: &Device) -> Result<Store, DiskError> {
-    Store::open_place(Box::new(device.clone()), Limits::default())
+    let limits = Limits { log_file: 64 << 10, ..Limits::default() };
+    Store::open_place(Box::new(device.clone()), limits)
 }
 
 fn names(store: &Store) -> Vec<String> {
@@ -121,6 +144,33 @@ async fn a_full_disk_refuses_writes_and_nothing_else() {
     assert_eq!(names(&store), ["a", "c"]);
     store.close();
     assert_eq!(names(&open(&device).unwrap()), ["a", "c"]);
+}
+
+/// Who writes does not wait for the database before the log is far longer than it should be; and nothing is lost.
+#[tokio::test]
+async fn a_database_that_cannot_be_written_is_made_up_for_by_the_log() {
+    let device = Device::new(Vec::new());
+    let store = open(&device).unwrap();
+    device.set(Mood::FullForDatabase);
+    let mut written = 0;
+    while store.write(put("a", &format!("{written}{}", "x".repeat(4000)))).await.is_ok() {
+        written += 1;
+        assert!(written < 10_000, "the log has no bound");
+    }
+    assert!(written > 100, "{written} writes do not fill the log");
+    device.set(Mood::Well);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while store.write(put("b", "2")).await.is_err() {
+        assert!(Instant::now() < deadline, "writes are still refused");
+    }
+    assert_eq!(names(&store), ["a", "b"]);
+    device.set(Mood::FullForDatabase);
+    store.close();
+    device.set(Mood::Well);
+    let store = open(&device).unwrap();
+    assert_eq!(names(&store), ["a", "b"], "what was only in the log is found there");
+    let last = store.get(&key("a")).0.unwrap().value;
+    assert!(last.starts_with(format!("{}x", written - 1).as_bytes()));
 }
 
 /// Readers, watches and the disk agree whatever became of the batch whose flush failed.
@@ -156,7 +206,7 @@ async fn a_truncated_file_is_an_error() {
         store.write(put(&format!("k{round}"), &"x".repeat(4000))).await.unwrap();
     }
     store.close();
-    let bytes = device.0.lock().unwrap().0.clone();
+    let bytes = device.disk().0[0].clone();
     for keep in [bytes.len() / 2, 4096, 100] {
         assert!(open(&Device::new(bytes[..keep].to_vec())).is_err(), "{keep} bytes kept");
     }

@@ -46,6 +46,11 @@ impl Event {
         let size = |entry: &Option<Entry>| entry.as_ref().map_or(0, |entry| entry.value.len());
         size(&self.new) + size(&self.old)
     }
+
+    /// How many of them there are to tell of.
+    pub(crate) fn told_bytes(&self) -> usize {
+        self.new.as_ref().or(self.old.as_ref()).map_or(0, |entry| entry.value.len())
+    }
 }
 
 pub(crate) struct Lane {
@@ -102,6 +107,10 @@ impl Lane {
 
     pub(crate) fn listen(&self) -> watch::Receiver<()> {
         self.wake.subscribe()
+    }
+
+    pub(crate) fn watches(&self) -> usize {
+        self.wake.receiver_count()
     }
 
     /// Every change after `revision`, oldest first.

@@ -7,7 +7,9 @@
 //! - a watch sees each change to its keys once, in order, or is told that it fell behind ([`Expired`]);
 //! - a slow watch costs the others nothing: it reads the shared, bounded history at its own pace.
 //!
-//! All objects are in memory too, as the very bytes that are on disk, so that reading never waits for the disk.
+//! All objects are in memory too, as the very bytes that are on disk, so that reading never waits for the disk. Writes go
+//! to a log first (`log`), which a flush of a few pages makes durable; what it has gathered goes to a database later
+//! (`disk`), beside the writer (`keeper`).
 //! Deliberately not here: what the values mean, and history across a restart (a watch from before it is `Expired`).
 
 #![forbid(unsafe_code)]
@@ -16,7 +18,9 @@ mod disk;
 #[cfg(test)]
 mod failing_disk;
 mod history;
+mod keeper;
 mod key;
+mod log;
 mod moving;
 #[cfg(test)]
 mod power_cut;

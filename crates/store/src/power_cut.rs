@@ -2,9 +2,9 @@
 //! nobody was told.
 //!
 //! The device keeps only what was flushed. Of what was written since, each sector lands or does not, whatever the order
-//! it was written in, and the file has any of the lengths it was given. Files are small, so each round moves what is stored
-//! into another one, too. `PORTOLAN_STORE_HISTORIES` says how many
-//! histories (a hundred by itself); a failure prints the smallest history that has it.
+//! it was written in, and the file has any of the lengths it was given. Files are small, so rounds turn the log over and
+//! move what is stored into another file, too. `PORTOLAN_STORE_HISTORIES` says how many histories (a hundred by itself); a
+//! failure prints the smallest history that has it, as far as the store's two threads do the same again.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,6 +15,7 @@ use redb::{Database, StorageBackend};
 use tokio::task::JoinSet;
 
 use crate::disk::{DiskError, Place, opening};
+use crate::log::LogFile;
 use crate::{Document, Expect, Key, Limits, Op, Page, Prefix, Store, Transaction, WriteError};
 
 const SECTOR: usize = 512;
@@ -50,8 +51,8 @@ struct Content {
 
 #[derive(Debug)]
 struct Disk {
-    /// The store's, and the one beside it.
-    files: [Content; 2],
+    /// The store's database and the one beside it, and the files of the log.
+    files: [Content; 4],
     /// Which of them has the name.
     named: usize,
     trouble: Trouble,
@@ -96,8 +97,8 @@ impl Disk {
 
     /// What is found when the power is back.
     fn survive(&mut self, seed: u64) {
-        for (file, seed) in self.files.iter_mut().zip([seed, seed.rotate_left(17)]) {
-            file.survive(seed);
+        for (file, turned) in self.files.iter_mut().zip([0, 17, 31, 47]) {
+            file.survive(seed.rotate_left(turned));
         }
     }
 }
@@ -240,6 +241,10 @@ impl Place for Device {
         }
         if fails { Err(gone()) } else { Ok(()) }
     }
+
+    fn log(&self) -> Result<[LogFile; 2], DiskError> {
+        Ok([2, 3].map(|index| -> LogFile { Box::new(Self(self.0.clone(), index)) }))
+    }
 }
 
 /// One key's change: what is expected, and how long the new value is; `None` deletes.
@@ -256,6 +261,8 @@ struct Round {
     groups: Vec<Vec<Vec<Change>>>,
     trouble: Trouble,
     seed: u64,
+    /// The power goes after so many writes and flushes of closing, if it has not gone before.
+    at_the_end: Option<u64>,
     /// The power goes again while the store opens, after so many writes and flushes.
     again: Option<u64>,
 }
@@ -275,8 +282,9 @@ fn round() -> impl Strategy<Value = Round> {
         6 => (0_u64..70).prop_map(|after| Trouble::Cut { after }),
         2 => (0_u64..40, 1_u64..12).prop_map(|(after, count)| Trouble::Errors { after, count }),
     ];
-    (groups, trouble, any::<u64>(), proptest::option::weighted(0.2, 0_u64..12))
-        .prop_map(|(groups, trouble, seed, again)| Round { groups, trouble, seed, again })
+    let rarely = || proptest::option::weighted(0.2, 0_u64..12);
+    (groups, trouble, any::<u64>(), proptest::option::weighted(0.5, 0_u64..12), rarely())
+        .prop_map(|(groups, trouble, seed, at_the_end, again)| Round { groups, trouble, seed, at_the_end, again })
 }
 
 fn key(index: usize) -> Key {
@@ -369,7 +377,9 @@ impl Bench {
     }
 
     fn open(&self) -> Result<Store, DiskError> {
-        Store::open_place(Box::new(self.device.clone()), Limits { small_file: 0, ..Limits::default() })
+        // So small that each round has the log turn over, and moves the database.
+        let limits = Limits { small_file: 0, log_file: 16 << 10, ..Limits::default() };
+        Store::open_place(Box::new(self.device.clone()), limits)
     }
 
     fn transaction(&mut self, changes: &[Change]) -> Transaction {
@@ -413,10 +423,13 @@ impl Bench {
             // What became of the last batch is found out by the next.
             self.send(&store, &[vec![Change { key: 0, new_only: false, length: Some(10) }]], false).await;
             self.known.settle(State::of(&store));
+            if let Some(after) = round.at_the_end {
+                self.device.set(Trouble::Cut { after });
+            }
         }
         store.close();
         drop(store);
-        if cut {
+        if cut || round.at_the_end.is_some() {
             self.power_on(round);
         }
         let store = self.open().unwrap();
@@ -479,8 +492,13 @@ fn the_power_may_go_at_any_moment() {
         let mut bench = Bench::new();
         for seed in 0..2 {
             bench = Bench::new();
-            let round =
-                Round { groups: groups.clone(), trouble: Trouble::Cut { after }, seed: after * 2 + seed, again: None };
+            let round = Round {
+                groups: groups.clone(),
+                trouble: Trouble::Cut { after },
+                seed: after * 2 + seed,
+                at_the_end: None,
+                again: None,
+            };
             runtime.block_on(bench.run(&round));
         }
         if !bench.was_cut {

@@ -11,12 +11,14 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::disk::{self, Disk, DiskError, FilePlace, Place};
+use crate::disk::{self, Checkpoint, Disk, DiskError, FilePlace, Place};
 use crate::history::Lane;
+use crate::keeper::Keeper;
+use crate::log::Log;
 use crate::writer::{Request, Writer};
 use crate::{Event, Expired, Key, Prefix, Transaction, Watch, WriteError};
 
-/// The one file of a store.
+/// The database of a store; the log's files are beside it.
 const FILE: &str = "store.redb";
 
 /// Counts changes. Never 0, and never given out twice.
@@ -57,6 +59,8 @@ pub struct Limits {
     pub small_file: u64,
     /// Transactions that may wait for the disk; more make their writers wait to queue.
     pub queue: usize,
+    /// How long a file of the log gets, in bytes, before the database is brought up to date. There are two.
+    pub log_file: u64,
 }
 
 impl Default for Limits {
@@ -67,6 +71,7 @@ impl Default for Limits {
             all_history_bytes: 64 << 20,
             small_file: 8 << 20,
             queue: 1024,
+            log_file: 4 << 20,
         }
     }
 }
@@ -251,13 +256,29 @@ impl Store {
 
     pub(crate) fn open_place(place: Box<dyn Place>, limits: Limits) -> Result<Self, DiskError> {
         let mut disk = Disk::open(place)?;
-        let (objects, revision) = disk.load()?;
+        let (mut objects, end) = disk.load()?;
+        let mut log = Log::open(disk.log()?, limits.log_file)?;
+        let mut missing = Checkpoint::after(end);
+        for record in log.after(end.1, end.0)? {
+            missing.changes.extend(record.changes);
+            missing.end = (record.to, record.mark);
+        }
+        for (key, entry) in &missing.changes {
+            match entry {
+                Some(entry) => objects.insert(key.clone(), entry.clone()),
+                None => objects.remove(key),
+            };
+        }
+        if missing.end != end {
+            disk.keep(&missing, || {})?;
+        }
+        let (revision, last) = missing.end;
+        log.begin(last);
         let bytes = objects.iter().map(|(key, entry)| stored_bytes(key, entry)).sum();
-        let objects = objects.into_iter().collect();
         let state = State { objects, lanes: HashMap::new(), revision, opened: revision, bytes, history_bytes: 0 };
         let shared = Arc::new(Shared { state: RwLock::new(state), limits, revision: watch::Sender::new(revision) });
         let (queue, requests) = mpsc::channel(limits.queue);
-        let writer = Writer::new(disk, shared.clone());
+        let writer = Writer::new(log, Keeper::start(disk, shared.clone())?, shared.clone(), missing.end);
         let writer = std::thread::Builder::new().name("store-writer".into()).spawn(|| writer.run(requests))?;
         Ok(Self(Arc::new(Door { shared, queue: Mutex::new(Some(queue)), writer: Mutex::new(Some(writer)) })))
     }

@@ -19,11 +19,17 @@ pub struct Watch {
 pub struct Batch {
     pub events: Vec<Arc<Event>>,
     pub revision: Revision,
+    /// Whether there is more to say at once.
+    pub more: bool,
+    /// How many watches of the resource there are.
+    pub watches: usize,
 }
 
 impl Watch {
-    /// At most this many events come at once, so that one watch does not hold the lock for long.
+    /// At most this many events come at once, so that one watch does not hold the lock for long; and of this many bytes,
+    /// give or take an event, so that one whose client does not read holds on to little.
     const BATCH: usize = 256;
+    const BATCH_BYTES: usize = 128 << 10;
 
     /// What has happened since the last call, without waiting; an idle watch learns how far it is up to date.
     ///
@@ -33,22 +39,26 @@ impl Watch {
         let state = self.shared.read();
         let mut events = Vec::new();
         let mut reached = self.place;
+        let (mut bytes, mut more, mut watches) = (0, false, 0);
         if let Some(lane) = state.lanes.get(self.prefix.of_resource()) {
+            watches = lane.watches();
             for event in lane.after(self.place)? {
-                if events.len() == Self::BATCH {
+                more = events.len() == Self::BATCH || bytes >= Self::BATCH_BYTES;
+                if more {
                     break;
                 }
                 if self.prefix.contains(&event.key) {
                     reached = event.revision;
+                    bytes += event.told_bytes();
                     events.push(event.clone());
                 }
             }
         }
-        if events.len() < Self::BATCH {
+        if !more {
             reached = reached.max(state.revision);
         }
         self.place = reached;
-        Ok(Batch { events, revision: reached })
+        Ok(Batch { events, revision: reached, more, watches })
     }
 
     /// Waits until there is something to say. Dropping the future loses nothing.

@@ -1,7 +1,8 @@
-//! Queued transactions -> one commit a time, as many as are waiting together.
+//! Queued transactions -> one record of the log a time, of as many as are waiting together.
 //!
 //! The one thread that changes anything. It decides each transaction against what is stored plus what the same batch
-//! already changed, commits the batch with one flush, then makes it visible, then answers.
+//! already changed, makes the batch durable with one flush, then visible, then answers. What the log has gathered goes to
+//! the [`Keeper`] a file at a time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,8 +11,10 @@ use std::time::Instant;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::disk::{Changed, Disk, DiskError};
+use crate::disk::{Changed, Checkpoint, DiskError};
 use crate::history::Event;
+use crate::keeper::Keeper;
+use crate::log::{End, Log};
 use crate::store::{Shared, State};
 use crate::{Entry, Key, Op, Revision, Transaction, WriteError};
 
@@ -94,27 +97,26 @@ impl Batch {
 }
 
 pub(crate) struct Writer {
-    pub(crate) disk: Disk,
-    pub(crate) shared: Arc<Shared>,
-    /// A batch whose commit failed half-way, so that nobody knows yet whether it is on disk.
-    doubtful: Option<Batch>,
+    log: Log,
+    keeper: Keeper,
+    shared: Arc<Shared>,
+    /// What is in the log's active file.
+    gathered: Checkpoint,
 }
 
 impl Writer {
-    pub(crate) fn new(disk: Disk, shared: Arc<Shared>) -> Self {
-        Self { disk, shared, doubtful: None }
+    /// Of a log that ends where the database does.
+    pub(crate) fn new(log: Log, keeper: Keeper, shared: Arc<Shared>, end: End) -> Self {
+        Self { log, keeper, shared, gathered: Checkpoint::after(end) }
     }
 
     /// Works until every sender is gone.
     pub(crate) fn run(mut self, mut queue: mpsc::Receiver<Request>) {
         while let Some(first) = queue.blocking_recv() {
-            if let Err(error) = self.resolve_doubt() {
-                let _ = first.answer.send(Err(WriteError::Disk(Arc::new(error))));
-                continue;
-            }
             let (batch, answers) = self.collect(first, &mut queue);
             self.finish(batch, answers);
         }
+        self.keeper.close(self.gathered);
     }
 
     fn collect(
@@ -138,21 +140,16 @@ impl Writer {
 
     fn finish(&mut self, batch: Batch, answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
         let changes = batch.changes();
-        let done = if changes.is_empty() {
-            Ok(())
-        } else {
-            self.disk.commit(&changes, batch.from, batch.to).map_err(Arc::new)
-        };
+        let done = if changes.is_empty() { Ok(()) } else { self.commit(&batch, &changes).map_err(Arc::new) };
         match done {
             Ok(()) => {
                 self.publish(batch);
                 for (asker, answer) in answers {
                     let _ = asker.send(answer);
                 }
-                self.disk.tidy(&changes, &self.shared.read(), self.shared.limits.small_file);
+                self.gathered.changes.extend(changes);
             }
             Err(error) => {
-                self.doubtful = Some(batch);
                 for (asker, _) in answers {
                     let _ = asker.send(Err(WriteError::Disk(error.clone())));
                 }
@@ -160,24 +157,27 @@ impl Writer {
         }
     }
 
-    /// A batch that failed may have reached the disk all the same; then it has happened, and readers must see it.
-    fn resolve_doubt(&mut self) -> Result<(), DiskError> {
-        let Some(batch) = self.doubtful.take() else { return Ok(()) };
-        match self.disk.landed() {
-            Ok(landed) if landed == batch.from => Ok(()),
-            Ok(landed) if landed == batch.to => {
-                self.publish(batch);
+    fn commit(&mut self, batch: &Batch, changes: &[Changed]) -> Result<(), DiskError> {
+        if self.log.is_full() {
+            self.turn()?;
+        }
+        self.log.append(batch.from, batch.to, changes)?;
+        self.gathered.end = (batch.to, self.log.last());
+        Ok(())
+    }
+
+    /// Goes on in the log's other file, as soon as all that this held is in the database.
+    fn turn(&mut self) -> Result<(), DiskError> {
+        let must = self.log.is_overfull();
+        match self.keeper.is_idle(must) {
+            Ok(true) => {
+                self.log.turn()?;
+                let end = self.gathered.end;
+                self.keeper.keep(std::mem::replace(&mut self.gathered, Checkpoint::after(end)));
                 Ok(())
             }
-            Ok(found) => {
-                let expected = batch.from;
-                self.doubtful = Some(batch);
-                Err(DiskError::Diverged { found, expected })
-            }
-            Err(error) => {
-                self.doubtful = Some(batch);
-                Err(error)
-            }
+            Err(error) if must => Err(error),
+            Ok(false) | Err(_) => Ok(()),
         }
     }
 

@@ -20,13 +20,20 @@ fn delete(name: &str) -> Op {
 }
 
 fn on_disk(directory: &Path) -> u64 {
-    std::fs::metadata(directory.join("store.redb")).unwrap().len()
+    let files = std::fs::read_dir(directory).unwrap().map(Result::unwrap);
+    // One that has just been put in another's place is not there any more.
+    files.filter_map(|file| Some(file.metadata().ok()?.len())).sum()
+}
+
+/// A short log, so that the database is soon up to date.
+fn open(directory: &Path) -> Store {
+    Store::open(directory, Limits { log_file: 256 << 10, ..Limits::default() }).unwrap()
 }
 
 #[tokio::test]
 async fn writing_one_object_again_and_again_does_not_fill_the_disk() {
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path(), Limits::default()).unwrap();
+    let store = open(directory.path());
     for round in 0..1_500_usize {
         store.write(vec![put("a", 500 + round % 3_000)].into()).await.unwrap();
     }
@@ -38,7 +45,7 @@ async fn writing_one_object_again_and_again_does_not_fill_the_disk() {
 async fn what_is_deleted_gives_its_room_back_bit_by_bit() {
     const OBJECTS: usize = 20_000;
     let directory = tempfile::tempdir().unwrap();
-    let store = Store::open(directory.path(), Limits::default()).unwrap();
+    let store = open(directory.path());
     let every: Vec<usize> = (0..OBJECTS).collect();
     for some in every.chunks(500) {
         let ops: Vec<Op> = some.iter().map(|index| put(&format!("k{index:05}"), 2_000)).collect();
@@ -53,14 +60,14 @@ async fn what_is_deleted_gives_its_room_back_bit_by_bit() {
     }
     let mut commits = 0;
     while on_disk(directory.path()) > full / 5 {
-        assert!(commits < 1_000, "{} of {full} bytes after {commits} commits", on_disk(directory.path()));
+        assert!(commits < 2_000, "{} of {full} bytes after {commits} commits", on_disk(directory.path()));
         commits += 1;
         store.write(vec![put("lease", 100)].into()).await.unwrap();
     }
     let kept = store.list(&things(), &Page::default()).unwrap();
     assert_eq!(kept.entries.len(), OBJECTS / 100 + 1);
     store.close();
-    let store = Store::open(directory.path(), Limits::default()).unwrap();
+    let store = open(directory.path());
     assert_eq!(store.list(&things(), &Page::default()).unwrap(), kept, "moving changes nothing, revisions among it");
 }
 
