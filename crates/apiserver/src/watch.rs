@@ -13,7 +13,7 @@ use futures::stream;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use portolan_kinds::{FieldError, KindRef, Status};
-use portolan_store::{Entry, Event, Expired, Key, Page, Prefix, Revision, Watch};
+use portolan_store::{Batch, Entry, Event, Expired, Key, Page, Prefix, Revision, Watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -29,6 +29,13 @@ use crate::show::{self, PIECE, PIECE_OBJECTS};
 
 /// How often an idle watch says how far it is.
 const BOOKMARKS: Duration = Duration::from_secs(30);
+/// What each watch of a resource keeps the others from saying the next thing for. Telling one of a change costs a third of
+/// it; so, whatever the rate of changes, watches of one resource take up a third of a core, and in what they say they are
+/// late by so much.
+const BREATH: Duration = Duration::from_micros(40);
+/// What a timer cannot tell from nothing, and what no watch is late by.
+const SHORTEST_BREATH: Duration = Duration::from_millis(1);
+const LONGEST_BREATH: Duration = Duration::from_millis(50);
 /// A watch without `timeoutSeconds` ends after half an hour to an hour, so that clients spread themselves again.
 const LONGEST: std::ops::Range<u64> = 1800..3600;
 
@@ -103,6 +110,7 @@ pub(crate) async fn watch(
         failed,
         bookmarks: options.allow_bookmarks.then_some(bookmarks),
         end: Instant::now() + lifetime,
+        rest: None,
         shutdown,
     };
     let body = stream::unfold(feed, |mut feed| async {
@@ -123,6 +131,8 @@ struct Feed {
     failed: Option<Expired>,
     bookmarks: Option<Interval>,
     end: Instant,
+    /// Until when what happens is gathered, to be told in one piece.
+    rest: Option<Instant>,
     shutdown: CancellationToken,
 }
 
@@ -165,7 +175,7 @@ impl Feed {
                 biased;
                 () = self.shutdown.cancelled() => return None,
                 () = tokio::time::sleep_until(self.end) => return None,
-                batch = watch.next() => batch,
+                batch = rested(self.rest, watch) => batch,
                 () = tick(&mut self.bookmarks) => {
                     match watch.poll() {
                         Ok(batch) if batch.events.is_empty() => return Some(self.bookmark(batch.revision, false)),
@@ -181,6 +191,7 @@ impl Feed {
                         self.push(event, &mut piece);
                     }
                     if !piece.is_empty() {
+                        self.rest = breath(&batch).map(|breath| Instant::now() + breath);
                         return Some(piece.into());
                     }
                 }
@@ -253,6 +264,19 @@ impl Feed {
     }
 }
 
+/// How long to gather after `batch` was told.
+fn breath(batch: &Batch) -> Option<Duration> {
+    let breath = BREATH.saturating_mul(u32::try_from(batch.watches).unwrap_or(u32::MAX)).min(LONGEST_BREATH);
+    (!batch.more && breath >= SHORTEST_BREATH).then_some(breath)
+}
+
+async fn rested(rest: Option<Instant>, watch: &mut Watch) -> Result<Batch, Expired> {
+    if let Some(rest) = rest {
+        tokio::time::sleep_until(rest).await;
+    }
+    watch.next().await
+}
+
 async fn tick(interval: &mut Option<Interval>) {
     match interval {
         Some(interval) => {
@@ -268,4 +292,23 @@ struct Seen {
     new_facts: OnceLock<Facts>,
     old_facts: OnceLock<Facts>,
     deleted: OnceLock<Bytes>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn watches_rest_the_longer_the_more_there_are() {
+        let breath = |watches: usize, more: bool| {
+            let batch = Batch { events: Vec::new(), revision: Revision::FIRST, more, watches };
+            breath(&batch).map(|breath| breath.as_millis())
+        };
+        assert_eq!(breath(1, false), None, "who is alone hears of everything at once");
+        assert_eq!(breath(20, false), None);
+        assert_eq!(breath(100, false), Some(4));
+        assert_eq!(breath(1_000, false), Some(40));
+        assert_eq!(breath(1_000_000, false), Some(50));
+        assert_eq!(breath(100, true), None, "who is behind catches up");
+    }
 }

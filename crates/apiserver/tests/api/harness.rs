@@ -67,9 +67,7 @@ impl Cluster {
     /// With a certificate of this cluster's authority, for talking to `server`.
     fn client_of(&self, server: &Self, user: &User) -> Client {
         let certificate = self.api.certificate(user).unwrap();
-        let chain = vec![CertificateDer::from_pem_slice(certificate.certificate.as_bytes()).unwrap()];
-        let key = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes()).unwrap();
-        Client::new(server, |config| config.with_client_auth_cert(chain, key).unwrap())
+        Client::with(server.address, server.api.ca(), &certificate.certificate, &certificate.key)
     }
 
     pub(crate) fn admin(&self) -> Client {
@@ -77,7 +75,7 @@ impl Cluster {
     }
 
     pub(crate) fn stranger(&self) -> Client {
-        Client::new(self, Builder::with_no_client_auth)
+        Client::new(self.address, self.api.ca(), Builder::with_no_client_auth)
     }
 }
 
@@ -119,14 +117,21 @@ impl Answer {
 }
 
 impl Client {
-    fn new(cluster: &Cluster, identify: impl FnOnce(Builder) -> ClientConfig) -> Self {
+    /// All in PEM form.
+    pub(crate) fn with(address: SocketAddr, ca: &str, certificate: &str, key: &str) -> Self {
+        let chain = vec![CertificateDer::from_pem_slice(certificate.as_bytes()).unwrap()];
+        let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+        Self::new(address, ca, |config| config.with_client_auth_cert(chain, key).unwrap())
+    }
+
+    fn new(address: SocketAddr, ca: &str, identify: impl FnOnce(Builder) -> ClientConfig) -> Self {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(cluster.api.ca().as_bytes()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_slice(ca.as_bytes()).unwrap()).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
             .with_safe_default_protocol_versions()
             .unwrap()
             .with_root_certificates(roots);
-        Self { address: cluster.address, tls: Arc::new(identify(builder)).into() }
+        Self { address, tls: Arc::new(identify(builder)).into() }
     }
 
     pub(crate) async fn connect(&self) -> tokio_rustls::client::TlsStream<TcpStream> {

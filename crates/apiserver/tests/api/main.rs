@@ -13,6 +13,7 @@ mod hostile;
 mod kubectl;
 mod lists;
 mod logs;
+mod memory;
 mod objects;
 mod python;
 mod roles;
