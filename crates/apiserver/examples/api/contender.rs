@@ -111,6 +111,19 @@ impl Running {
         Ok(())
     }
 
+    /// The processor time that all processes together have used.
+    pub(crate) fn processor(&self) -> Result<Duration> {
+        let mut ticks = 0;
+        for Process { child, .. } in &self.processes {
+            let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id()))?;
+            let (_, fields) = stat.rsplit_once(')').context("no name in it")?;
+            let used = fields.split_whitespace().skip(11).take(2).map(str::parse::<u64>);
+            ticks += used.sum::<Result<u64, _>>()?;
+        }
+        // There are a hundred a second on every Linux that counts.
+        Ok(Duration::from_millis(ticks * 10))
+    }
+
     /// Resident now, and at the most, of all processes together.
     pub(crate) fn memory(&self) -> Result<String> {
         let mut sums = [0; 2];

@@ -30,9 +30,16 @@ const LISTS: usize = 20;
 pub(crate) struct Times {
     each: Vec<Duration>,
     took: Duration,
+    /// Processor time of the server.
+    processor: Duration,
 }
 
 impl Times {
+    /// Processor time for each, in microseconds.
+    pub(crate) fn cost(&self) -> String {
+        format!("{:.0}", self.processor.as_secs_f64() * 1e6 / self.each.len() as f64)
+    }
+
     pub(crate) fn rate(&self) -> String {
         format!("{:.0}", self.each.len() as f64 / self.took.as_secs_f64())
     }
@@ -72,10 +79,13 @@ where
             anyhow::Ok(each)
         });
     }
-    let mut times = Times { each: Vec::new(), took: MEASURED };
+    tokio::time::sleep_until(start.into()).await;
+    let before = running.processor()?;
+    let mut times = Times { each: Vec::new(), took: MEASURED, processor: Duration::ZERO };
     while let Some(each) = tasks.join_next().await {
         times.each.extend(each??);
     }
+    times.processor = running.processor()? - before;
     Ok(times)
 }
 
@@ -178,7 +188,8 @@ async fn watcher(_client: Client, mut stream: Incoming, start: Instant, count: u
         while let Some(length) = rest[done..].iter().position(|byte| *byte == b'\n') {
             let line = &rest[done..done + length];
             done += length + 1;
-            let at = line.windows(MARK.len()).position(|window| window == MARK);
+            // The data comes last.
+            let at = line.windows(MARK.len()).rposition(|window| window == MARK);
             let digits = &line[at.with_context(|| String::from_utf8_lossy(line).into_owned())? + MARK.len()..];
             let digits = digits.split(|byte| *byte == b'"').next().unwrap_or_default();
             each.push(now.saturating_sub(Duration::from_nanos(std::str::from_utf8(digits)?.parse()?)));
