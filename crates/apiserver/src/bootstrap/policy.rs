@@ -20,8 +20,9 @@ use crate::user::User;
 use crate::write::{self, Asked};
 
 const POLICY: &str = include_str!("policy.yaml");
+const CONTROLLERS: &str = include_str!("controllers.yaml");
 const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
-/// Where roles and bindings of a namespace are.
+/// Where roles and bindings of a namespace are, if they do not say so, and all accounts.
 const NAMESPACE: &str = "kube-system";
 
 /// Writes them all, together, so that the disk is waited for but a few times.
@@ -33,9 +34,19 @@ pub(super) async fn run(server: &Server) -> Result<(), Status> {
 
 /// The plural of the kind, and the object.
 fn objects() -> Result<Vec<(&'static str, Value)>, Status> {
-    let policy: Value =
-        serde_saphyr::from_str(POLICY).map_err(|error| Status::internal(format!("the first policy: {error}")))?;
+    let read = |text: &str| -> Result<Value, Status> {
+        serde_saphyr::from_str(text).map_err(|error| Status::internal(format!("the first policy: {error}")))
+    };
+    let policy = read(POLICY)?;
     let mut objects = Vec::new();
+    for controller in read(CONTROLLERS)?.as_array().into_iter().flatten() {
+        let account = &controller["name"];
+        let name = format!("system:controller:{}", account.as_str().unwrap_or_default());
+        let role = json!({"name": name, "rules": controller["rules"]});
+        let binding = json!({"name": name, "role": name, "accounts": [account]});
+        objects.push(("clusterroles", object("clusterroles", &role)));
+        objects.push(("clusterrolebindings", object("clusterrolebindings", &binding)));
+    }
     for (section, plural) in [
         ("clusterRoles", "clusterroles"),
         ("clusterRoleBindings", "clusterrolebindings"),
@@ -52,7 +63,10 @@ fn objects() -> Result<Vec<(&'static str, Value)>, Status> {
 fn object(plural: &str, entry: &Value) -> Value {
     let mut labels = entry["labels"].as_object().cloned().unwrap_or_default();
     labels.insert("kubernetes.io/bootstrapping".into(), "rbac-defaults".into());
-    let metadata = json!({"name": entry["name"], "labels": labels, "annotations": {AUTO_UPDATE: "true"}});
+    let mut metadata = json!({"name": entry["name"], "labels": labels, "annotations": {AUTO_UPDATE: "true"}});
+    if !plural.starts_with("cluster") {
+        metadata["namespace"] = entry.get("namespace").cloned().unwrap_or_else(|| NAMESPACE.into());
+    }
     if !plural.ends_with("bindings") {
         let mut role = json!({"metadata": metadata});
         for field in ["rules", "aggregationRule"] {
@@ -74,7 +88,8 @@ fn object(plural: &str, entry: &Value) -> Value {
 }
 
 async fn reconcile(server: &Server, plural: &'static str, expected: Value) -> Result<(), Status> {
-    let namespace = (!plural.starts_with("cluster")).then_some(NAMESPACE);
+    let namespace = object::namespace(&expected).to_owned();
+    let namespace = Some(namespace.as_str()).filter(|namespace| !namespace.is_empty());
     let name = object::name(&expected);
     let target = target(GROUP, plural, namespace, Some(name), Sub::None);
     let key = object::key(&target.kind, namespace.unwrap_or_default(), name);
@@ -122,8 +137,9 @@ fn reconciled(stored: &Value, expected: &Value) -> Option<Value> {
     }
     if let Some(role) = expected.get("roleRef") {
         new["roleRef"] = role.clone();
-        let wanted = expected["subjects"].as_array().cloned().unwrap_or_default();
-        append(object::map_of(&mut new).entry("subjects").or_insert_with(|| json!([])), &wanted);
+        if let Some(wanted) = expected["subjects"].as_array().filter(|wanted| !wanted.is_empty()) {
+            append(object::map_of(&mut new).entry("subjects").or_insert_with(|| json!([])), wanted);
+        }
     }
     (new != *stored).then_some(new)
 }
@@ -149,11 +165,8 @@ mod tests {
     fn the_policy_is_valid() {
         let objects = objects().unwrap();
         assert!(objects.len() > 30);
-        for (plural, mut object) in objects {
+        for (plural, object) in objects {
             let kind = crate::known_kind(GROUP, plural);
-            if kind.namespaced {
-                object["metadata"]["namespace"] = NAMESPACE.into();
-            }
             let (mut object, _) = kind.decode(object, portolan_kinds::FieldValidation::Strict).unwrap();
             kind.default(&mut object);
             assert_eq!(kind.validate_create(&object), [], "{object}");
