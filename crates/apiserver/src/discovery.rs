@@ -1,4 +1,4 @@
-//! The kinds that are served -> the documents in which clients look them up.
+//! What is served -> the documents in which clients look them up.
 //!
 //! Source: `meta/v1` APIResourceList and APIGroupList, `apidiscovery.k8s.io` v2 and v2beta1.
 
@@ -9,6 +9,7 @@ use portolan_kinds::{Catalog, Kind};
 use serde_json::{Value, json};
 
 use crate::accept::Discovery;
+use crate::review::Review;
 use crate::route::Sub;
 
 /// An OpenAPI 2.0 document without definitions, in protobuf: field 1 (swagger) is "2.0".
@@ -45,11 +46,68 @@ fn sub_kind(kind: &Kind, sub: Sub) -> (&'static str, &'static str, &'static str)
     }
 }
 
-/// The kinds by group, then by version. The core group has no name.
-fn groups(catalog: &Catalog) -> BTreeMap<&'static str, BTreeMap<Version, Vec<&Kind>>> {
+/// What is served under a name of its own: objects of a kind, or answers to a question.
+struct Resource<'a> {
+    group: &'static str,
+    version: &'static str,
+    kind: &'static str,
+    plural: &'static str,
+    singular: &'static str,
+    namespaced: bool,
+    verbs: &'static [&'static str],
+    /// Nothing that is stored, if there is none.
+    stored: Option<&'a Kind>,
+}
+
+impl<'a> Resource<'a> {
+    fn of(kind: &'a Kind) -> Self {
+        let Kind { group, version, kind: name, plural, singular, namespaced, .. } = *kind;
+        Self { group, version, kind: name, plural, singular, namespaced, verbs: &VERBS, stored: Some(kind) }
+    }
+
+    fn asked(review: Review) -> Self {
+        let (group, kind, plural) = review.kind();
+        Self {
+            group,
+            version: "v1",
+            kind,
+            plural,
+            singular: plural.strip_suffix('s').unwrap_or(plural),
+            namespaced: review == Review::LocalAccess,
+            verbs: &["create"],
+            stored: None,
+        }
+    }
+
+    fn subresources(&self) -> Vec<(&'a Kind, Sub)> {
+        let of = |kind: &'a Kind| Sub::all(kind).into_iter().map(move |sub| (kind, sub));
+        self.stored.into_iter().flat_map(of).collect()
+    }
+
+    /// Short names and categories, where there are any.
+    fn add_names(&self, entry: &mut Value) {
+        let Some(kind) = self.stored else { return };
+        for (field, names) in [("shortNames", kind.short_names), ("categories", kind.categories)] {
+            if !names.is_empty() {
+                entry[field] = names.into();
+            }
+        }
+    }
+}
+
+fn all(catalog: &Catalog) -> impl Iterator<Item = Resource<'_>> {
+    catalog.iter().map(Resource::of).chain(Review::ALL.into_iter().map(Resource::asked))
+}
+
+pub(crate) fn serves(catalog: &Catalog, group: &str, version: &str) -> bool {
+    all(catalog).any(|resource| resource.group == group && resource.version == version)
+}
+
+/// All that is served by group, then by version. The core group has no name.
+fn groups(catalog: &Catalog) -> BTreeMap<&'static str, BTreeMap<Version, Vec<Resource<'_>>>> {
     let mut groups: BTreeMap<_, BTreeMap<_, Vec<_>>> = BTreeMap::new();
-    for kind in catalog.iter() {
-        groups.entry(kind.group).or_default().entry(Version::new(kind.version)).or_default().push(kind);
+    for resource in all(catalog) {
+        groups.entry(resource.group).or_default().entry(Version::new(resource.version)).or_default().push(resource);
     }
     groups
 }
@@ -116,29 +174,24 @@ pub(crate) fn core_versions(address: &str) -> Value {
 /// `/api/v1`, `/apis/apps/v1` …
 pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Value {
     let mut resources = Vec::new();
-    for kind in catalog.iter().filter(|kind| kind.group == group && kind.version == version) {
-        let mut resource = json!({
-            "name": kind.plural, "singularName": kind.singular, "namespaced": kind.namespaced,
-            "kind": kind.kind, "verbs": VERBS
+    for resource in all(catalog).filter(|resource| resource.group == group && resource.version == version) {
+        let mut entry = json!({
+            "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
+            "kind": resource.kind, "verbs": resource.verbs
         });
-        if !kind.short_names.is_empty() {
-            resource["shortNames"] = kind.short_names.into();
-        }
-        if !kind.categories.is_empty() {
-            resource["categories"] = kind.categories.into();
-        }
-        resources.push(resource);
-        for sub in Sub::all(kind) {
+        resource.add_names(&mut entry);
+        resources.push(entry);
+        for (kind, sub) in resource.subresources() {
             let (sub_group, sub_version, name) = sub_kind(kind, sub);
-            let mut resource = json!({
+            let mut entry = json!({
                 "name": format!("{}/{}", kind.plural, sub.as_str()), "singularName": "",
                 "namespaced": kind.namespaced, "kind": name, "verbs": sub_verbs(sub)
             });
             if (sub_group, sub_version) != (group, version) {
-                resource["group"] = sub_group.into();
-                resource["version"] = sub_version.into();
+                entry["group"] = sub_group.into();
+                entry["version"] = sub_version.into();
             }
-            resources.push(resource);
+            resources.push(entry);
         }
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
@@ -154,8 +207,8 @@ pub(crate) fn aggregated(catalog: &Catalog, core: bool, form: Discovery) -> Valu
         .map(|(name, versions)| {
             let versions: Vec<_> = versions
                 .into_iter()
-                .map(|(version, kinds)| {
-                    let resources: Vec<_> = kinds.into_iter().map(aggregated_resource).collect();
+                .map(|(version, resources)| {
+                    let resources: Vec<_> = resources.iter().map(aggregated_resource).collect();
                     json!({"version": version.name, "resources": resources, "freshness": "Current"})
                 })
                 .collect();
@@ -169,32 +222,28 @@ pub(crate) fn aggregated(catalog: &Catalog, core: bool, form: Discovery) -> Valu
     })
 }
 
-fn aggregated_resource(kind: &Kind) -> Value {
+fn aggregated_resource(resource: &Resource<'_>) -> Value {
     let response =
         |(group, version, kind): (&str, &str, &str)| json!({"group": group, "version": version, "kind": kind});
-    let mut resource = json!({
-        "resource": kind.plural,
-        "responseKind": response((kind.group, kind.version, kind.kind)),
-        "scope": if kind.namespaced { "Namespaced" } else { "Cluster" },
-        "singularResource": kind.singular,
-        "verbs": VERBS
+    let mut entry = json!({
+        "resource": resource.plural,
+        "responseKind": response((resource.group, resource.version, resource.kind)),
+        "scope": if resource.namespaced { "Namespaced" } else { "Cluster" },
+        "singularResource": resource.singular,
+        "verbs": resource.verbs
     });
-    if !kind.short_names.is_empty() {
-        resource["shortNames"] = kind.short_names.into();
-    }
-    if !kind.categories.is_empty() {
-        resource["categories"] = kind.categories.into();
-    }
-    let subs: Vec<_> = Sub::all(kind)
+    resource.add_names(&mut entry);
+    let subs: Vec<_> = resource
+        .subresources()
         .into_iter()
-        .map(|sub| {
+        .map(|(kind, sub)| {
             json!({"subresource": sub.as_str(), "responseKind": response(sub_kind(kind, sub)), "verbs": sub_verbs(sub)})
         })
         .collect();
     if !subs.is_empty() {
-        resource["subresources"] = subs.into();
+        entry["subresources"] = subs.into();
     }
-    resource
+    entry
 }
 
 /// `/version`.
@@ -251,9 +300,24 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen.len(), portolan_kinds::all().len());
+        assert_eq!(seen.len(), portolan_kinds::all().len() + Review::ALL.len());
         assert_eq!(group_list(&catalog)["groups"].as_array().unwrap().len(), groups(&catalog).len() - 1);
         assert!(group(&catalog, "nonsense").is_none());
+    }
+
+    #[test]
+    fn questions_can_only_be_asked() {
+        let found = resources(&Catalog::default(), "authorization.k8s.io", "v1");
+        assert_eq!(
+            found["resources"][0],
+            json!({
+                "name": "localsubjectaccessreviews", "singularName": "localsubjectaccessreview", "namespaced": true,
+                "kind": "LocalSubjectAccessReview", "verbs": ["create"]
+            })
+        );
+        assert_eq!(found["resources"].as_array().unwrap().len(), 4);
+        assert!(serves(&Catalog::default(), "authentication.k8s.io", "v1"));
+        assert!(!serves(&Catalog::default(), "authentication.k8s.io", "v1beta1"));
     }
 
     #[test]

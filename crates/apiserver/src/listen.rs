@@ -144,7 +144,7 @@ async fn connection(
     };
     drop(arriving);
     let standing = Standing { rooms, gone, place: Mutex::new((user.is_some(), place)) };
-    let peer = Arc::new(Peer { user, standing, shutdown: shutdown.clone() });
+    let peer = Arc::new(Peer { user, source: source.to_canonical(), standing, shutdown: shutdown.clone() });
     let service = service_fn(move |request| {
         let (server, peer) = (server.clone(), peer.clone());
         async move { Ok::<_, Infallible>(server.handle(request, peer).await) }

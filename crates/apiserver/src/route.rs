@@ -7,6 +7,7 @@ use percent_encoding::percent_decode_str;
 use portolan_kinds::{Catalog, Kind, KindRef, Status};
 
 use crate::authz::Request;
+use crate::discovery;
 use crate::review::Review;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -224,7 +225,7 @@ impl Unknown {
 }
 
 fn resources(catalog: &Catalog, group: &str, version: &str) -> Result<Route, Status> {
-    if catalog.iter().any(|kind| kind.group == group && kind.version == version) {
+    if discovery::serves(catalog, group, version) {
         Ok(Route::Resources { group: group.to_owned(), version: version.to_owned() })
     } else {
         Err(Status::unknown_resource())

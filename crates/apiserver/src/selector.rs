@@ -7,34 +7,38 @@ use portolan_store::Key;
 use serde_json::Value;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct FieldTest {
-    field: String,
-    value: String,
-    equal: bool,
+pub(crate) struct FieldTest {
+    pub(crate) field: String,
+    pub(crate) value: String,
+    pub(crate) equal: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct FieldSelector(Vec<FieldTest>);
+pub(crate) struct FieldSelector(pub(crate) Vec<FieldTest>);
 
 impl FieldSelector {
     /// # Errors
     /// 400 for what cannot be parsed, and for fields by which objects of this kind cannot be selected.
     pub(crate) fn parse(text: &str, kind: &Kind) -> Result<Self, Status> {
-        let mut tests = Vec::new();
-        for part in split_unescaped(text) {
-            if part.is_empty() {
-                continue;
-            }
-            let test = field_test(part)
-                .ok_or_else(|| Status::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'")))?;
-            let supported = matches!(test.field.as_str(), "metadata.name" | "metadata.namespace")
-                || kind.field(&Value::Null, &test.field).is_ok();
+        let selector = Self::of_fields(text)
+            .map_err(|part| Status::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'")))?;
+        for FieldTest { field, .. } in &selector.0 {
+            let supported = matches!(field.as_str(), "metadata.name" | "metadata.namespace")
+                || kind.field(&Value::Null, field).is_ok();
             if !supported {
-                return Err(Status::bad_request(format!("field label not supported: {}", test.field)));
+                return Err(Status::bad_request(format!("field label not supported: {field}")));
             }
-            tests.push(test);
         }
-        Ok(Self(tests))
+        Ok(selector)
+    }
+
+    /// With any fields.
+    ///
+    /// # Errors
+    /// The part that cannot be parsed.
+    pub(crate) fn of_fields(text: &str) -> Result<Self, &str> {
+        let parts = split_unescaped(text).into_iter().filter(|part| !part.is_empty());
+        parts.map(|part| field_test(part).ok_or(part)).collect::<Result<_, _>>().map(Self)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

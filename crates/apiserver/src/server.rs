@@ -1,5 +1,6 @@
 //! One request -> one reply: who asks, may they, what for, and whose job it is.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -59,6 +60,7 @@ pub(crate) struct Server {
 pub(crate) struct Peer {
     /// `None` without a client certificate.
     pub(crate) user: Option<User>,
+    pub(crate) source: IpAddr,
     pub(crate) standing: Standing,
     pub(crate) shutdown: CancellationToken,
 }

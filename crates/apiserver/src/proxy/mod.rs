@@ -3,13 +3,15 @@
 //! Invariant: only who is in the API can be reached, as the API knows it: pods by way of their nodes, which connect to no
 //! other address than the pod's own; of a Service, endpoints that are pods of its namespace and have the address that
 //! they are said to have; nodes at the address that they say, unless it is this machine's own. Nothing that tells who the
-//! client is goes along. Deliberately not here: any reading of what passes, but links in HTML and redirects.
+//! client is goes along, but the address that it asks from. Deliberately not here: any reading of what passes, but links in HTML and redirects.
 //!
 //! Source: `pkg/registry/core/{pod,service,node}` and `apimachinery/pkg/util/proxy` of Kubernetes.
 
 mod html;
 mod place;
 mod rewrite;
+
+use std::net::IpAddr;
 
 use http::header::{
     CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
@@ -101,9 +103,13 @@ async fn ask(
         .map_err(|_| Status::bad_request("a path that no backend can be asked for"))?;
     let mut request = Request::new(body.map_err(|error| -> BodyError { Box::new(error) }).boxed_unsync());
     *request.headers_mut() = headers(&parts.headers, client.is_some());
-    for (name, value) in
-        [("x-forwarded-uri", path.as_str()), ("x-forwarded-host", &host), ("x-forwarded-proto", "https")]
-    {
+    let way_here = forwarded_for(&parts.headers, peer.source);
+    for (name, value) in [
+        ("x-forwarded-for", way_here.as_str()),
+        ("x-forwarded-host", &host),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-uri", &path),
+    ] {
         if let Ok(value) = HeaderValue::from_str(value) {
             request.headers_mut().insert(HeaderName::from_static(name), value);
         }
@@ -139,6 +145,12 @@ fn moved(location: &str) -> Reply {
 fn host(parts: &Parts) -> String {
     let header = parts.headers.get(HOST).and_then(|host| host.to_str().ok());
     header.or(parts.uri.authority().map(|authority| authority.as_str())).unwrap_or_default().to_owned()
+}
+
+/// Whom the request passed on its way here, as far as they say so, and who handed it in.
+fn forwarded_for(headers: &HeaderMap, source: IpAddr) -> String {
+    let before = headers.get_all("x-forwarded-for").into_iter().filter_map(|value| value.to_str().ok());
+    before.map(str::to_owned).chain([source.to_string()]).collect::<Vec<_>>().join(", ")
 }
 
 /// What of the client's headers a backend may see.
@@ -216,6 +228,17 @@ fn is_page(headers: &HeaderMap) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_asks_comes_after_whom_it_asks_for() {
+        let mut headers = HeaderMap::new();
+        let source = IpAddr::from([192, 0, 2, 7]);
+        assert_eq!(forwarded_for(&headers, source), "192.0.2.7");
+        for before in ["10.0.0.1, 10.0.0.2", "10.0.0.3"] {
+            headers.append("x-forwarded-for", HeaderValue::from_static(before));
+        }
+        assert_eq!(forwarded_for(&headers, source), "10.0.0.1, 10.0.0.2, 10.0.0.3, 192.0.2.7");
+    }
 
     #[test]
     fn who_the_client_is_does_not_go_along() {

@@ -2,6 +2,8 @@
 //!
 //! Source: `authorization.k8s.io` and `authentication.k8s.io`, `pkg/registry/{authorization,authentication}`.
 
+mod selectors;
+
 use jiff::Timestamp;
 use portolan_kinds::{FieldError, Status};
 use serde::Deserialize;
@@ -27,6 +29,10 @@ const AUTHORIZATION: &str = "authorization.k8s.io";
 const AUTHENTICATION: &str = "authentication.k8s.io";
 
 impl Review {
+    /// In the order of groups and plurals.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Myself, Self::Token, Self::LocalAccess, Self::MyAccess, Self::MyRules, Self::Access];
+
     /// By what stands in the path after `/apis`.
     pub(crate) fn of(group: &str, version: &str, plural: &str, namespaced: bool) -> Option<Self> {
         match (group, version, plural) {
@@ -114,6 +120,9 @@ impl Review {
         if self != Self::MyAccess && !subject {
             invalid("spec.user", &json!(""), "at least one of user or group must be specified");
         }
+        errors.extend(selectors::validate(resource));
+        let mut invalid =
+            |field: &str, value: &Value, why: &str| errors.push(FieldError::invalid(field, value.clone(), why));
         if self == Self::LocalAccess {
             let own = object::text(metadata, "/namespace");
             let asked_in = object::text(resource, "/namespace");
@@ -151,6 +160,7 @@ fn subject(spec: &Value) -> User {
 }
 
 fn access(server: &Server, user: &User, spec: &Value) -> Result<Value, Status> {
+    let selected = selectors::selected(&spec["resourceAttributes"]);
     let Decision { allowed, reason } = match &spec["resourceAttributes"] {
         Value::Object(resource) => {
             let text = |field: &str| resource.get(field).and_then(Value::as_str).unwrap_or_default();
@@ -163,7 +173,8 @@ fn access(server: &Server, user: &User, spec: &Value) -> Result<Value, Status> {
                     subresource: text("subresource"),
                     namespace: text("namespace"),
                     name: text("name"),
-                    ..Request::default()
+                    node_name: selected.node_name.as_deref().unwrap_or_default(),
+                    path: "",
                 },
             )?
         }
@@ -180,6 +191,9 @@ fn access(server: &Server, user: &User, spec: &Value) -> Result<Value, Status> {
     let mut status = json!({"allowed": allowed});
     if !reason.is_empty() {
         status["reason"] = reason.into();
+    }
+    if !selected.errors.is_empty() {
+        status["evaluationError"] = selected.errors.join("; ").into();
     }
     Ok(status)
 }
