@@ -188,6 +188,52 @@ async fn reviews() {
     assert!(rules["status"]["nonResourceRules"].to_string().contains("/openapi/*"), "{rules}");
 }
 
+/// A node may list what is narrowed to itself, and whoever asks about it is told so.
+#[tokio::test]
+async fn reviews_may_be_narrowed_by_selectors() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let ask = async |selector: Value| {
+        let what = json!({"verb": "list", "resource": "pods", "fieldSelector": selector});
+        let spec = json!({"user": "system:node:n1", "groups": ["system:nodes"], "resourceAttributes": what});
+        admin.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", &json!({ "spec": spec })).await
+    };
+    for (selector, allowed) in [
+        (json!({"rawSelector": "spec.nodeName=n1"}), true),
+        (json!({"requirements": [{"key": "spec.nodeName", "operator": "In", "values": ["n1"]}]}), true),
+        (json!({"rawSelector": "spec.nodeName=n2"}), false),
+    ] {
+        assert_eq!(ask(selector.clone()).await.ok()["status"]["allowed"], allowed, "{selector}");
+    }
+    let unread = ask(json!({"rawSelector": "nonsense"})).await.ok();
+    assert_eq!(unread["status"]["allowed"], false);
+    let why = "spec.resourceAttributes.fieldSelector ignored due to parse error";
+    assert_eq!(unread["status"]["evaluationError"], why);
+    assert_eq!(unread["spec"]["resourceAttributes"]["fieldSelector"]["rawSelector"], "nonsense");
+    let at = "spec.resourceAttributes.fieldSelector";
+    let words = format!(
+        "SubjectAccessReview.authorization.k8s.io \"\" is invalid: {at}.requirements: Required value: when {at} is \
+         specified, requirements or rawSelector is required"
+    );
+    assert_eq!(ask(json!({})).await.failure(), (422, words));
+}
+
+/// Whoever runs a stock controller against this API gives it its account.
+#[tokio::test]
+async fn upstreams_controllers_have_their_roles() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let controller = As(&admin, "system:serviceaccount:kube-system:endpointslice-controller");
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    let slice = json!({"metadata": {"name": "a"}, "addressType": "IPv4", "endpoints": [], "ports": []});
+    assert_eq!(controller.send(Method::POST, slices, &slice).await.code, 201);
+    let secrets = "/api/v1/namespaces/default/secrets";
+    assert_eq!(controller.send(Method::POST, secrets, &json!({"metadata": {"name": "a"}})).await.code, 403);
+    let bound = admin.get(&format!("{RBAC}/clusterrolebindings/system:node")).await.ok();
+    assert_eq!(bound.get("subjects"), None, "nodes are authorized by what they are");
+    admin.get(&format!("{RBAC}/namespaces/kube-public/roles/system:controller:bootstrap-signer")).await.ok();
+}
+
 #[tokio::test]
 async fn taking_another_name_is_a_right_of_its_own() {
     let cluster = Cluster::start().await;
