@@ -12,9 +12,6 @@ use crate::accept::Discovery;
 use crate::review::Review;
 use crate::route::Sub;
 
-/// An OpenAPI 2.0 document without definitions, in protobuf: field 1 (swagger) is "2.0".
-pub(crate) const OPENAPI_V2_PROTOBUF: &[u8] = b"\x0a\x032.0";
-
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 fn sub_verbs(sub: Sub) -> &'static [&'static str] {

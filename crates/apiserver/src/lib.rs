@@ -22,6 +22,7 @@ mod bootstrap;
 mod custom;
 mod delete;
 mod discovery;
+mod documents;
 mod expire;
 mod filter;
 mod json;

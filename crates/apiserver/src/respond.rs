@@ -91,15 +91,21 @@ pub(crate) fn unless_known(content_type: &'static str, text: String, known: &str
     let mut hasher = DefaultHasher::new();
     text.hash(&mut hasher);
     let tag = format!("\"{:016X}\"", hasher.finish());
-    let mut response = typed(content_type, text);
-    if known.split(',').any(|known| known.trim() == tag) {
-        *response.status_mut() = StatusCode::NOT_MODIFIED;
-        *response.body_mut() = full(Bytes::new());
-    }
-    if let Ok(tag) = HeaderValue::from_str(&tag) {
+    let is_known = known.split(',').any(|known| known.trim() == tag);
+    tagged(if is_known { unchanged(content_type) } else { typed(content_type, text) }, &tag)
+}
+
+/// 304 for who has the document already.
+pub(crate) fn unchanged(content_type: &'static str) -> Reply {
+    reply(StatusCode::NOT_MODIFIED.as_u16(), content_type, full(Bytes::new()))
+}
+
+/// The answer, under a tag that changes with it.
+pub(crate) fn tagged(mut response: Reply, tag: &str) -> Reply {
+    if let Ok(tag) = HeaderValue::from_str(tag) {
         response.headers_mut().insert(ETAG, tag);
     }
-    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept"));
+    response.headers_mut().append(VARY, HeaderValue::from_static("Accept"));
     response
 }
 
@@ -123,13 +129,16 @@ pub(crate) fn packs(size: usize, accept_encoding: &str) -> bool {
     size >= GZIP_FROM && takes_gzip
 }
 
-/// JSON that comes piece by piece, and is `packed` or not.
-pub(crate) fn json_pieces(body: Body, packed: bool) -> Reply {
-    let mut response = stream("application/json", body);
-    if packed {
-        response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
-    }
+/// JSON that comes piece by piece, and is compressed or not.
+pub(crate) fn json_pieces(body: Body, is_packed: bool) -> Reply {
+    let response = stream("application/json", body);
+    if is_packed { packed(response) } else { response }
+}
+
+/// The answer, of which the body is compressed already.
+pub(crate) fn packed(mut response: Reply) -> Reply {
+    response.headers_mut().insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    response.headers_mut().insert(VARY, HeaderValue::from_static("Accept-Encoding"));
     response
 }
 

@@ -21,6 +21,7 @@ use crate::authz::{Authorizer, Request as Access};
 use crate::backup::Backup;
 use crate::body::{self, Budget};
 use crate::custom::Kinds;
+use crate::documents::Documents;
 use crate::listen::Standing;
 use crate::nodes::Nodes;
 use crate::options::Options;
@@ -52,6 +53,7 @@ pub(crate) struct Server {
     pub(crate) tasks: TaskTracker,
     pub(crate) admission: Admission,
     pub(crate) ways: Ways,
+    documents: Documents,
     budget: Budget,
     address: String,
 }
@@ -89,6 +91,7 @@ impl Server {
             tasks: TaskTracker::new(),
             admission: Admission::new(),
             ways: Ways::new(),
+            documents: Documents::default(),
             budget: Budget::new(),
             address,
         }
@@ -213,12 +216,10 @@ impl Server {
             Route::Resources { group, version } => {
                 respond::value(200, &discovery::resources(catalog, &group, &version))
             }
-            // kubectl looks here, in protobuf only, for kinds that it found nowhere else.
-            Route::OpenApiV2 if accept.contains("proto-openapi") => respond::typed(
-                "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
-                discovery::OPENAPI_V2_PROTOBUF,
-            ),
-            Route::OpenApiV2 => respond::value(200, &portolan_kinds::openapi::v2()),
+            Route::OpenApiV2 => {
+                let (encodings, known) = (header(parts, ACCEPT_ENCODING), header(parts, IF_NONE_MATCH));
+                self.documents.answer(catalog, accept, encodings, known)?
+            }
             Route::OpenApiV3Index => respond::value(200, &portolan_kinds::openapi::v3_index(catalog)),
             Route::OpenApiV3(path) => {
                 let document = portolan_kinds::openapi::v3(catalog, &path).ok_or_else(Status::unknown_resource)?;

@@ -48,6 +48,8 @@ pub(crate) struct Field {
     pub(crate) map_type: Option<&'static str>,
     /// What it is, as a key of a list's items, where an item leaves it out.
     pub(crate) default: Option<&'static str>,
+    /// All values that it, or each of its items, may have; empty if they are not enumerated.
+    pub(crate) choices: Vec<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +149,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
         tag: None,
         map_type: None,
         default: None,
+        choices: Vec::new(),
     };
     for word in words {
         match word.split_once('=') {
@@ -168,6 +171,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
             Some(("list", kind)) => field.list_type = Some(kind),
             Some(("map", kind)) => field.map_type = Some(kind),
             Some(("default", value)) => field.default = Some(value),
+            Some(("enum", choices)) => field.choices = choices.split(',').collect(),
             Some(("pb", tag)) => field.tag = Some(tag),
             _ => {}
         }

@@ -136,7 +136,7 @@ fn table_is_current() {
                     match word {
                         "-" => {}
                         "*" | "+" | "=" => write!(line, " {word}").unwrap(),
-                        tag if tag.starts_with("pb=") => write!(line, " {tag}").unwrap(),
+                        tag if tag.starts_with("pb=") || tag.starts_with("enum=") => write!(line, " {tag}").unwrap(),
                         go => write!(line, " go={go}").unwrap(),
                     }
                 }

@@ -462,6 +462,34 @@ async fn rules_of_definitions_are_kept_to() {
     assert!(refused.1.contains("spec.hostnames[0]: Too long: may not be more than 0 bytes"), "{refused:?}");
 }
 
+#[tokio::test]
+async fn the_document_of_all_kinds_has_them_too() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let ask = |tag: String| {
+        let admin = &admin;
+        async move { admin.send(Method::GET, "/openapi/v2", &[("if-none-match", &tag)], String::new()).await }
+    };
+    let before = ask(String::new()).await;
+    assert!(before.json()["definitions"].get("io.k8s.api.core.v1.Service").is_some());
+    let tag = before.headers["etag"].to_str().unwrap().to_owned();
+    assert_eq!(ask(tag.clone()).await.code, 304);
+    admin.post(DEFINITIONS, &definition()).await.ok();
+    let after = ask(tag.clone()).await;
+    assert_ne!(after.headers["etag"].to_str().unwrap(), tag);
+    let document = after.ok();
+    let schema = &document["definitions"]["com.example.stable.v1.CronTab"];
+    let spec = &schema["properties"]["spec"];
+    assert_eq!(spec["properties"]["cronSpec"]["description"], "In cron's form.");
+    // Where anything may stand, clients must not look further.
+    assert_eq!(spec["properties"]["free"], json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
+    let gvk = json!([{"group": "stable.example.com", "version": "v1", "kind": "CronTab"}]);
+    assert_eq!(schema["x-kubernetes-group-version-kind"], gvk);
+    assert!(
+        document["paths"].get("/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}/scale").is_some()
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn kubectl_takes_them_for_its_own() {
     if !has_kubectl() {

@@ -114,6 +114,9 @@ async fn a_day_with_kubectl() {
     kubectl.run("patch service web --type=json -p [{\"op\":\"remove\",\"path\":\"/metadata/labels/tier\"}]", "").await;
     let explained = kubectl.run("explain service.spec", "").await;
     assert!(explained.contains("clusterIP"), "{explained}");
+    // What older ones know alone, in protobuf.
+    let explained = kubectl.run("explain service.spec.type --output=plaintext-openapiv2", "").await;
+    assert!(explained.contains("FIELD:    type <string>") && explained.contains("type determines how"), "{explained}");
     let resources = kubectl.run("api-resources", "").await;
     assert!(resources.contains("endpointslices") && resources.contains("svc"), "{resources}");
     // These come as protobuf.

@@ -1,12 +1,15 @@
-//! The OpenAPI documents that kubectl reads: one for each group and version, made from the table of fields.
+//! The OpenAPI documents that kubectl reads: one for each group and version, and one of all in the older version 2, made from
+//! the table of fields.
 //!
 //! Invariants: everything a document refers to is in it; its hash in the index changes when it does. A document is built
 //! anew at every call, since clients keep it by that hash; only the hashes stay in memory.
-//! Source: `/openapi/v3` of kube-apiserver.
+//! Source: `/openapi/v3` and `/openapi/v2` of kube-apiserver.
 
 mod defined;
+pub mod gnostic;
 mod paths;
 mod schemas;
+mod v2;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::OnceLock;
@@ -14,6 +17,8 @@ use std::sync::OnceLock;
 use serde_json::{Map, Value, json};
 
 use crate::{Catalog, Kind};
+
+pub use v2::v2;
 
 const TITLE: &str = "Kubernetes";
 const VERSION: &str = "v1.36.2";
@@ -81,11 +86,6 @@ pub fn v3(catalog: &Catalog, path: &str) -> Option<Value> {
     }))
 }
 
-/// `/openapi/v2`: nothing but its header. Clients that matter here read version 3.
-pub fn v2() -> Value {
-    json!({"swagger": "2.0", "info": {"title": TITLE, "version": VERSION}, "paths": {}, "definitions": {}})
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,6 +125,42 @@ mod tests {
     }
 
     #[test]
+    fn version_2_has_all_of_it() {
+        let document = v2(&Catalog::default());
+        let mut found = BTreeSet::new();
+        references(&document, &mut found);
+        for target in found {
+            let name = target.strip_prefix("#/definitions/").unwrap();
+            assert!(document["definitions"].get(name).is_some(), "{name} is missing");
+        }
+        let service = &document["definitions"]["io.k8s.api.core.v1.ServiceSpec"]["properties"];
+        let ports = json!({
+            "description": service["ports"]["description"], "type": "array",
+            "items": {"$ref": "#/definitions/io.k8s.api.core.v1.ServicePort"},
+            "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port", "protocol"],
+            "x-kubernetes-patch-merge-key": "port", "x-kubernetes-patch-strategy": "merge"
+        });
+        assert_eq!(service["ports"], ports);
+        let config = json!({
+            "description": service["sessionAffinityConfig"]["description"],
+            "$ref": "#/definitions/io.k8s.api.core.v1.SessionAffinityConfig"
+        });
+        assert_eq!(service["sessionAffinityConfig"], config);
+        let number = &document["definitions"]["io.k8s.apimachinery.pkg.util.intstr.IntOrString"];
+        assert_eq!((&number["type"], &number["format"]), (&json!("string"), &json!("int-or-string")));
+        let patch = &document["paths"]["/api/v1/namespaces/{namespace}/services/{name}"]["patch"];
+        let parameter =
+            |name: &str| patch["parameters"].as_array().unwrap().iter().find(|p| p["name"] == name).unwrap();
+        assert_eq!(
+            *parameter("force"),
+            json!({"name": "force", "in": "query", "type": "boolean", "uniqueItems": true})
+        );
+        assert_eq!(parameter("body")["in"], "body");
+        assert!(patch["consumes"].as_array().unwrap().contains(&json!("application/strategic-merge-patch+json")));
+        assert_eq!(patch["responses"]["200"]["schema"], json!({"$ref": "#/definitions/io.k8s.api.core.v1.Service"}));
+    }
+
+    #[test]
     fn what_kubectl_looks_for() {
         let core = v3(&Catalog::default(), "api/v1").unwrap();
         let patch = &core["paths"]["/api/v1/namespaces/{namespace}/services/{name}"]["patch"];
@@ -149,6 +185,9 @@ mod tests {
         );
         assert!(service["description"].as_str().unwrap().starts_with("Service is a named abstraction"));
         assert_eq!(schemas["io.k8s.api.core.v1.ServicePort"]["required"], json!(["port"]));
+        let spec = &schemas["io.k8s.api.core.v1.ServiceSpec"]["properties"];
+        assert_eq!(spec["type"]["enum"], json!(["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]));
+        assert_eq!(spec["ipFamilies"]["items"]["enum"], json!(["", "IPv4", "IPv6"]));
         let apps = v3(&Catalog::default(), "apis/apps/v1").unwrap();
         assert!(apps["paths"].get("/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale").is_some());
         assert!(apps["components"]["schemas"].get("io.k8s.api.apps.v1.DeploymentList").is_some());

@@ -18,9 +18,10 @@ const FIELDS: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
 
 /// `io.k8s.api.core.v1.Service` for `core.v1.Service`.
 pub(super) fn full_name(name: &str) -> String {
-    match name.strip_prefix("meta.") {
-        Some(rest) => format!("io.k8s.apimachinery.pkg.apis.meta.{rest}"),
-        None => format!("io.k8s.api.{name}"),
+    match name.split_once('.') {
+        Some(("meta", rest)) => format!("io.k8s.apimachinery.pkg.apis.meta.{rest}"),
+        Some(("apiextensions", _)) => format!("io.k8s.apiextensions-apiserver.pkg.apis.{name}"),
+        _ => format!("io.k8s.api.{name}"),
     }
 }
 
@@ -46,6 +47,9 @@ pub(super) fn components(kinds: &[&Kind]) -> Map<String, Value> {
     for name in wanted {
         let Some(schema) = table().find(name) else { continue };
         all.insert(full_name(name), object(schema, words.get(name).unwrap_or(&empty)));
+    }
+    if let Some(scale) = all.get_mut(&full_name("autoscaling.v1.Scale")) {
+        scale["x-kubernetes-group-version-kind"] = json!([{"group": "autoscaling", "version": "v1", "kind": "Scale"}]);
     }
     for kind in kinds {
         let name = full_name(kind.type_name());
@@ -107,6 +111,10 @@ fn object(schema: &Type, words: &BTreeMap<String, String>) -> Value {
     let mut properties = Map::new();
     for field in &schema.fields {
         let mut property = shape(&field.shape);
+        if !field.choices.is_empty() {
+            let one = if property["items"].is_object() { &mut property["items"] } else { &mut property };
+            one["enum"] = field.choices.clone().into();
+        }
         if let Some(description) = words.get(field.name).filter(|text| !text.is_empty()) {
             property["description"] = description.as_str().into();
         }
