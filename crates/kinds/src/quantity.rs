@@ -49,7 +49,7 @@ impl Quantity {
             (Form::Decimal, *scale, 0)
         } else {
             let exponent = suffix.strip_prefix(['e', 'E'])?;
-            (Form::Exponent, exponent.parse::<i32>().ok()?, 0)
+            (Form::Exponent, exponent.parse::<i16>().ok()?.into(), 0)
         };
         // The digits as an integer with `fraction.len()` of them behind the point.
         let mut digits: i128 = 0;

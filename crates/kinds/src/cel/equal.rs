@@ -1,8 +1,10 @@
 //! Whether two values are equal, and which of two comes first.
 //!
-//! Values of different types are unequal, but for numbers. Lists that a schema calls sets or maps do not care for order.
+//! Values of different types are unequal, but for numbers. Lists of an object that its schema calls sets or maps do not care
+//! for order.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
@@ -42,30 +44,36 @@ fn lists<'a>(room: &mut Room, one: &List<'a>, other: &List<'a>) -> Result<bool, 
     if one.len() != other.len() {
         return Ok(false);
     }
-    let keys: Option<&[String]> = match one {
-        List::Held { by: ListBy::Keys(keys), .. } => Some(keys),
-        List::Held { by: ListBy::Value, .. } => Some(&[]),
-        _ => None,
-    };
-    let Some(keys) = keys else {
-        for (one, other) in one.iter().zip(other.iter()) {
-            if !equal(room, &one?, &other?)? {
-                return Ok(false);
-            }
+    room.work(one.len() as u64)?;
+    if let (List::Held { items: one, of, by }, List::Held { items: other, .. }) = (one, other)
+        && **by != ListBy::Place
+    {
+        return unordered(room, one, other, of, by);
+    }
+    for (one, other) in one.iter().zip(other.iter()) {
+        if !equal(room, &one?, &other?)? {
+            return Ok(false);
         }
-        return Ok(true);
+    }
+    Ok(true)
+}
+
+/// Lists that a schema calls a set or a map: each item is compared with the one that is about the same.
+fn unordered<'a>(
+    room: &mut Room,
+    one: &'a [Json],
+    other: &'a [Json],
+    of: &'a Arc<Shape>,
+    by: &ListBy,
+) -> Result<bool, Failure> {
+    let name = |item: &Json| match by {
+        ListBy::Keys(keys) => keys.iter().map(|key| item[key].to_string() + ",").collect(),
+        _ => item.to_string(),
     };
-    for item in one.iter() {
-        let item = item?;
-        let mut found = false;
-        for candidate in other.iter() {
-            let candidate = candidate?;
-            if same_keys(room, keys, &item, &candidate)? && equal(room, &item, &candidate)? {
-                found = true;
-                break;
-            }
-        }
-        if !found {
+    let known: HashMap<String, &Json> = other.iter().map(|item| (name(item), item)).collect();
+    for item in one {
+        let Some(same) = known.get(&name(item)) else { return Ok(false) };
+        if !equal(room, &Value::held(item, of)?, &Value::held(same, of)?)? {
             return Ok(false);
         }
     }
@@ -100,6 +108,7 @@ fn maps<'a>(room: &mut Room, one: &Map<'a>, other: &Map<'a>) -> Result<bool, Fai
     if let (Map::Held(one, shape), Map::Held(other, _)) = (one, other) {
         return held(room, one, other, shape);
     }
+    room.work(one.len() as u64)?;
     for key in one.keys() {
         let same = match (one.get(&key).transpose()?, other.get(&key).transpose()?) {
             (Some(one), Some(other)) => equal(room, &one, &other)?,

@@ -20,6 +20,8 @@ use super::{cost, equal, functions, library};
 
 /// Items looked at, copied or compared in one evaluation.
 const MOST_WORK: u64 = 2_000_000;
+/// How much of a text is looked through in the time that one item takes.
+const BYTES_A_STEP: u64 = 128;
 /// What compiling a regular expression is worth, for each of its characters.
 const WORK_PER_PATTERN_CHARACTER: u64 = 200;
 
@@ -125,6 +127,15 @@ type Found<'a> = Result<Value<'a>, Failure>;
 
 impl<'a> Run<'a> {
     fn value(&mut self, expr: &'a Expr) -> Found<'a> {
+        let found = self.found(expr)?;
+        // Bytes are decoded, or copied, each time that they are named.
+        if let Value::Bytes(bytes) = &found {
+            self.room.work(bytes.len() as u64 / BYTES_A_STEP)?;
+        }
+        Ok(found)
+    }
+
+    fn found(&mut self, expr: &'a Expr) -> Found<'a> {
         match &expr.node {
             Node::Literal(literal) => Ok(literal_value(literal)),
             Node::Name(name) => {
@@ -203,6 +214,9 @@ impl<'a> Run<'a> {
         for arg in target.into_iter().chain(args) {
             values.push(self.value(arg)?);
         }
+        // Long texts are looked through to find out what they cost.
+        let bytes: usize = values.iter().filter_map(Value::as_text).map(str::len).sum();
+        self.room.work(bytes as u64 / BYTES_A_STEP)?;
         // Before, so that nothing dear is done that was not paid for; what depends on the result comes after.
         self.room.charge(cost::of_call(function, &values))?;
         let result = functions::call(&mut self.room, function, &values)?;

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::*;
@@ -207,5 +208,147 @@ fn worst_costs_are_known_before() {
     ] {
         let own = own();
         assert_eq!(Program::compile(rule, &own, false).unwrap().most_cost(&own), cost, "{rule}");
+    }
+}
+
+/// What rules are made of.
+const WORDS: &[&str] = &[
+    "self",
+    "oldSelf",
+    ".",
+    ".?",
+    "(",
+    ")",
+    "[",
+    "]",
+    "[?",
+    "{",
+    "}",
+    ",",
+    ":",
+    "?",
+    "&&",
+    "||",
+    "!",
+    "-",
+    "+",
+    "*",
+    "/",
+    "%",
+    "==",
+    "!=",
+    "<",
+    ">=",
+    "in",
+    "has(",
+    "name",
+    "replicas",
+    "ratio",
+    "either",
+    "tags",
+    "ports",
+    "labels",
+    "port",
+    "when",
+    "wait",
+    "x",
+    "y",
+    "1",
+    "0",
+    "-1",
+    "9223372036854775807",
+    "2u",
+    "1.5",
+    "1e300",
+    "''",
+    "'a'",
+    "'[0-9]+'",
+    "'%s %d %.3f'",
+    "b'a'",
+    "true",
+    "null",
+    "dyn(",
+    "type(",
+    "string(",
+    "int(",
+    "uint(",
+    "double(",
+    "duration(",
+    "timestamp(",
+    "'1h'",
+    "'2026-01-02T03:04:05Z'",
+    "size(",
+    ".size()",
+    ".all(x,",
+    ".exists(x, y,",
+    ".map(x,",
+    ".filter(x,",
+    ".transformMap(x, y,",
+    ".transformMapEntry(x, y,",
+    ".sortBy(x,",
+    ".optMap(x,",
+    ".matches(",
+    ".find(",
+    ".split(",
+    ".join(",
+    ".replace(",
+    ".substring(",
+    ".charAt(",
+    ".indexOf(",
+    ".lastIndexOf(",
+    ".format(",
+    ".sum()",
+    ".min()",
+    ".sort()",
+    ".distinct()",
+    ".slice(",
+    ".flatten()",
+    ".reverse()",
+    "lists.range(",
+    "sets.contains(",
+    "optional.of(",
+    "optional.none()",
+    ".orValue(",
+    ".value()",
+    "ip(",
+    "cidr(",
+    "url(",
+    "quantity(",
+    "semver(",
+    "'10.0.0.1/8'",
+    "'http://a:1/b%zz?c=d'",
+    "'1e30'",
+    "'1.2.3-a.1'",
+    ".add(",
+    ".getHours(",
+    "'+99999:00'",
+    ".getQuery()",
+    ".masked()",
+    ".containsIP(",
+    ".compareTo(",
+    "format.named(",
+    ".validate(",
+    "strings.quote(",
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    /// Whatever somebody writes, and whatever the object is: a value, a failure or a refusal.
+    #[test]
+    fn nothing_written_is_too_much(words in proptest::collection::vec(0..WORDS.len(), 1..14), depth in 0_usize..3) {
+        let own = own();
+        let text: String = words.iter().map(|word| WORDS[*word]).collect::<Vec<_>>().join(" ");
+        // Calls that were opened are closed, so that many of them are rules.
+        let open = text.matches('(').count().saturating_sub(text.matches(')').count());
+        let rule = format!("{text}{}{}", ")".repeat(open), " == self".repeat(depth));
+        if let Ok(program) = Program::compile(&rule, &own, false) {
+            program.most_cost(&own);
+            for object in [object(), json!({}), json!({"name": 1, "replicas": "x", "tags": {}, "ports": [1], "labels": [], "wait": "x"})] {
+                let variables = Variables { own: &object, old: Some(&object), old_is_optional: false, shape: &own };
+                let (_, cost) = program.evaluate(variables);
+                prop_assert!(cost <= MOST_PER_CALL + 3_000_000, "{rule}");
+            }
+        }
     }
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Number, Value, json};
 
 use super::format;
-use super::places::same_item;
+use super::places::Items;
 use super::schema::{Additional, ListType, Range, Schema, Type};
 use crate::{FieldError, FieldErrorKind};
 
@@ -257,10 +257,10 @@ impl Check<'_> {
 
     fn items(&mut self, schema: &Schema, items: &[Value], old: Option<&Value>, name: &str, found: &mut Found) {
         if let Some(of) = &schema.items {
+            let keys = (schema.list_type == ListType::Map).then_some(schema.list_keys.as_slice());
+            let olds = Items::new(keys, old);
             for (index, item) in items.iter().enumerate() {
-                let same = old.filter(|_| schema.list_type == ListType::Map);
-                let same = same.and_then(|old| same_item(&schema.list_keys, item, old));
-                let item = self.value(of, item, same, &format!("{name}[{index}]"));
+                let item = self.value(of, item, olds.same(item), &format!("{name}[{index}]"));
                 found.merge(item);
             }
         }

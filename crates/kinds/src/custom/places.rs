@@ -2,6 +2,8 @@
 //!
 //! Source: `CorrelatedObject` of `k8s.io/apiserver/pkg/cel/common`, `ValidFieldPath` of apiextensions-apiserver.
 
+use std::collections::HashMap;
+
 use serde_json::Value;
 
 use crate::look::Look;
@@ -41,10 +43,31 @@ pub(super) fn list_keys(schema: &Value) -> Option<Vec<String>> {
     is_map.then(|| keys.collect())
 }
 
-/// The item of a list that is about the same as this one.
-pub(super) fn same_item<'a>(keys: &[String], item: &Value, list: &'a Value) -> Option<&'a Value> {
-    let same = |other: &&Value| other.is_object() && keys.iter().all(|key| item.get(key) == other.get(key));
-    list.as_array()?.iter().find(same)
+/// The items of a list, to be found by what they are told apart by.
+pub(super) struct Items<'a, 'k> {
+    keys: &'k [String],
+    known: HashMap<String, &'a Value>,
+}
+
+impl<'a, 'k> Items<'a, 'k> {
+    /// Those of a list as it was, of which it is known what they are told apart by.
+    pub(super) fn new(keys: Option<&'k [String]>, list: Option<&'a Value>) -> Self {
+        let mut items = Self { keys: keys.unwrap_or_default(), known: HashMap::new() };
+        let list = list.filter(|_| keys.is_some()).and_then(Value::as_array);
+        for item in list.into_iter().flatten().filter(|item| item.is_object()) {
+            items.known.entry(items.name(item)).or_insert(item);
+        }
+        items
+    }
+
+    fn name(&self, item: &Value) -> String {
+        self.keys.iter().map(|key| item.get(key).map_or_else(String::new, Value::to_string) + ",").collect()
+    }
+
+    /// The one that is about the same as this.
+    pub(super) fn same(&self, item: &Value) -> Option<&'a Value> {
+        if self.known.is_empty() { None } else { self.known.get(&self.name(item)).copied() }
+    }
 }
 
 /// A path such as `.spec.ports['a']` as errors name it.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::declared;
-use super::places::{self, Place};
+use super::places::{self, Items, Place};
 use crate::cel::{Failure, Program, Refused, Shape, Type, Variables, escape};
 use crate::look::Look;
 use crate::{FieldError, FieldErrorKind};
@@ -202,10 +202,11 @@ impl Check {
             }
             Value::Array(items) => {
                 let Some(of) = &rules.items else { return Ok(()) };
+                let keys = rules.list_keys.as_deref();
+                let (olds, befores) = (Items::new(keys, old), Items::new(keys, place.old));
                 for (index, item) in items.iter().enumerate() {
-                    let same = |old: &'a Value| places::same_item(rules.list_keys.as_deref()?, item, old);
-                    let place = Place { old: place.old.and_then(same), parent: Some((value, place.old)) };
-                    self.value(of, &format!("{path}[{index}]"), item, old.and_then(same), place)?;
+                    let place = Place { old: befores.same(item), parent: Some((value, place.old)) };
+                    self.value(of, &format!("{path}[{index}]"), item, olds.same(item), place)?;
                 }
             }
             _ => {}

@@ -51,8 +51,9 @@ fn parse_zone(text: &str) -> Option<TimeZone> {
         return if matches!(text, "" | "UTC") { Some(TimeZone::UTC) } else { TimeZone::get(text).ok() };
     };
     let negative = hours.starts_with('-');
-    let (hours, minutes): (i32, i32) = (hours.parse().ok()?, minutes.parse().ok()?);
-    let seconds = hours * 3600 + if negative { -minutes * 60 } else { minutes * 60 };
+    let (hours, minutes): (i16, i16) = (hours.parse().ok()?, minutes.parse().ok()?);
+    let minutes = i32::from(minutes) * 60;
+    let seconds = i32::from(hours) * 3600 + if negative { -minutes } else { minutes };
     Offset::from_seconds(seconds).ok().map(TimeZone::fixed)
 }
 
