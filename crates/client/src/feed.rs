@@ -284,6 +284,8 @@ impl<K: Told> Watch<K> {
     }
 
     fn listed(&mut self) {
+        // A tree that was filled in order is half empty.
+        self.known = std::mem::take(&mut self.known).into_iter().collect();
         if !std::mem::replace(&mut self.listed, true) && self.unlisted.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.tell(FeedItem::Synced);
         }

@@ -70,7 +70,7 @@ impl Way {
     /// Where a connection goes, for what the server does at one of its ports: the direct ones to each endpoint in turn,
     /// since the kernel keeps something about each.
     fn destination(self, port: u16, connection: u32) -> SocketAddr {
-        let endpoint = (connection % u32::from(ENDPOINTS)) as u8;
+        let endpoint = u8::try_from(connection % u32::from(ENDPOINTS)).unwrap_or(0);
         let address = if self == Self::Direct { server_address(endpoint) } else { cluster_ip(0) };
         (address, port).into()
     }

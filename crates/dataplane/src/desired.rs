@@ -79,6 +79,12 @@ impl Desired {
         self.again.extend(again);
     }
 
+    /// Gives back what growing left: a tree that was filled in order is half empty.
+    pub(crate) fn fit(&mut self) {
+        self.asked = std::mem::take(&mut self.asked).into_iter().collect();
+        self.claims.fit();
+    }
+
     /// Whose counts these are; `None` for a frontend that nobody has any more.
     pub(crate) fn counted(&self, snapshot: &Snapshot, frontend: Frontend, counts: Counts) -> Option<Counted> {
         Counted::of(snapshot.service(self.claims.holder(&frontend)?)?, frontend, counts)

@@ -95,6 +95,9 @@ impl DataPlane {
         if delta.is_none() {
             let stale = self.nft.prune(&mut report).await;
             self.cleaner.end(stale);
+            // Everything that there is has just come.
+            self.desired.fit();
+            self.nft.fit();
             if let Some(sockets) = &mut self.sockets {
                 sockets.synced();
             }

@@ -9,6 +9,7 @@ mod lab;
 mod row;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use lab::Lab;
 use portolan_dataplane::sock::{SockConfig, cleanup};
 use portolan_dataplane::trace::{Outcome, Packet, Table, walk};
 use portolan_dataplane::{DataPlane, ProxyConfig};
-use portolan_model::forwarding::{self, Family, Flow, NodeContext};
+use portolan_model::forwarding::{self, Family, Flow, Frontend, NodeContext, Place, compile};
 use portolan_model::{Protocol, Snapshot};
 use portolan_testkit::{Cgroup, Dial, Netns, Outcome as Met, Transport, require_root, skip, with_bpffs};
 use row::{Expected, Row, Section, backend};
@@ -56,8 +57,43 @@ fn by_the_tracer() {
     check(every, |section| {
         let node = node_context(&section.snapshot(), section);
         let table = forwarding::Table::compile(&section.snapshot(), &node);
-        section.rows.iter().map(|row| traced(&table, &node, row)).collect()
+        let remembered = Remembered::compile(&section.snapshot(), &node);
+        let of = |row: &Row| match row.also.is_empty() {
+            true => traced(&table, &node, row),
+            false => alike(row.each().map(|row| (traced(&table, &node, &row).backends(), remembered.at(&node, &row)))),
+        };
+        section.rows.iter().map(of).collect()
     });
+}
+
+/// What several destinations come to where each has the backends and remembers the client in the way given.
+fn alike<R: PartialEq + Debug>(each: impl Iterator<Item = (BTreeSet<String>, Option<R>)>) -> Expected {
+    let each: Vec<_> = each.collect();
+    match &each[..] {
+        [(backends, Some(_)), others @ ..] if others.iter().all(|other| *other == each[0]) => {
+            Expected::Alike(backends.clone())
+        }
+        _ => Expected::Backends { each: each.iter().map(|each| format!("{each:?}")).collect(), stays: false },
+    }
+}
+
+/// By which frontend each frontend remembers its clients.
+struct Remembered(BTreeMap<Frontend, Frontend>);
+
+impl Remembered {
+    fn compile(snapshot: &Snapshot, node: &NodeContext) -> Self {
+        let compiled = snapshot.services().flat_map(|service| compile(snapshot, &service.id, node).0.frontends);
+        Self(compiled.filter_map(|frontend| Some((frontend.frontend, frontend.affinity?.together))).collect())
+    }
+
+    fn at(&self, node: &NodeContext, row: &Row) -> Option<Frontend> {
+        let (address, port) = (row.destination.ip(), row.destination.port());
+        let place = match node.node_port_addresses.contains(&address) {
+            true => Place::Node(Family::of(address)),
+            false => Place::Address(address),
+        };
+        self.0.get(&Frontend { place, protocol: protocol(row.transport), port }).copied()
+    }
 }
 
 /// The node as its data plane sees it in the lab.
@@ -65,14 +101,18 @@ fn node_context(snapshot: &Snapshot, section: &Section) -> NodeContext {
     section.config.node_context(snapshot, &lab::addresses_of("node-1"))
 }
 
-fn traced(table: &forwarding::Table, node: &NodeContext, row: &Row) -> Expected {
-    let protocol = match row.transport {
+fn protocol(transport: Transport) -> Protocol {
+    match transport {
         Transport::Tcp => Protocol::Tcp,
         Transport::Udp => Protocol::Udp,
         Transport::Sctp => Protocol::Sctp,
         // Answered wherever a port that no Service has is refused.
         Transport::Ping => Protocol::Tcp,
-    };
+    }
+}
+
+fn traced(table: &forwarding::Table, node: &NodeContext, row: &Row) -> Expected {
+    let protocol = protocol(row.transport);
     let (destination, port) = (row.destination.ip(), row.destination.port());
     let flow = Flow { source: row.client(), link: row.interface(), protocol, destination, port };
     match forwarding::trace(table, node, flow) {
@@ -103,12 +143,17 @@ fn by_the_walk() {
             realize(section, None).await;
             [Table::read(Family::V4).await.unwrap(), Table::read(Family::V6).await.unwrap()]
         });
-        let of = |row: &Row| walked(&tables[usize::from(row.destination.is_ipv6())], row);
+        let walked = |row: &Row| walked(&tables[usize::from(row.destination.is_ipv6())], row);
+        let of = |row: &Row| match row.also.is_empty() {
+            true => walked(row).0,
+            false => alike(row.each().map(|row| walked(&row)).map(|(outcome, by)| (outcome.backends(), by))),
+        };
         section.rows.iter().map(of).collect()
     });
 }
 
-fn walked(table: &Table, row: &Row) -> Expected {
+/// Also what the client is remembered by.
+fn walked(table: &Table, row: &Row) -> (Expected, Option<String>) {
     let packet = Packet {
         source: row.client(),
         destination: row.destination.ip(),
@@ -126,23 +171,23 @@ fn walked(table: &Table, row: &Row) -> Expected {
     assert_eq!(trace.unknown, [""; 0], "{}", row.text);
     let shares: f64 = trace.ends.iter().map(|end| f64::from(end.ways) / f64::from(end.of)).sum();
     assert!((shares - 1.0).abs() < 1e-9, "{}: {:?}", row.text, trace.ends);
-    let stays = trace.steps.iter().any(|step| step.effect.contains("update @affinity"));
+    let remembered = trace.steps.iter().find_map(|step| Some(step.effect.split_once("update @affinity")?.1.to_owned()));
     let mut each = BTreeSet::new();
     for end in trace.ends {
         match end.outcome {
             Outcome::To { backend: to, .. } if row.transport == Transport::Ping => {
                 assert!(lab::addresses_of("node-1").contains(&to.ip()), "{}: {to}", row.text);
-                return Expected::Echo;
+                return (Expected::Echo, None);
             }
             Outcome::To { backend: to, masqueraded } => {
                 each.insert(backend(lab::machine_at(to.ip()), to.port(), masqueraded.is_some()));
             }
-            Outcome::Refused => return Expected::Reject,
-            Outcome::Dropped => return Expected::Drop,
-            Outcome::Passed => return Expected::Pass,
+            Outcome::Refused => return (Expected::Reject, None),
+            Outcome::Dropped => return (Expected::Drop, None),
+            Outcome::Passed => return (Expected::Pass, None),
         }
     }
-    Expected::Backends { each, stays }
+    (Expected::Backends { each, stays: remembered.is_some() }, remembered)
 }
 
 /// Has the calling thread's network namespace forward as the section says.
@@ -212,7 +257,9 @@ const AT_ONCE: usize = 16;
 /// What real packets meet with.
 fn observed(section: &Section, client: impl Fn(&Row) -> Expected + Sync) -> Vec<Expected> {
     let mut outcomes = Vec::new();
-    for rows in section.rows.chunks(AT_ONCE) {
+    // Two that remember together have to take turns.
+    let runs = section.rows.chunk_by(|a, b| a.stays() == b.stays());
+    for rows in runs.flat_map(|run| run.chunks(if run[0].stays() { 1 } else { AT_ONCE })) {
         std::thread::scope(|scope| {
             let clients: Vec<_> = rows.iter().map(|row| scope.spawn(|| client(row))).collect();
             outcomes.extend(clients.into_iter().map(|client| client.join().unwrap()));
@@ -223,10 +270,13 @@ fn observed(section: &Section, client: impl Fn(&Row) -> Expected + Sync) -> Vec<
 
 /// Tries until every expected backend was seen, or often enough to tell that it will not be.
 fn observe(row: &Row) -> Expected {
-    let dial = Dial::new(row.transport, row.destination);
-    // The node takes the address that goes with the route; the others have one to be known by.
-    let dial = if row.source == "node-1" { dial } else { dial.from(SocketAddr::new(row.client(), 0)) };
-    let dial = if row.expected == Expected::Drop { dial.patience(Duration::from_millis(200)) } else { dial };
+    if let Expected::Alike(all) = &row.expected {
+        // By turns, so that it is the same client's next connection that is at another address.
+        let turns = (0..6).flat_map(|_| row.each());
+        let met: BTreeSet<String> = turns.flat_map(|row| once(&row).backends()).collect();
+        let is_alike = met.len() == 1 && met.is_subset(all);
+        return if is_alike { row.expected.clone() } else { Expected::Backends { each: met, stays: false } };
+    }
     let stays = matches!(row.expected, Expected::Backends { stays: true, .. });
     let mut each = BTreeSet::new();
     // Once all were seen, another that should not be there has some chances more to show up.
@@ -234,20 +284,10 @@ fn observe(row: &Row) -> Expected {
     // A backend of three is missed by sixty tries once in a hundred thousand million. One that does not stay where it is
     // does so in twelve tries once in two hundred thousand.
     for _ in 0..if stays { 12 } else { 60 } {
-        let (by, at, seen_as) = match dial.once() {
-            Met::Answered { by, at, seen_as } => (by, at, seen_as),
-            Met::Echoed => return Expected::Echo,
-            Met::Refused => return Expected::Reject,
-            Met::Silent => return Expected::Drop,
-            Met::Unreachable => panic!("no route in the lab: {}", row.text),
-        };
-        // The node itself has several addresses that could be its own; there, replaced or not is the same.
-        let masqueraded = row.source == "node-1" || seen_as != row.client();
-        let passed = lab::machine_at(row.destination.ip()) == by && at == row.destination.port();
-        if passed && (row.source == "node-1" || !masqueraded) {
-            return Expected::Pass;
+        match once(row) {
+            Expected::Backends { each: met, .. } => each.extend(met),
+            other => return other,
         }
-        each.insert(backend(&by, at, masqueraded));
         let all = |wanted: &Expected| matches!(wanted, Expected::Backends { each: all, stays: false } if *all == each);
         if all(&row.expected) || row.expected.directly().is_some_and(|direct| all(&direct)) {
             if more == 0 {
@@ -265,4 +305,26 @@ fn observe(row: &Row) -> Expected {
     };
     let met = one_of(Some(row.expected.clone())).or_else(|| one_of(row.expected.directly()));
     met.unwrap_or(Expected::Backends { each, stays })
+}
+
+/// What one connection or datagram meets with.
+fn once(row: &Row) -> Expected {
+    let dial = Dial::new(row.transport, row.destination);
+    // The node takes the address that goes with the route; the others have one to be known by.
+    let dial = if row.source == "node-1" { dial } else { dial.from(SocketAddr::new(row.client(), 0)) };
+    let dial = if row.expected == Expected::Drop { dial.patience(Duration::from_millis(200)) } else { dial };
+    let (by, at, seen_as) = match dial.once() {
+        Met::Answered { by, at, seen_as } => (by, at, seen_as),
+        Met::Echoed => return Expected::Echo,
+        Met::Refused => return Expected::Reject,
+        Met::Silent => return Expected::Drop,
+        Met::Unreachable => panic!("no route in the lab: {}", row.text),
+    };
+    // The node itself has several addresses that could be its own; there, replaced or not is the same.
+    let masqueraded = row.source == "node-1" || seen_as != row.client();
+    let passed = lab::machine_at(row.destination.ip()) == by && at == row.destination.port();
+    if passed && (row.source == "node-1" || !masqueraded) {
+        return Expected::Pass;
+    }
+    Expected::Backends { each: BTreeSet::from([backend(&by, at, masqueraded)]), stays: false }
 }

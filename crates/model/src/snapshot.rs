@@ -131,6 +131,14 @@ impl Snapshot {
         Some(owner)
     }
 
+    /// For when there is much in it and more is not about to come: gives back what growing left, since a tree that was
+    /// filled in order is half empty.
+    pub fn fit(&mut self) {
+        self.services = std::mem::take(&mut self.services).into_iter().collect();
+        self.slices = std::mem::take(&mut self.slices).into_iter().collect();
+        self.slice_owner = std::mem::take(&mut self.slice_owner).into_iter().collect();
+    }
+
     pub fn service(&self, id: &ServiceId) -> Option<&Service> {
         self.services.get(id).map(|service| &**service)
     }

@@ -267,3 +267,23 @@ pub fn service_cidrs(object: &networking::ServiceCIDR) -> Option<(Arc<str>, Vec<
     let cidrs = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
     Some((object.metadata.name.as_deref()?.into(), cidrs.iter().filter_map(|cidr| cidr.parse().ok()).collect()))
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_node_goes_away_when_it_is_deleted_or_about_to_be() {
+        let going = |metadata: Value, taints: Value| {
+            let object = json!({"metadata": metadata, "spec": {"taints": taints}});
+            node(&serde_json::from_value(object).unwrap()).unwrap().going_away
+        };
+        let named = json!({"name": "a"});
+        let taint = |key: &str| json!([{"key": key, "effect": "NoSchedule"}]);
+        assert!(!going(named.clone(), taint("node.kubernetes.io/unschedulable")));
+        assert!(going(named, taint("ToBeDeletedByClusterAutoscaler")));
+        assert!(going(json!({"name": "a", "deletionTimestamp": "2026-01-01T00:00:00Z"}), json!([])));
+    }
+}

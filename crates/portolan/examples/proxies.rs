@@ -432,7 +432,7 @@ fn measure(contender: &Contender, cluster: &mut Cluster, kubeconfig: &Path) -> R
 
 /// A short connection from the node itself: opened, answered and reset.
 fn connections(contenders: &[Contender], rooms: &[Room]) -> Result<()> {
-    let time = |room: &Room, address: &dyn Fn(u32) -> SocketAddr| {
+    let time = |room: &Room, address: &(dyn Fn(u32) -> SocketAddr + Sync)| {
         room.netns.run(|| {
             (0..CONNECTIONS_A_ROUND)
                 .map(|connection| {

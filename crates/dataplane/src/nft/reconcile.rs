@@ -248,6 +248,11 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
+    /// Gives back what growing left: a tree that was filled in order is half empty.
+    pub(crate) fn fit(&mut self) {
+        self.services = std::mem::take(&mut self.services).into_iter().collect();
+    }
+
     /// Removes what nobody asked for.
     pub(crate) async fn prune(&mut self, report: &mut Report) -> Vec<Stale> {
         let mut journal = Journal::default();

@@ -223,6 +223,7 @@ impl SockLb {
     /// programs included.
     pub fn synced(&mut self) {
         let gone = self.reconciler.prune();
+        self.reconciler.fit();
         self.ender.end(gone);
         let own = programs::directory(&self.config);
         if let Err(error) = programs::remove(&self.config.pin_dir, Some(&own)) {

@@ -169,6 +169,7 @@ impl<M: Maps> Reconciler<M> {
         let is_gone = |backend: &&Backend| backends.binary_search(backend).is_err();
         gone.extend(row.in_use().iter().filter(is_gone).map(|backend| Gone { frontend, backend: *backend }));
         self.slots -= row.slots.len();
+        row.slots.reserve_exact(backends.len().saturating_sub(row.slots.len()));
         let mut outcome = self.carry_out(frontend, &mut row, wanted);
         if outcome.is_err() && wanted.is_some() {
             // Half of it would be worse than what nftables has, which is whole.
@@ -194,6 +195,11 @@ impl<M: Maps> Reconciler<M> {
             row.note(&operation);
         }
         Ok(())
+    }
+
+    /// Gives back what growing left: a tree that was filled in order is half empty.
+    pub(super) fn fit(&mut self) {
+        self.owned = std::mem::take(&mut self.owned).into_iter().collect();
     }
 
     /// Removes what was found and nobody asked for.

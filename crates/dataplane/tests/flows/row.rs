@@ -26,6 +26,8 @@ pub(crate) struct Row {
     pub source: &'static str,
     pub transport: Transport,
     pub destination: SocketAddr,
+    /// Tried in turn with the one above.
+    pub also: Vec<SocketAddr>,
     pub expected: Expected,
 }
 
@@ -37,6 +39,8 @@ pub(crate) enum Expected {
         /// The client stays with one of them.
         stays: bool,
     },
+    /// One of these, and the same at every destination. Whose address it sees, other rows say.
+    Alike(BTreeSet<String>),
     Reject,
     Drop,
     Pass,
@@ -110,11 +114,12 @@ impl Row {
             "ping" => Transport::Ping,
             _ => return None,
         };
-        let destination = flow.next()?;
-        let destination = match transport {
-            Transport::Ping => SocketAddr::new(destination.parse().ok()?, 0),
-            _ => destination.parse().ok()?,
-        };
+        let mut destinations = flow.next()?.split(',').map(|destination| match transport {
+            Transport::Ping => Some(SocketAddr::new(destination.parse().ok()?, 0)),
+            _ => destination.parse().ok(),
+        });
+        let destination = destinations.next()??;
+        let also = destinations.collect::<Option<Vec<_>>>()?;
         let backends = |text: &str, stays| {
             let each: BTreeSet<_> = text.split_whitespace().map(str::to_owned).collect();
             each.iter().all(|backend| backend.contains(':')).then_some(Expected::Backends { each, stays })
@@ -124,17 +129,31 @@ impl Row {
             "drop" => Expected::Drop,
             "pass" => Expected::Pass,
             "echo" => Expected::Echo,
-            expected => match expected.strip_prefix("one of ") {
-                Some(of) => backends(of, true)?,
-                None => backends(expected, false)?,
+            expected => match expected.split_once(" of ") {
+                Some(("one", of)) => backends(of, true)?,
+                Some(("the same", of)) => Expected::Alike(of.split_whitespace().map(str::to_owned).collect()),
+                _ => backends(expected, false)?,
             },
         };
-        Some(Self { text, source, transport, destination, expected })
+        // Several destinations are for being compared.
+        let is_alike = matches!(expected, Expected::Alike(_));
+        (is_alike != also.is_empty()).then_some(Self { text, source, transport, destination, also, expected })
     }
 
     /// The client's own address.
     pub(crate) fn client(&self) -> IpAddr {
         lab::address(self.source, self.destination.is_ipv6())
+    }
+
+    /// The row with each of its destinations alone.
+    pub(crate) fn each(&self) -> impl Iterator<Item = Self> {
+        let destinations = std::iter::once(self.destination).chain(self.also.iter().copied());
+        destinations.map(|destination| Self { destination, also: Vec::new(), expected: self.expected.clone(), ..*self })
+    }
+
+    /// Whether what it meets with follows from what it met with before.
+    pub(crate) fn stays(&self) -> bool {
+        matches!(self.expected, Expected::Backends { stays: true, .. } | Expected::Alike(_))
     }
 
     /// Whether the client is on the node under test, with a socket that can be led.
@@ -154,6 +173,16 @@ impl Row {
 }
 
 impl Expected {
+    /// Which backends, whatever they see; none if it is something else.
+    pub(crate) fn backends(&self) -> BTreeSet<String> {
+        match self {
+            Self::Backends { each, .. } => {
+                each.iter().map(|backend| backend.trim_end_matches('~').to_owned()).collect()
+            }
+            _ => BTreeSet::new(),
+        }
+    }
+
     /// The same backends without anything between the client and them.
     pub(crate) fn directly(&self) -> Option<Self> {
         let Self::Backends { each, stays } = self else { return None };

@@ -58,6 +58,11 @@ impl Claims {
         if held { heir } else { None }
     }
 
+    /// Gives back what growing left: a tree that was filled in order is half empty.
+    pub fn fit(&mut self) {
+        self.by_frontend = std::mem::take(&mut self.by_frontend).into_iter().collect();
+    }
+
     /// Who has the frontend.
     #[must_use]
     pub fn holder(&self, frontend: &Frontend) -> Option<&ServiceId> {

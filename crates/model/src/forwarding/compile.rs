@@ -181,11 +181,15 @@ mod tests {
     use crate::{Event, translate};
 
     fn compiled(spec: Value, status: Value) -> (ServiceForwarding, Vec<String>) {
+        compiled_on(&NodeContext::default(), spec, status)
+    }
+
+    fn compiled_on(node: &NodeContext, spec: Value, status: Value) -> (ServiceForwarding, Vec<String>) {
         let object = json!({"metadata": {"namespace": "shop", "name": "web"}, "spec": spec, "status": status});
         let (service, _) = translate::service(&serde_json::from_value(object).unwrap()).unwrap();
         let (id, mut snapshot) = (service.id.clone(), Snapshot::default());
         snapshot.apply(Event::Service(service));
-        let (forwarding, diagnostics) = compile(&snapshot, &id, &NodeContext::default());
+        let (forwarding, diagnostics) = compile(&snapshot, &id, node);
         (forwarding, diagnostics.into_iter().map(|d| format!("{}: {}", d.field, d.message)).collect())
     }
 
@@ -286,5 +290,21 @@ mod tests {
         assert_eq!(sources(json!(["10.1.0.0/16", "10.0.0.0/8"]), "192.0.2.1"), ["10.0.0.0/8"]);
         assert_eq!(sources(json!(["10.0.0.0/8", "0.0.0.0/0"]), "192.0.2.1"), [""; 0], "a zero range means anyone");
         assert_eq!(sources(json!(["10.0.0.0/8"]), "2001:db8::1"), [""; 0]);
+    }
+
+    #[test]
+    fn a_range_with_the_node_in_it_admits_the_address_itself() {
+        let sources = |own: &str| {
+            let node = NodeContext { own_addresses: vec![own.parse().unwrap()], ..NodeContext::default() };
+            let spec = json!({"type": "LoadBalancer", "clusterIPs": ["10.96.0.1"],
+                "loadBalancerSourceRanges": ["10.203.0.0/24"], "ports": [{"port": 80}]});
+            let status = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.1"}]}});
+            let frontends = compiled_on(&node, spec, status).0.frontends;
+            let found = frontends.into_iter().find(|f| f.kind == FrontendKind::LoadBalancer).unwrap();
+            found.sources.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        // What the node sends to an address that is on one of its links has it as its source, too.
+        assert_eq!(sources("10.203.0.11"), ["10.203.0.0/24", "192.0.2.1/32"]);
+        assert_eq!(sources("10.204.0.11"), ["10.203.0.0/24"]);
     }
 }

@@ -396,6 +396,18 @@ mod tests {
                 assert!(described.contains(base) || described.contains(name), "{line} is not described");
             }
         }
+        // What dashboards for kube-proxy ask for.
+        let stock = "sync_proxy_rules_duration_seconds sync_full_proxy_rules_duration_seconds \
+            sync_partial_proxy_rules_duration_seconds sync_proxy_rules_last_timestamp_seconds \
+            sync_proxy_rules_last_queued_timestamp_seconds network_programming_duration_seconds \
+            sync_proxy_rules_endpoint_changes_pending sync_proxy_rules_endpoint_changes_total \
+            sync_proxy_rules_service_changes_pending sync_proxy_rules_service_changes_total \
+            sync_proxy_rules_no_local_endpoints_total sync_proxy_rules_nftables_sync_failures_total \
+            sync_proxy_rules_nftables_cleanup_failures_total proxy_healthz_total proxy_livez_total \
+            conntrack_reconciler_sync_duration_seconds conntrack_reconciler_deleted_entries_total";
+        for name in stock.split_whitespace() {
+            assert!(described.contains(&format!("kubeproxy_{name}")), "{name}");
+        }
         assert!(described.contains("process_resident_memory_bytes"), "{text}");
         assert_eq!(line(&text, "kubeproxy_proxy_healthz_total"), "kubeproxy_proxy_healthz_total{code=\"200\"} 1");
     }

@@ -231,7 +231,11 @@ impl<F: Follower> Plane<F> {
         let delta = std::mem::take(&mut self.pending);
         let began = Instant::now();
         let report = match batch.synced {
-            true => self.kernel.synced(&self.snapshot).await,
+            true => {
+                // Before the kernel's share of it takes the room that this leaves.
+                self.snapshot.fit();
+                self.kernel.synced(&self.snapshot).await
+            }
             false => self.kernel.apply(&self.snapshot, &delta).await,
         };
         self.synced = true;
