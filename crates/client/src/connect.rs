@@ -1,12 +1,15 @@
 //! A kubeconfig file, or what a pod is given, -> a connected client.
 //!
-//! Invariant: a server that is gone without a word is noticed: a connection whose other end acknowledges nothing for
-//! [`SILENCE`] is ended, whether anything was waiting to be sent or not. So is one that lives and does not answer: it is
-//! sent a ping when nothing came from it for [`PING_AFTER`], and has [`PONG_WITHIN`] to answer. A watch without events
-//! answers pings, and goes on. client-go takes up to 45 seconds for either.
+//! | for | by | because |
+//! |---|---|---|
+//! | who follows what is there: [`connect_from`] | HTTP/2, one connection for all | a connection that is quiet can be asked whether anybody is there |
+//! | who has to be in time, as a Lease is: [`connect`] | HTTP/1.1, a connection for each request under way | a request that is given up takes its connection with it, and the next one has another, and none waits behind a list |
 //!
-//! Pings are HTTP/2's. Where a server or what stands before it speaks HTTP/1.1 only, one that lives and does not answer is
-//! noticed when its watches are over.
+//! Invariant: a server that is gone without a word is noticed: a connection whose other end acknowledges nothing for
+//! [`SILENCE`] is ended, whether anything was waiting to be sent or not. By HTTP/2, so is one that lives and does not
+//! answer: it is sent a ping when nothing came from it for [`PING_AFTER`], and has [`PONG_WITHIN`] to answer. A watch
+//! without events answers pings, and goes on. client-go takes up to 45 seconds for either. By HTTP/1.1, which it also comes
+//! down to where a server speaks nothing else, such a one is noticed when its watches are over.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -62,15 +65,15 @@ pub enum ConnectError {
     },
 }
 
-/// Reads the kubeconfig's current context. Does not contact the server yet.
+/// Reads the kubeconfig's current context. Does not contact the server yet. Requests have connections of their own.
 ///
 /// # Errors
 /// When the file cannot be read, has no current context, or names certificates that cannot be loaded.
 pub async fn connect(kubeconfig: &Path) -> Result<Client, ConnectError> {
-    client(read(kubeconfig).await?, kubeconfig.display().to_string())
+    client(read(kubeconfig).await?, kubeconfig.display().to_string(), Connections::Apart)
 }
 
-/// As [`connect`]; without a kubeconfig, by the service account of the pod that this runs in. `server` overrides where the
+/// As [`connect`], and all requests share a connection; without a kubeconfig, by the service account of the pod that this runs in. `server` overrides where the
 /// API server is, and stands alone for one that asks nobody who they are.
 ///
 /// # Errors
@@ -83,15 +86,15 @@ pub async fn connect_from(kubeconfig: Option<&Path>, server: Option<&str>) -> Re
         (Some(path), url) => {
             let mut config = read(path).await?;
             config.cluster_url = url.unwrap_or(config.cluster_url);
-            client(config, path.display().to_string())
+            client(config, path.display().to_string(), Connections::Shared)
         }
         (None, Some(url)) => {
             let origin = url.to_string();
-            client(Config::new(url), origin)
+            client(Config::new(url), origin, Connections::Shared)
         }
         (None, None) => {
             let config = Config::incluster().map_err(|source| ConnectError::InCluster(Box::new(source)))?;
-            client(config, "the service account".to_owned())
+            client(config, "the service account".to_owned(), Connections::Shared)
         }
     }
 }
@@ -105,15 +108,21 @@ async fn read(kubeconfig: &Path) -> Result<Config, ConnectError> {
         .map_err(|source| ConnectError::Context { path: path(), source: Box::new(source) })
 }
 
-fn client(mut config: Config, origin: String) -> Result<Client, ConnectError> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Connections {
+    Shared,
+    Apart,
+}
+
+fn client(mut config: Config, origin: String, connections: Connections) -> Result<Client, ConnectError> {
     // What this program writes is known as its own by that.
     config.headers.push((USER_AGENT, HeaderValue::from_static(concat!("portolan/", env!("CARGO_PKG_VERSION")))));
-    build(config).map_err(|source| ConnectError::Client { origin, source: Box::new(source) })
+    build(config, connections).map_err(|source| ConnectError::Client { origin, source: Box::new(source) })
 }
 
 /// As [`Client::try_from`] does it, but for what the invariant above needs of connections.
-fn build(config: Config) -> kube::Result<Client> {
-    let Some(connector) = connector(&config)? else { return Client::try_from(config) };
+fn build(config: Config, connections: Connections) -> kube::Result<Client> {
+    let Some(connector) = connector(&config, connections)? else { return Client::try_from(config) };
     let mut connector = TimeoutConnector::new(connector);
     connector.set_connect_timeout(config.connect_timeout);
     connector.set_write_timeout(config.write_timeout);
@@ -135,7 +144,7 @@ fn build(config: Config) -> kube::Result<Client> {
 
 /// `None` where that is for kube to do: a way through a proxy is not this one's business, and what is wrong with a name it
 /// says itself.
-fn connector(config: &Config) -> kube::Result<Option<HttpsConnector<HttpConnector>>> {
+fn connector(config: &Config, connections: Connections) -> kube::Result<Option<HttpsConnector<HttpConnector>>> {
     if config.proxy_url.is_some() {
         return Ok(None);
     }
@@ -149,5 +158,8 @@ fn connector(config: &Config) -> kube::Result<Option<HttpsConnector<HttpConnecto
         let Ok(name) = name.try_into() else { return Ok(None) };
         builder = builder.with_server_name_resolver(FixedServerNameResolver::new(name));
     }
-    Ok(Some(builder.enable_all_versions().wrap_connector(tcp)))
+    Ok(Some(match connections {
+        Connections::Shared => builder.enable_all_versions().wrap_connector(tcp),
+        Connections::Apart => builder.enable_http1().wrap_connector(tcp),
+    }))
 }

@@ -89,6 +89,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut power = signal(SignalKind::from_raw(nix::libc::SIGPWR))?;
     let client = portolan_client::connect(&config.kubeconfig).await?;
+    let following = portolan_client::connect_from(Some(&config.kubeconfig), None).await?;
     // The pods' keeper ends first, so that the plane still forwards while the node takes its leave.
     let shutdown = CancellationToken::new();
     let keeping_pods = shutdown.child_token();
@@ -134,7 +135,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
             portolan_node::run(client, pods, renewed, ending).await.context("cannot go on running pods")
         });
     }
-    parts.spawn(service_plane::run(client.clone(), plane, renewals, shutdown.clone()));
+    parts.spawn(service_plane::run(following, plane, renewals, shutdown.clone()));
     let end = tokio::select! {
         _ = terminate.recv() => End::Agent,
         _ = power.recv() => End::Node,
