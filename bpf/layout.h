@@ -86,6 +86,10 @@ struct session {
 struct connection {
 	struct endpoint backend;
 	struct frontend_key frontend;
+	/* The frontend's. */
+	__u32 id;
+	/* Of a TCP socket: what goes over it is counted when it ends, which is after it was closed. */
+	__u32 is_counted;
 };
 
 struct reply_key {
@@ -100,11 +104,6 @@ struct counter {
 	/* Of TCP connections that have ended: segments both ways, and the bytes in them. */
 	__u64 segments;
 	__u64 bytes;
-};
-
-/* Through which frontend a TCP socket was led; 0 once what went over it has been counted. */
-struct account {
-	__u32 id;
 };
 
 struct settings {

@@ -77,21 +77,15 @@ struct {
 	TYPE(value, __u32);
 } exempting SEC(".maps");
 
-/* Every socket that is connected through a frontend, by its cookie, until it is closed. Allocated beforehand: an element
- * comes and goes with every connection, and is read only on behalf of the socket it is of. */
+/* Every socket that is connected through a frontend, by its cookie, until it is closed, and of TCP until it has ended.
+ * Allocated beforehand: an element comes and goes with every connection, and is read only on behalf of the socket it is
+ * of. Storage in the socket itself (BPF_MAP_TYPE_SK_STORAGE) would have no limit, but costs a short connection more. */
 struct {
 	NUMBER(type, BPF_MAP_TYPE_HASH);
 	NUMBER(max_entries, 1);
 	TYPE(key, __u64);
 	TYPE(value, struct connection);
 } connections SEC(".maps");
-
-struct {
-	NUMBER(type, BPF_MAP_TYPE_SK_STORAGE);
-	NUMBER(map_flags, BPF_F_NO_PREALLOC);
-	TYPE(key, __s32);
-	TYPE(value, struct account);
-} accounts SEC(".maps");
 
 struct {
 	NUMBER(type, BPF_MAP_TYPE_LRU_HASH);

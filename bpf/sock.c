@@ -35,17 +35,6 @@ INLINE int is_in_exempt_cgroup(void)
 	return 0;
 }
 
-/* What goes over this socket is counted when it ends. */
-INLINE void keep_account(struct bpf_sock_addr *ctx, __u32 id)
-{
-	struct bpf_sock *socket = ctx->sk;
-	if (ctx->protocol != IPPROTO_TCP || !socket)
-		return;
-	struct account *account = bpf_sk_storage_get(&accounts, socket, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (account)
-		account->id = id;
-}
-
 enum outcome { AS_IT_IS, REFUSED, TRANSLATED };
 
 /* Who the destination stands for, for a socket that connects (`is_connect`) or sends a datagram. */
@@ -95,9 +84,8 @@ INLINE enum outcome translate(struct bpf_sock_addr *ctx, struct address address,
 	}
 
 	if (is_connect) {
-		struct connection connection = { *backend, asked };
+		struct connection connection = { *backend, asked, frontend.id, 0 };
 		bpf_map_update_elem(&connections, &socket, &connection, BPF_ANY);
-		keep_account(ctx, frontend.id);
 	} else {
 		struct reply_key reply = { socket, *backend, 0 };
 		struct endpoint meant = { asked.address, asked.port, 0 };
@@ -290,6 +278,11 @@ SEC("cgroup/post_bind6") int post_bind6(struct bpf_sock *ctx)
 SEC("cgroup/sock_release") int sock_release(struct bpf_sock *ctx)
 {
 	__u64 socket = bpf_get_socket_cookie(ctx);
+	if (ctx->protocol == IPPROTO_TCP) {
+		const struct connection *connection = bpf_map_lookup_elem(&connections, &socket);
+		if (!connection || connection->is_counted)
+			return 1;
+	}
 	bpf_map_delete_elem(&connections, &socket);
 	return 1;
 }
@@ -300,18 +293,17 @@ SEC("sockops") int account(struct bpf_sock_ops *ctx)
 	__u32 op = ctx->op;
 	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && (op != BPF_SOCK_OPS_STATE_CB || ctx->args[1] != BPF_TCP_CLOSE))
 		return 1;
-	struct bpf_sock *socket = ctx->sk;
-	if (!socket)
-		return 1;
-	struct account *account = bpf_sk_storage_get(&accounts, socket, 0, 0);
-	if (!account || !account->id)
+	__u64 socket = bpf_get_socket_cookie(ctx);
+	struct connection *connection = bpf_map_lookup_elem(&connections, &socket);
+	if (!connection)
 		return 1;
 	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
-		bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		int failed = bpf_sock_ops_cb_flags_set(ctx, ctx->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG);
+		connection->is_counted = !failed;
 		return 1;
 	}
-	__u32 id = account->id;
-	account->id = 0;
+	__u32 id = connection->id;
+	bpf_map_delete_elem(&connections, &socket);
 	struct counter *counter = bpf_map_lookup_elem(&counters, &id);
 	if (!counter)
 		return 1;

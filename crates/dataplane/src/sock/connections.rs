@@ -12,7 +12,7 @@ use super::{Capacity, Error, Gone, wire};
 use crate::ending::Ended;
 
 pub(crate) struct Connections {
-    connections: Table<8, 40>,
+    connections: Table<8, 48>,
     frontends: Table<20, 56>,
     slots: Table<8, 28>,
 }

@@ -102,7 +102,7 @@ impl<const K: usize, const V: usize> Table<K, V> {
 pub(super) struct Clients {
     exempt: Table<8, 4>,
     exempt_cgroups: Table<8, 4>,
-    connections: Table<8, 40>,
+    connections: Table<8, 48>,
     sessions: Table<32, 32>,
     replies: Table<32, 20>,
 }

@@ -66,7 +66,8 @@ pub struct Capacity {
     pub frontends: u32,
     /// Backends, each counted once for every frontend that leads to it.
     pub backends: u32,
-    /// Sockets connected at one time. Beyond it they work, but do not learn the Service's address as their peer's.
+    /// Sockets connected at one time. Beyond it they work, but do not learn the Service's address as their peer's, and
+    /// what goes over them is not counted.
     pub connections: u32,
 }
 
@@ -81,7 +82,7 @@ impl Capacity {
     }
 
     /// Every map, and how many elements it has room for where that is not fixed.
-    fn rooms(self) -> [(&'static str, Option<u32>); 14] {
+    fn rooms(self) -> [(&'static str, Option<u32>); 13] {
         [
             ("frontends", Some(self.frontends)),
             ("slots", Some(self.backends)),
@@ -93,7 +94,6 @@ impl Capacity {
             ("connections", Some(self.connections)),
             ("sessions", Some(self.sessions())),
             ("replies", Some(self.sessions())),
-            ("accounts", None),
             ("exempting", None),
             ("settings", None),
             ("refused_binds", None),

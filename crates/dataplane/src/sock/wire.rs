@@ -13,7 +13,7 @@ use super::Led;
 use super::element::{Head, Verdict};
 
 /// Names the structures below; part of where the maps are pinned.
-pub(super) const LAYOUT: u32 = 3;
+pub(super) const LAYOUT: u32 = 4;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -25,7 +25,7 @@ pub(super) type SlotValue = [u8; 28];
 pub(super) type MemberKey = [u8; 24];
 pub(super) type AddressKey = [u8; 16];
 pub(super) type CounterValue = [u8; 32];
-pub(crate) type ConnectionValue = [u8; 40];
+pub(crate) type ConnectionValue = [u8; 48];
 pub(super) type RefusedBindRecord = [u8; 24];
 
 fn join<const N: usize>(parts: &[&[u8]]) -> [u8; N] {

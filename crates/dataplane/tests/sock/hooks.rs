@@ -133,6 +133,8 @@ fn what_went_over_a_connection_is_counted_as_nftables_counts_it() {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 let led = led();
+                let known = plane.rooms().into_iter().find(|room| room.map == "connections").unwrap().used;
+                assert_eq!(known, 0, "what has ended is forgotten");
                 (0..5).for_each(|_| drop(bench.lab.at("pod-x").run(|| talk(asked))));
                 let deadline = Instant::now() + Duration::from_secs(10);
                 let translated = loop {
