@@ -32,6 +32,9 @@ const LARGE_KIB: usize = 48 << 10;
 /// In such steps they ask for it.
 const STEP_KIB: u32 = 64;
 
+/// What aliases in YAML may add, in values and ends of lists and objects: few lines can stand for any number.
+const MOST_REPLAYED: usize = 10_000;
+
 /// Memory for the bodies of all requests together.
 pub(crate) struct Budget {
     bodies: Semaphore,
@@ -174,7 +177,10 @@ pub(crate) fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
     if let Ok(parsed) = crate::json::parse(bytes) {
         return Ok(parsed);
     }
-    let options = serde_saphyr::options! { duplicate_keys: DuplicateKeyPolicy::PassThrough };
+    let options = serde_saphyr::options! {
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPLAYED },
+    };
     serde_saphyr::from_slice_with_options(bytes, options)
         .map(|crate::json::Parsed(value, repeated)| (value, repeated))
         .map_err(|error| Status::bad_request(format!("error parsing YAML: {}", first_line(&error.to_string()))))
@@ -231,5 +237,10 @@ mod tests {
         let deep = "[".repeat(100_000);
         assert_eq!(decode("application/json", deep.as_bytes()).map_err(|status| status.code()), Err(400));
         assert_eq!(decode("application/yaml", deep.as_bytes()).map_err(|status| status.code()), Err(400));
+        assert_eq!(decode("application/yaml", b"a: &a [1]\nb: *a\n").unwrap(), json!({"a": [1], "b": [1]}));
+        let bomb = (1..9).fold("v0: &v0 [x, x]\n".to_owned(), |bomb, at| {
+            format!("{bomb}v{at}: &v{at} [{}]\n", vec![format!("*v{}", at - 1); 9].join(", "))
+        });
+        assert_eq!(decode("application/yaml", bomb.as_bytes()).map_err(|status| status.code()), Err(400));
     }
 }

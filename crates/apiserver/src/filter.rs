@@ -5,14 +5,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
+use portolan_kinds::select::{FieldSelector, LabelSelector, Labels};
 use portolan_kinds::{Kind, KindRef, Status};
 use portolan_store::Key;
 use serde_json::Value;
 
-use crate::labels::{LabelSelector, Labels};
 use crate::object;
 use crate::options::Options;
-use crate::selector::FieldSelector;
 
 #[derive(Clone)]
 pub(crate) struct Filter {
@@ -68,7 +67,8 @@ impl Filter {
             return false;
         }
         let object = OnceCell::new();
-        let fields = self.fields.matches(key, |field| facts.field(&self.kind, stored, &object, field));
+        let fields =
+            self.fields.matches((key.namespace(), key.name()), |field| facts.field(&self.kind, stored, &object, field));
         fields && (self.labels.is_empty() || self.labels.matches(facts.labels.get_or_init(|| object::labels(stored))))
     }
 }

@@ -5,14 +5,33 @@
 
 use bytes::Bytes;
 use jiff::{SignedDuration, Timestamp};
-use portolan_kinds::{Kind, convert_event};
+use portolan_kinds::select::Labels;
+use portolan_kinds::{Kind, Status, convert_event};
 use portolan_store::{Document, Key, Prefix, Revision};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use crate::labels::Labels;
-
 const METADATA: &str = "\"metadata\":{\"resourceVersion\":\"";
+
+/// Lists in lists in objects … of which one object may be made, its managed fields included. Programs that read JSON give
+/// up at 128, and one such object would keep them from the whole list it is in.
+const DEEPEST: usize = 100;
+
+/// # Errors
+/// 422 for an object that was made deeper, by whatever patches.
+pub(crate) fn refuse_too_deep(object: &Value) -> Result<(), Status> {
+    fn is_deeper(value: &Value, than: usize) -> bool {
+        match value {
+            Value::Object(map) => than == 0 || map.values().any(|member| is_deeper(member, than - 1)),
+            Value::Array(items) => than == 0 || items.iter().any(|item| is_deeper(item, than - 1)),
+            _ => false,
+        }
+    }
+    if is_deeper(object, DEEPEST) {
+        return Err(Status::unprocessable(format!("the object is nested more than {DEEPEST} levels deep")));
+    }
+    Ok(())
+}
 
 /// What an object is stored under. Events of both groups are the same objects.
 pub(crate) fn key(kind: &Kind, namespace: &str, name: &str) -> Key {

@@ -69,13 +69,15 @@ pub(crate) fn success(code: u16, group: &str, plural: &str, name: &str, uid: &st
 /// Characters of all warnings together, and of each once that is not enough: clients refuse long heads.
 const WARNINGS: usize = 4096;
 const WARNING_EACH: usize = 256;
+/// A header each, and clients take no more than a hundred of these.
+const MOST_WARNINGS: usize = 64;
 
 /// Adds the warnings that kubectl shows in yellow. Sources: RFC 7234 §5.5, KEP-1693.
 pub(crate) fn warn(response: &mut Reply, warnings: &[String]) {
     let total: usize = warnings.iter().map(|warning| warning.chars().count()).sum();
     let longest = if total > WARNINGS { WARNING_EACH } else { WARNINGS };
     let mut left = WARNINGS;
-    for warning in warnings {
+    for warning in warnings.iter().take(MOST_WARNINGS) {
         let text: String = warning.chars().take(longest).collect();
         let Some(rest) = left.checked_sub(text.chars().count()) else { break };
         left = rest;

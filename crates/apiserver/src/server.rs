@@ -9,6 +9,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName, IF_NONE_M
 use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
+use portolan_kinds::select::FieldSelector;
 use portolan_kinds::{Catalog, FieldValidation, Status};
 use portolan_store::Store;
 use serde_json::Value;
@@ -27,7 +28,6 @@ use crate::nodes::Nodes;
 use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
-use crate::selector::FieldSelector;
 use crate::show::Pieces;
 use crate::tokens::{self, Tokens};
 use crate::turns::{self, Admission};

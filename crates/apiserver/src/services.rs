@@ -81,63 +81,16 @@ fn family(ipv4: bool) -> &'static str {
     if ipv4 { "IPv4" } else { "IPv6" }
 }
 
-/// Fills in `ipFamilies` and `ipFamilyPolicy`.
-fn settle_families(service: &mut Value, allocator: &Allocator) -> Vec<FieldError> {
-    let mut available: Vec<&str> = Vec::new();
+/// The families of the cluster, its first one first.
+pub(crate) fn families(allocator: &Allocator) -> Vec<&'static str> {
+    let mut families: Vec<&str> = Vec::new();
     for cidr in allocator.cidrs() {
         let family = family(cidr.addr().is_ipv4());
-        if !available.contains(&family) {
-            available.push(family);
+        if !families.contains(&family) {
+            families.push(family);
         }
     }
-    let first = available.first().copied().unwrap_or("IPv4");
-    let wanted: Vec<String> = texts(service, "clusterIPs").into_iter().map(str::to_owned).collect();
-    let mut families: Vec<String> = texts(service, "ipFamilies").into_iter().map(str::to_owned).collect();
-    let has_selector = service["spec"]["selector"].as_object().is_some_and(|selector| !selector.is_empty());
-    let headless = wanted.first().is_some_and(|address| address == "None");
-    let free_standing = headless && !has_selector;
-    let policy = match object::text(service, "/spec/ipFamilyPolicy") {
-        // Nobody knows what the endpoints of a headless Service without selector will be: anything goes.
-        "" if free_standing => "RequireDualStack",
-        "" if wanted.len() == 2 || families.len() == 2 => "RequireDualStack",
-        "" => "SingleStack",
-        policy => policy,
-    }
-    .to_owned();
-    let mut errors = Vec::new();
-    if !free_standing {
-        for (index, family) in families.iter().enumerate().filter(|(_, family)| !available.contains(&family.as_str())) {
-            let field = format!("spec.ipFamilies[{index}]");
-            errors.push(FieldError::invalid(field, family.as_str(), "not configured on this cluster"));
-        }
-        if policy == "RequireDualStack" && available.len() < 2 {
-            let detail = "this cluster is not configured for dual-stack services";
-            errors.push(FieldError::invalid("spec.ipFamilyPolicy", policy.as_str(), detail));
-        }
-    }
-    for (index, address) in wanted.iter().filter_map(|text| text.parse::<IpAddr>().ok()).enumerate() {
-        let own = family(address.is_ipv4());
-        match families.get(index) {
-            None => families.push(own.to_owned()),
-            Some(family) if family != own => errors.push(FieldError::invalid(
-                format!("spec.clusterIPs[{index}]"),
-                wanted[index].as_str(),
-                format!("expected an {family} value as indicated by `ipFamilies[{index}]`"),
-            )),
-            Some(_) => {}
-        }
-    }
-    if families.is_empty() {
-        families.push(first.to_owned());
-    }
-    let dual = policy == "RequireDualStack" || policy == "PreferDualStack";
-    if dual && families.len() == 1 && (available.len() > 1 || free_standing) {
-        families.push(family(families[0] == "IPv6").to_owned());
-    }
-    let spec = object::spec(service);
-    spec.insert("ipFamilies".into(), json!(families));
-    spec.insert("ipFamilyPolicy".into(), policy.into());
-    errors
+    families
 }
 
 /// What the write of a Service takes and gives up, and the operations that belong to it.
@@ -160,10 +113,7 @@ pub(crate) fn allocate(
     let held = old.map(holdings).unwrap_or_default();
     let mut errors = Vec::new();
     if needs_addresses(new) {
-        errors.extend(settle_families(new, allocator));
-        if errors.is_empty() {
-            errors.extend(allocate_addresses(&mut claim, new, &held));
-        }
+        errors.extend(allocate_addresses(&mut claim, new, &held));
     }
     if errors.is_empty() {
         errors.extend(allocate_ports(&mut claim, new, &held));

@@ -200,12 +200,15 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     });
     kind.prepare_create(&mut object);
     admission::create(server, asked, &mut object).await?;
+    let errors = kind.settle(&mut object, None, &services::families(&server.services));
+    refuse_invalid(kind, &object, &errors)?;
     refuse_invalid(kind, &object, &kind.validate_create(&object))?;
     if custom::is_definition(kind) {
         custom::refuse_too_many(&server.store, object::name(&object), &object)?;
     }
     warnings.extend(kind.warnings(&object, None));
     set_managed_fields(&mut object, owners.managed_fields);
+    object::refuse_too_deep(&object)?;
 
     for attempt in 0..TRIES {
         if attempt > 0 && !base.is_empty() {
@@ -315,7 +318,7 @@ pub(crate) async fn change(
         let held = apply::take_managed_fields(&mut old);
         let Changed { object: new, mut warnings, owners } = change(&old, &held)?;
         let now = Timestamp::now();
-        let (mut new, owners) = settle_update(&asked, (new, owners), (&old, held), now)?;
+        let (mut new, owners) = settle_update(server, &asked, (new, owners), (&old, held), now)?;
         admission::update(server, asked, &old, &new)?;
         let gone = is_finished(kind, &new, &old);
         let allocation = if gone && services::is_service(kind) {
@@ -335,6 +338,7 @@ pub(crate) async fn change(
             warnings.extend(kind.warnings(&new, Some(&old)));
         }
         set_managed_fields(&mut new, owners.managed_fields);
+        object::refuse_too_deep(&new)?;
         let new = object::to_stored(kind, new);
         if asked.options.dry_run {
             return Ok(Written { stored: new.to_string().into(), created: false, warnings });
@@ -377,6 +381,7 @@ pub(crate) fn set_managed_fields(object: &mut Value, managed_fields: Value) {
 /// The object to store instead of `old`, and who owns what of it: `new`, with what only the server may say taken from
 /// `old`. Owners are what a client asked for; what is kept or filled in after defaulting is nobody's.
 fn settle_update(
+    server: &Server,
     asked: &Asked<'_>,
     (mut new, owners): (Value, Option<Owners>),
     (old, held): (&Value, Value),
@@ -429,6 +434,10 @@ fn settle_update(
     let owners = owners
         .unwrap_or_else(|| apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now))));
     kind.prepare_update(&mut new, old, sub);
+    if sub == Subresource::None {
+        let errors = kind.settle(&mut new, Some(old), &services::families(&server.services));
+        refuse_invalid(kind, &new, &errors)?;
+    }
     refuse_invalid(kind, &new, &kind.validate_update(&new, old, sub))?;
     Ok((new, owners))
 }

@@ -283,7 +283,7 @@ fn scalar_value(scalar: Scalar, value: &mut Value, path: &Path<'_>, place: Place
 }
 
 /// JSON types as Go's decoder names them.
-fn json_name(value: &Value) -> &'static str {
+pub(crate) fn json_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

@@ -10,7 +10,9 @@ use serde_json::Value;
 use crate::catalog::Strategy;
 use crate::custom::Custom;
 use crate::schema::table as types;
-use crate::{FieldError, Status, UnsupportedField, complete, decode, defaults, fields, prepare, table, validate, warn};
+use crate::{
+    FieldError, Status, UnsupportedField, complete, decode, defaults, fields, prepare, service, table, validate, warn,
+};
 
 /// A kind of object that is stored and served.
 #[derive(Debug)]
@@ -257,6 +259,15 @@ impl Kind {
         match &self.custom {
             Some(custom) => custom.prepare_update(new, old, sub),
             None => prepare::update(self.strategy, self.has_status, new, old, sub),
+        }
+    }
+
+    /// Fills in what an object has by the cluster it is in: a Service, of these IP `families`. Whoever gets errors has
+    /// to look no further.
+    pub fn settle(&self, new: &mut Value, old: Option<&Value>, families: &[&str]) -> Vec<FieldError> {
+        match self.strategy {
+            Strategy::Service => service::settle_families(new, old, families),
+            _ => Vec::new(),
         }
     }
 

@@ -27,6 +27,7 @@ pub mod protobuf;
 mod qos;
 mod quantity;
 mod schema;
+pub mod select;
 mod service;
 mod status;
 mod table;

@@ -2,7 +2,9 @@
 //!
 //! Absent, null and of the wrong type all read as empty: what is required is for validation to say.
 
+use std::collections::HashSet;
 use std::fmt;
+use std::hash::Hash;
 
 use serde_json::{Map, Value};
 
@@ -92,6 +94,12 @@ pub(crate) fn items_mut<'a>(value: &'a mut Value, field: &str) -> &'a mut [Value
         Some(Value::Array(items)) => items,
         _ => &mut [],
     }
+}
+
+/// Of each key, whether it was there before. One pass, since a list may have some hundred thousand items.
+pub(crate) fn repeats<K: Eq + Hash>(keys: impl IntoIterator<Item = K>) -> Vec<bool> {
+    let mut seen = HashSet::new();
+    keys.into_iter().map(|key| !seen.insert(key)).collect()
 }
 
 /// A place in an object, built on the stack and written out only for an error.

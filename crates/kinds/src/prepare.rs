@@ -4,6 +4,8 @@
 //! Invariant: after `update` to the status, all but the status and the metadata is the old object's, and the reverse.
 //! Source: `pkg/registry/*/strategy.go`, `rest.BeforeCreate` and `rest.BeforeUpdate`.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value, json};
 
 use crate::Subresource;
@@ -200,6 +202,9 @@ fn service(new: &mut Value, old: &Value) {
     patch_allocated(spec, old);
     normalize_cluster_ips(spec, old);
     drop_by_type(spec, old);
+    if spec_type(spec) == "ExternalName" {
+        remove(spec, "internalTrafficPolicy");
+    }
     if spec_type(&new["spec"]) != "LoadBalancer" {
         map_of(child(new, "status")).insert("loadBalancer".into(), json!({}));
     }
@@ -211,21 +216,22 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
         if spec.text("clusterIP").is_empty() {
             restore(spec, old, "clusterIP");
         }
-        if spec.list("clusterIPs").is_empty() && spec["clusterIP"] == old["clusterIP"] {
+        if spec.list("clusterIPs").is_empty() {
             restore(spec, old, "clusterIPs");
         }
     }
     if needs_node_port(old) && needs_node_port(spec) {
-        let mut used: Vec<i64> = spec.list("ports").iter().filter_map(|port| port.int("nodePort")).collect();
+        let numbers = |spec: &Value| spec.list("ports").iter().filter_map(|port| port.int("nodePort")).collect();
+        let (now, before): (HashSet<i64>, HashSet<i64>) = (numbers(spec), numbers(old));
+        let names = old.list("ports").iter().map(|port| (port.text("name"), port.int("nodePort").unwrap_or(0)));
+        let by_name: HashMap<&str, i64> = names.collect();
         for port in items_mut(spec, "ports") {
             if port.int("nodePort").unwrap_or(0) != 0 {
                 continue;
             }
             // By name, so that a port keeps its NodePort when its number or protocol changes.
-            let same = |before: &&Value| before.text("name") == port.text("name");
-            let before = old.list("ports").iter().find(same).and_then(|before| before.int("nodePort"));
-            if let Some(number) = before.filter(|number| *number != 0 && !used.contains(number)) {
-                used.push(number);
+            let number = by_name.get(port.text("name")).copied().unwrap_or(0);
+            if number != 0 && !(now.contains(&number) && before.contains(&number)) {
                 map_of(port).insert("nodePort".into(), number.into());
             }
         }
@@ -237,17 +243,13 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
 
 /// Old clients know `clusterIP` alone: what they change there is meant for `clusterIPs` too.
 fn normalize_cluster_ips(spec: &mut Value, old: &Value) {
-    let same_one = spec.text("clusterIP") == old.text("clusterIP");
-    let same_all = spec.list("clusterIPs") == old.list("clusterIPs");
-    if !same_one && same_all {
+    if spec.text("clusterIP") != old.text("clusterIP") && spec.list("clusterIPs") == old.list("clusterIPs") {
         if spec.text("clusterIP").is_empty() {
             remove(spec, "clusterIPs");
         } else {
             let one = spec["clusterIP"].clone();
             map_of(spec).insert("clusterIPs".into(), json!([one]));
         }
-    } else if same_one && !same_all && spec.list("clusterIPs").is_empty() {
-        remove(spec, "clusterIP");
     }
 }
 

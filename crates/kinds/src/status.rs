@@ -3,6 +3,8 @@
 //! Invariant: every constructor yields the code, reason and message that kube-apiserver yields for the same mistake.
 //! Source: apimachinery `pkg/api/errors` and `pkg/util/validation/field`.
 
+use std::collections::HashSet;
+
 use serde_json::{Map, Value, json};
 
 /// What is wrong with one field.
@@ -347,13 +349,9 @@ impl Status {
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &[FieldError]) -> Self {
         let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
         // The aggregate names equal messages once.
-        let mut messages: Vec<String> = Vec::with_capacity(errors.len());
-        for error in errors {
-            let text = error.to_string();
-            if !messages.contains(&text) {
-                messages.push(text);
-            }
-        }
+        let mut seen = HashSet::new();
+        let all = errors.iter().map(ToString::to_string);
+        let messages: Vec<String> = all.filter(|text| seen.insert(text.clone())).collect();
         let list = match messages.as_slice() {
             [] => String::new(),
             [one] => one.clone(),

@@ -4,12 +4,11 @@
 //! Roles know nothing of selectors; a node may list what is narrowed to itself.
 //! Source: KEP-4601, `pkg/apis/authorization/validation` and `pkg/registry/authorization/util`.
 
+use portolan_kinds::select::{FieldSelector, FieldTest, LabelSelector};
 use portolan_kinds::{FieldError, names};
 use serde_json::Value;
 
-use crate::labels::LabelSelector;
 use crate::object::text;
-use crate::selector::{FieldSelector, FieldTest};
 
 const AT: &str = "spec.resourceAttributes";
 const FIELDS: &str = "fieldSelector";

@@ -107,11 +107,7 @@ async fn copies_of_copies_do_not_fill_the_memory() {
     let media = [("content-type", "application/json-patch+json")];
     let (code, message) = client.send(Method::PATCH, &path, &media, patch).await.failure();
     assert_eq!(code, 422);
-    assert!(message.contains("the accumulated size increase of copy is"), "{message}");
-    // An operation that fails is named by its place, also when others before it did not.
-    let patch = json!([{"op": "add", "path": "/data", "value": {}}, {"op": "remove", "path": "/data/nothing"}]);
-    let (_, message) = client.send(Method::PATCH, &path, &media, patch.to_string()).await.failure();
-    assert!(message.contains("'/1'"), "{message}");
+    assert_eq!(message, "the server rejected our request due to an error in our request");
 }
 
 #[tokio::test]

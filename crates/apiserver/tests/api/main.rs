@@ -18,6 +18,7 @@ mod objects;
 mod python;
 mod roles;
 mod services;
+mod surface;
 mod tokens;
 mod watches;
 mod words;

@@ -1,13 +1,14 @@
 //! Turns an object and a patch into the patched object.
 //!
-//! Invariant: neither argument's mistakes panic; what a patch does not name stays. JSON Patch (RFC 6902) is not here:
-//! it knows nothing of kinds.
+//! Invariant: neither argument's mistakes panic; what a patch does not name stays.
 
+mod operations;
 mod order;
 mod strategic;
 
 use serde_json::{Map, Value};
 
+pub use operations::Operations;
 pub use strategic::strategic_merge;
 
 /// JSON merge patch (RFC 7386).

@@ -3,9 +3,12 @@
 //!
 //! Source: "strategic merge patch" in Kubernetes' API conventions, and apimachinery `pkg/util/strategicpatch`.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::order;
+use crate::decode::json_name;
 use crate::schema::{Field, Shape, Type, table};
 use crate::{Kind, Status};
 
@@ -16,13 +19,27 @@ const ORDER: &str = "$setElementOrder/";
 
 /// `original` with `patch` applied; both are whole objects of this kind.
 pub fn strategic_merge(kind: &Kind, original: &Value, patch: &Value) -> Result<Value, Status> {
-    let Value::Object(patch) = patch else {
-        return Err(Status::bad_request("Invalid JSON document"));
-    };
     let empty = Map::new();
+    let patch = match patch {
+        Value::Object(patch) => patch,
+        Value::Null => &empty,
+        other => {
+            let got = json_name(other);
+            let why = format!("json: cannot unmarshal {got} into Go value of type map[string]interface {{}}");
+            return Err(Status::bad_request(why));
+        }
+    };
     let original = original.as_object().unwrap_or(&empty);
     let schema = table().find(kind.type_name()).map_or(Known::Nothing, Known::Type);
-    merge_map(schema, original, patch).map(Value::Object)
+    let mut merged = merge_map(schema, original, patch)?;
+    // A patch may say anything of these, and it means nothing.
+    for field in ["apiVersion", "kind"] {
+        match original.get(field) {
+            Some(value) => _ = merged.insert(field.to_owned(), value.clone()),
+            None => _ = merged.remove(field),
+        }
+    }
+    Ok(Value::Object(merged))
 }
 
 /// What is known of an object that is being merged.
@@ -59,8 +76,17 @@ impl Known {
     }
 }
 
-fn bad_list(directive: &str) -> Status {
-    Status::bad_request(format!("invalid patch format of {directive}: it must be a list"))
+fn no_list(value: &Value) -> Status {
+    Status::bad_request(format!("expected a []interface {{}}, but received a {}", json_name(value)))
+}
+
+fn bad_retain_keys() -> Status {
+    Status::bad_request("invalid patch format of retainKeys")
+}
+
+fn unknown_directive(directive: &Value, map: &Map<String, Value>) -> Status {
+    let directive = directive.as_str().map_or_else(|| directive.to_string(), str::to_owned);
+    Status::bad_request(format!("unknown patch type: {directive} in map: {}", Value::Object(map.clone())))
 }
 
 fn merge_map(
@@ -76,25 +102,27 @@ fn merge_map(
             return Ok(replaced);
         }
         Some(directive) if directive == "delete" => return Ok(Map::new()),
-        Some(directive) if directive == "merge" => {}
-        Some(other) => return Err(Status::bad_request(format!("unknown patch type {other} in map"))),
+        Some(other) => return Err(unknown_directive(other, patch)),
     }
     let mut merged = original.clone();
     if let Some(retained) = patch.get(RETAIN) {
-        let Value::Array(retained) = retained else { return Err(bad_list(RETAIN)) };
-        let named = |key: &String| retained.iter().any(|name| name == key.as_str());
+        let Value::Array(retained) = retained else { return Err(bad_retain_keys()) };
+        let retained: HashSet<&str> = retained.iter().filter_map(Value::as_str).collect();
+        let named = |key: &String| retained.contains(key.as_str());
         if patch.iter().any(|(key, value)| !key.starts_with('$') && !value.is_null() && !named(key)) {
-            return Err(Status::bad_request(
-                "invalid patch format of retainKeys: it must name every field that the patch sets",
-            ));
+            return Err(bad_retain_keys());
         }
         merged.retain(|key, _| named(key));
     }
     for (key, change) in patch {
         if let Some(field) = key.strip_prefix(DELETE_FROM) {
-            let Value::Array(gone) = change else { return Err(bad_list(DELETE_FROM)) };
-            if let Some(Value::Array(items)) = merged.get_mut(field) {
-                items.retain(|item| !gone.contains(item));
+            match (change, merged.get_mut(field)) {
+                (Value::Array(gone), Some(Value::Array(items))) => {
+                    let gone: HashSet<&Value> = gone.iter().collect();
+                    items.retain(|item| !gone.contains(item));
+                }
+                (Value::Null, _) => _ = merged.remove(field),
+                _ => {}
             }
         }
     }
@@ -111,14 +139,44 @@ fn merge_map(
     }
     for (key, wanted) in patch {
         let Some(name) = key.strip_prefix(ORDER) else { continue };
-        let Value::Array(wanted) = wanted else { return Err(bad_list(ORDER)) };
-        let merge_key = known.field(name).filter(|field| field.merge).map(|field| field.merge_key);
-        if let (Some(merge_key), Some(Value::Array(items))) = (merge_key, merged.get_mut(name)) {
-            let before = original.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-            *items = order::set(std::mem::take(items), before, wanted, merge_key);
+        let Value::Array(wanted) = wanted else { return Err(no_list(wanted)) };
+        let merge_key = match (known, known.field(name)) {
+            (Known::Type(schema), None) => {
+                let owner = schema.short_name();
+                let why = format!("unable to find api field in struct {owner} for the json field \"{name}\"");
+                return Err(Status::bad_request(why));
+            }
+            (_, field) => field.and_then(|field| field.merge_key),
+        };
+        agrees(patch.get(name), wanted, merge_key)?;
+        match merged.get_mut(name) {
+            Some(Value::Array(items)) => {
+                let before = original.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+                *items = order::set(std::mem::take(items), before, wanted, merge_key);
+            }
+            Some(other) => return Err(no_list(other)),
+            None => {}
         }
     }
     Ok(merged)
+}
+
+/// Whether the items of a patch stand in the order that it asks for, and are all in there.
+fn agrees(patch: Option<&Value>, wanted: &[Value], merge_key: Option<&str>) -> Result<(), Status> {
+    if let Some(item) = wanted.iter().find(|item| order::identity(item, merge_key).is_none()) {
+        return Err(no_merge_key(item, merge_key.unwrap_or_default()));
+    }
+    let items = patch.and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut rest = wanted.iter();
+    let stays = |item: &&Value| item.get(PATCH).is_none();
+    let mut named = items.iter().filter(stays).filter_map(|item| order::identity(item, merge_key));
+    if wanted.is_empty() || named.all(|item| rest.any(|other| order::identity(other, merge_key) == Some(item))) {
+        return Ok(());
+    }
+    let list = |items: &[Value]| Value::Array(items.to_vec());
+    let (items, wanted) = (list(items), list(wanted));
+    let why = format!("The order in patch list:\n{items}\n doesn't match $setElementOrder list:\n{wanted}\n");
+    Err(Status::bad_request(why))
 }
 
 /// Merges one field. What was not there before is merged into nothing, so that its directives and nulls go too.
@@ -137,7 +195,11 @@ fn merge_value(known: Known, key: &str, before: Value, change: &Value) -> Result
                     Value::Array(items) => items,
                     _ => Vec::new(),
                 };
-                merge_list(field, before, change).map(Value::Array)
+                let merged = merge_list(field, before.clone(), change)?;
+                // What both have stands in the patch's order; `$setElementOrder`, if there is one, says more.
+                let merged =
+                    if before.is_empty() { merged } else { order::set(merged, &before, change, field.merge_key) };
+                Ok(Value::Array(merged))
             }
             None => Ok(Value::Array(change.clone())),
         },
@@ -152,13 +214,9 @@ fn no_merge_key(item: &Value, key: &str) -> Status {
 fn merge_list(field: &'static Field, before: Vec<Value>, change: &[Value]) -> Result<Vec<Value>, Status> {
     let Some(key) = field.merge_key else {
         // Scalars: all of both, each once.
-        let mut merged = Vec::with_capacity(before.len() + change.len());
-        for item in before.into_iter().chain(change.iter().cloned()) {
-            if !merged.contains(&item) {
-                merged.push(item);
-            }
-        }
-        return Ok(merged);
+        let mut seen = HashSet::new();
+        let all = before.into_iter().chain(change.iter().cloned());
+        return Ok(all.filter(|item| seen.insert(item.clone())).collect());
     };
     let known = match &field.shape {
         Shape::List(item) => Known::of(item),
@@ -168,28 +226,40 @@ fn merge_list(field: &'static Field, before: Vec<Value>, change: &[Value]) -> Re
     if replaced {
         return Ok(change.iter().filter(|item| item.get(PATCH).is_none()).cloned().collect());
     }
-    let mut merged = before;
-    for item in change {
-        let Value::Object(map) = item else { return Err(no_merge_key(item, key)) };
-        if map.get(key).is_none_or(Value::is_null) {
-            return Err(no_merge_key(item, key));
-        }
-        let place = merged.iter().position(|other| order::same(other, item, Some(key)));
-        match map.get(PATCH).map(|directive| directive.as_str().unwrap_or_default()) {
-            Some("delete") => merged.retain(|other| !order::same(other, item, Some(key))),
-            None | Some("merge") => {
-                let empty = Map::new();
-                let original = place.and_then(|index| merged[index].as_object()).unwrap_or(&empty);
-                let value = Value::Object(merge_map(known, original, map)?);
-                match place {
-                    Some(index) => merged[index] = value,
-                    None => merged.push(value),
-                }
-            }
-            Some(other) => return Err(Status::bad_request(format!("unknown patch type \"{other}\" in list"))),
+    let mut places: HashMap<Value, Vec<usize>> = HashMap::new();
+    for (index, item) in before.iter().enumerate() {
+        if let Some(value) = item.get(key) {
+            places.entry(value.clone()).or_default().push(index);
         }
     }
-    Ok(merged)
+    let mut merged: Vec<Option<Value>> = before.into_iter().map(Some).collect();
+    for item in change {
+        let Value::Object(map) = item else { return Err(no_merge_key(item, key)) };
+        let Some(value) = map.get(key).filter(|value| !value.is_null()) else { return Err(no_merge_key(item, key)) };
+        match map.get(PATCH).map(|directive| directive.as_str().unwrap_or_default()) {
+            Some("delete") => {
+                for index in places.remove(value).unwrap_or_default() {
+                    merged[index] = None;
+                }
+            }
+            None => {
+                let place = places.get(value).and_then(|places| places.first()).copied();
+                let empty = Map::new();
+                let original = place.and_then(|index| merged[index].as_ref()?.as_object()).unwrap_or(&empty);
+                let result = Some(Value::Object(merge_map(known, original, map)?));
+                match place {
+                    Some(index) => merged[index] = result,
+                    None => {
+                        places.entry(value.clone()).or_default().push(merged.len());
+                        merged.push(result);
+                    }
+                }
+            }
+            Some("merge") => return Err(Status::bad_request("merging lists cannot yet be specified in the patch")),
+            Some(_) => return Err(unknown_directive(&map[PATCH], map)),
+        }
+    }
+    Ok(merged.into_iter().flatten().collect())
 }
 
 #[cfg(test)]
@@ -302,17 +372,14 @@ mod tests {
     #[test]
     fn mistakes() {
         for (patch, message) in [
-            (json!([]), "400 Invalid JSON document"),
-            (json!({"$patch": "mend"}), "400 unknown patch type \"mend\" in map"),
+            (json!([]), "400 json: cannot unmarshal array into Go value of type map[string]interface {}"),
+            (json!({"$patch": "mend"}), "400 unknown patch type: mend in map: {\"$patch\":\"mend\"}"),
             (
                 json!({"spec": {"containers": [{"name": "a", "$patch": "mend"}]}}),
-                "400 unknown patch type \"mend\" in list",
+                "400 unknown patch type: mend in map: {\"$patch\":\"mend\",\"name\":\"a\"}",
             ),
-            (json!({"spec": {"$retainKeys": 3}}), "400 invalid patch format of $retainKeys: it must be a list"),
-            (
-                json!({"spec": {"$retainKeys": [], "nodeName": "n"}}),
-                "400 invalid patch format of retainKeys: it must name every field that the patch sets",
-            ),
+            (json!({"spec": {"$retainKeys": 3}}), "400 invalid patch format of retainKeys"),
+            (json!({"spec": {"$retainKeys": [], "nodeName": "n"}}), "400 invalid patch format of retainKeys"),
             (
                 json!({"spec": {"containers": [{"image": "i"}]}}),
                 "422 map: {\"image\":\"i\"} does not contain declared merge key: name",

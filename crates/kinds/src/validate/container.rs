@@ -1,11 +1,13 @@
 //! Containers: names, images, ports, probes, hooks, security.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::environment::environment;
 use super::resources::resources;
 use super::{Errors, port_or_name, volume};
-use crate::look::{Look, Path};
+use crate::look::{Look, Path, repeats};
 use crate::names;
 
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
@@ -22,10 +24,11 @@ pub(super) fn containers(errors: &mut Errors, spec: &Value, shared: &Shared<'_>,
         errors.required(&list, "");
         return;
     }
+    let repeats = repeats(all.iter().map(|container| container.text("name")));
     for (index, container) in all.iter().enumerate() {
         let path = list.index(index);
         common(errors, container, shared, &path);
-        if all[..index].iter().any(|other| other.text("name") == container.text("name")) {
+        if repeats[index] {
             errors.duplicate(&path.field("name"), container.text("name"));
         }
         long_lived(errors, container, &path);
@@ -39,12 +42,13 @@ pub(super) fn containers(errors: &mut Errors, spec: &Value, shared: &Shared<'_>,
 pub(super) fn init_containers(errors: &mut Errors, spec: &Value, shared: &Shared<'_>, path: &Path<'_>) {
     let list = path.field("initContainers");
     let all = spec.list("initContainers");
+    let names = spec.list("containers").iter().chain(all).map(|container| container.text("name"));
+    let repeats = repeats(names).split_off(spec.list("containers").len());
     for (index, container) in all.iter().enumerate() {
         let path = list.index(index);
         common(errors, container, shared, &path);
         let name = container.text("name");
-        let mut others = spec.list("containers").iter().chain(&all[..index]);
-        if !name.is_empty() && others.any(|other| other.text("name") == name) {
+        if !name.is_empty() && repeats[index] {
             errors.duplicate(&path.field("name"), name);
         }
         host_ports(errors, std::slice::from_ref(container), &list);
@@ -95,12 +99,13 @@ fn common(errors: &mut Errors, container: &Value, shared: &Shared<'_>, path: &Pa
 }
 
 fn ports(errors: &mut Errors, ports: &[Value], list: &Path<'_>) {
+    let repeats = repeats(ports.iter().map(|port| port.text("name")));
     for (index, port) in ports.iter().enumerate() {
         let path = list.index(index);
         let name = port.text("name");
         if !name.is_empty() {
             let wrong = names::port_name(name);
-            if wrong.is_empty() && ports[..index].iter().any(|other| other.text("name") == name) {
+            if wrong.is_empty() && repeats[index] {
                 errors.duplicate(&path.field("name"), name);
             }
             errors.each(&path.field("name"), name, wrong);
@@ -117,17 +122,15 @@ fn ports(errors: &mut Errors, ports: &[Value], list: &Path<'_>) {
 }
 
 fn host_ports(errors: &mut Errors, containers: &[Value], list: &Path<'_>) {
-    let mut taken: Vec<String> = Vec::new();
+    let mut taken = HashSet::new();
     for (index, container) in containers.iter().enumerate() {
         let path = list.index(index);
         let list = path.field("ports");
         for (index, port) in container.list("ports").iter().enumerate() {
             let Some(number) = port.int("hostPort").filter(|number| *number != 0) else { continue };
             let key = format!("{}/{}/{number}", port.text("protocol"), port.text("hostIP"));
-            if taken.contains(&key) {
+            if !taken.insert(key.clone()) {
                 errors.duplicate(&list.index(index).field("hostPort"), key);
-            } else {
-                taken.push(key);
             }
         }
     }

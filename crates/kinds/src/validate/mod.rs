@@ -27,6 +27,7 @@ mod tests;
 
 pub(crate) use address::parse_legacy as parse_address;
 use serde_json::Value;
+pub(crate) use service::cluster_ips_alone as cluster_ips;
 
 use crate::catalog::Strategy;
 use crate::custom::definition;

@@ -1,5 +1,7 @@
 //! Pods, and the pods in templates.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Errors, address, container, metadata, scheduling, volume};
@@ -165,9 +167,10 @@ fn update(errors: &mut Errors, new: &Value, old: &Value) {
     }
     tolerations_kept(errors, new, old);
     let list = SPEC.field("schedulingGates");
+    let before: HashSet<&str> = old.list("schedulingGates").iter().map(|gate| gate.text("name")).collect();
     for (index, gate) in new.list("schedulingGates").iter().enumerate() {
         let name = gate.text("name");
-        if !old.list("schedulingGates").iter().any(|before| before.text("name") == name) {
+        if !before.contains(name) {
             errors.forbidden(
                 &list.index(index).field("name"),
                 format!("only deletion is allowed, but found new scheduling gate '{name}'"),
@@ -196,7 +199,7 @@ fn tolerations_kept(errors: &mut Errors, new: &Value, old: &Value) {
         remove(&mut toleration, "tolerationSeconds");
         toleration
     };
-    let now: Vec<Value> = new.list("tolerations").iter().map(bare).collect();
+    let now: HashSet<Value> = new.list("tolerations").iter().map(bare).collect();
     if old.list("tolerations").iter().any(|before| !now.contains(&bare(before))) {
         errors.forbidden(
             &SPEC.field("tolerations"),

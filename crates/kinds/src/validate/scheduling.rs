@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{Errors, metadata};
-use crate::look::{Look, Path};
+use crate::look::{Look, Path, repeats};
 use crate::names;
 
 /// Tolerations of taints.
@@ -49,6 +49,7 @@ fn taint_effect(errors: &mut Errors, effect: &str, path: &Path<'_>) {
 
 /// Taints of a node.
 pub(super) fn taints(errors: &mut Errors, taints: &[Value], list: &Path<'_>) {
+    let repeats = repeats(taints.iter().map(|taint| (&taint["key"], &taint["effect"])));
     for (index, taint) in taints.iter().enumerate() {
         let path = list.index(index);
         errors.each(&path.field("key"), taint.text("key"), names::qualified_name(taint.text("key")));
@@ -57,8 +58,7 @@ pub(super) fn taints(errors: &mut Errors, taints: &[Value], list: &Path<'_>) {
             errors.invalid(&path.field("value"), taint.text("value"), wrong.join(";"));
         }
         taint_effect(errors, taint.text("effect"), &path.field("effect"));
-        let twice = |other: &Value| other["key"] == taint["key"] && other["effect"] == taint["effect"];
-        if taints[..index].iter().any(twice) {
+        if repeats[index] {
             let mut error = crate::FieldError::duplicate(path, taint.clone());
             "taints must be unique by key and effect pair".clone_into(&mut error.detail);
             errors.push(error);
@@ -74,10 +74,11 @@ pub(super) fn gates(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     }
     let list = path.field("schedulingGates");
     let gates = spec.list("schedulingGates");
+    let repeats = repeats(gates.iter().map(|gate| gate.text("name")));
     for (index, gate) in gates.iter().enumerate() {
         let name = gate.text("name");
         errors.each(&list.index(index).field("name"), name, names::qualified_name(name));
-        if gates[..index].iter().any(|other| other.text("name") == name) {
+        if repeats[index] {
             errors.duplicate(&list.index(index).field("name"), name);
         }
     }
@@ -86,6 +87,7 @@ pub(super) fn gates(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 pub(super) fn spread(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     let list = path.field("topologySpreadConstraints");
     let all = spec.list("topologySpreadConstraints");
+    let repeats = repeats(all.iter().map(|one| (one.text("topologyKey"), one.text("whenUnsatisfiable"))));
     for (index, constraint) in all.iter().enumerate() {
         let path = list.index(index);
         let skew = constraint.int("maxSkew").unwrap_or(0);
@@ -104,8 +106,7 @@ pub(super) fn spread(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
             errors.not_supported(&path.field("whenUnsatisfiable"), action, &supported);
         }
         metadata::selector(errors, &constraint["labelSelector"], &path.field("labelSelector"));
-        let twice = |other: &Value| other.text("topologyKey") == key && other.text("whenUnsatisfiable") == action;
-        if all[..index].iter().any(twice) {
+        if repeats[index] {
             let pair = format!("{{{key}, {action}}}");
             errors.duplicate(&path.field("{topologyKey, whenUnsatisfiable}"), pair);
         }

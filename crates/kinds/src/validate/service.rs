@@ -1,9 +1,11 @@
 //! Services.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::{Errors, address, metadata, port_or_name};
-use crate::look::{Look, Path};
+use crate::look::{Look, Path, repeats};
 use crate::names;
 use crate::service::{externally_accessible, is_headless, needs_cluster_ip, needs_health_check, spec_type};
 use crate::{FieldError, FieldErrorKind};
@@ -36,18 +38,18 @@ pub(super) fn service(errors: &mut Errors, new: &Value, old: Option<&Value>) {
         errors.required(&list, "");
     }
     by_type(errors, spec, headless);
+    let name_repeats = repeats(ports.iter().map(|port| port.text("name")));
     for (index, port) in ports.iter().enumerate() {
-        let named_before = &ports[..index];
-        one_port(errors, port, ports.len() > 1, named_before, &list.index(index));
+        one_port(errors, port, ports.len() > 1, name_repeats[index], &list.index(index));
     }
     metadata::labels(errors, &spec["selector"], &SPEC.field("selector"));
     affinity(errors, spec);
     cluster_ips(errors, spec, old.map(|old| &old["spec"]));
     let list = SPEC.field("externalIPs");
+    let before: HashSet<&Value> = old.iter().flat_map(|old| old["spec"].list("externalIPs")).collect();
     for (index, ip) in spec.list("externalIPs").iter().enumerate() {
         let (path, text) = (list.index(index), ip.as_str().unwrap_or_default());
-        let existed = old.is_some_and(|old| old["spec"].list("externalIPs").contains(ip));
-        if existed || address::legacy(errors, &path, text) {
+        if before.contains(ip) || address::legacy(errors, &path, text) {
             address::endpoint(errors, &path, text);
         }
     }
@@ -98,7 +100,7 @@ fn by_type(errors: &mut Errors, spec: &Value, headless: bool) {
     }
 }
 
-fn one_port(errors: &mut Errors, port: &Value, name_required: bool, before: &[Value], path: &Path<'_>) {
+fn one_port(errors: &mut Errors, port: &Value, name_required: bool, name_repeats: bool, path: &Path<'_>) {
     let name = port.text("name");
     if name.is_empty() {
         if name_required {
@@ -106,7 +108,7 @@ fn one_port(errors: &mut Errors, port: &Value, name_required: bool, before: &[Va
         }
     } else {
         errors.each(&path.field("name"), name, names::dns1123_label(name));
-        if before.iter().any(|other| other.text("name") == name) {
+        if name_repeats {
             errors.duplicate(&path.field("name"), name);
         }
     }
@@ -151,6 +153,13 @@ fn affinity(errors: &mut Errors, spec: &Value) {
     }
 }
 
+/// What is wrong with the addresses and families of a Service's spec alone.
+pub(crate) fn cluster_ips_alone(spec: &Value, old: Option<&Value>) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    cluster_ips(&mut errors, spec, old);
+    errors.0
+}
+
 fn cluster_ips(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
     if spec_type(spec) == "ExternalName" {
         return;
@@ -170,11 +179,12 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
     }
     let families = spec.list("ipFamilies");
     let list = SPEC.field("ipFamilies");
+    let repeats = repeats(families);
     for (index, family) in families.iter().enumerate() {
         if family != "IPv4" && family != "IPv6" {
             errors.not_supported(&list.index(index), family.clone(), &["IPv4", "IPv6"]);
         }
-        if families[..index].contains(family) {
+        if repeats[index] {
             errors.duplicate(&list.index(index), family.clone());
         }
     }
@@ -223,17 +233,15 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
 
 fn duplicate_ports(errors: &mut Errors, ports: &[Value]) {
     let list = SPEC.field("ports");
-    let twice = |index: usize, field: &str| {
-        let port = &ports[index];
-        ports[..index].iter().any(|other| other["protocol"] == port["protocol"] && other[field] == port[field])
-    };
+    let twice = |field: &str| repeats(ports.iter().map(|port| (&port["protocol"], &port[field])));
+    let (node_ports_repeat, ports_repeat) = (twice("nodePort"), twice("port"));
     for (index, port) in ports.iter().enumerate() {
-        if node_port(port) != 0 && twice(index, "nodePort") {
+        if node_port(port) != 0 && node_ports_repeat[index] {
             errors.duplicate(&list.index(index).field("nodePort"), port["nodePort"].clone());
         }
     }
     for (index, port) in ports.iter().enumerate() {
-        if twice(index, "port") {
+        if ports_repeat[index] {
             // Upstream writes its internal type here, with fields in Go's order.
             let value = format!(
                 "{{\"Name\":\"\",\"Protocol\":{},\"AppProtocol\":null,\"Port\":{},\"TargetPort\":0,\"NodePort\":0}}",
@@ -417,11 +425,12 @@ pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
         }
         return;
     }
-    let before = old.get_in(&["status", "loadBalancer"]).list("ingress");
+    let before: HashSet<&str> =
+        old.get_in(&["status", "loadBalancer"]).list("ingress").iter().map(|entry| entry.text("ip")).collect();
     for (index, entry) in ingress.iter().enumerate() {
         let path = list.index(index);
         let (ip, mode) = (entry.text("ip"), &entry["ipMode"]);
-        if !ip.is_empty() && !before.iter().any(|old| old.text("ip") == ip) {
+        if !ip.is_empty() && !before.contains(ip) {
             address::legacy(errors, &path.field("ip"), ip);
         }
         match (mode.as_str(), ip.is_empty()) {

@@ -3,16 +3,19 @@
 //! All kinds of volumes are known by the table of fields; the sources this program can mount are checked in full, of
 //! the others that there is one.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
 use super::Errors;
-use crate::look::{Look, Path};
+use crate::look::{Look, Path, repeats};
 use crate::names;
 use crate::quantity::Quantity;
 
 const FILE_MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 
 pub(super) fn volumes(errors: &mut Errors, volumes: &[Value], list: &Path<'_>) {
+    let repeats = repeats(volumes.iter().map(|volume| volume.text("name")));
     for (index, volume) in volumes.iter().enumerate() {
         let path = list.index(index);
         source(errors, volume, &path);
@@ -21,7 +24,7 @@ pub(super) fn volumes(errors: &mut Errors, volumes: &[Value], list: &Path<'_>) {
             errors.required(&path.field("name"), "");
         } else {
             errors.each(&path.field("name"), name, names::dns1123_label(name));
-            if volumes[..index].iter().any(|other| other.text("name") == name) {
+            if repeats[index] {
                 errors.duplicate(&path.field("name"), name);
             }
         }
@@ -130,19 +133,21 @@ fn descending(errors: &mut Errors, text: &str, path: &Path<'_>) {
 pub(super) fn mounts(errors: &mut Errors, container: &Value, volumes: &[Value], path: &Path<'_>) {
     let list = path.field("volumeMounts");
     let mounts = container.list("volumeMounts");
+    let known: HashSet<&str> = volumes.iter().map(|volume| volume.text("name")).collect();
+    let repeats = repeats(mounts.iter().map(|mount| mount.text("mountPath")));
     for (index, mount) in mounts.iter().enumerate() {
         let path = list.index(index);
         let (name, target) = (mount.text("name"), mount.text("mountPath"));
         if name.is_empty() {
             errors.required(&path.field("name"), "");
         }
-        if !volumes.iter().any(|volume| volume.text("name") == name) {
+        if !known.contains(name) {
             errors.push(crate::FieldError::not_found(path.field("name"), name));
         }
         if target.is_empty() {
             errors.required(&path.field("mountPath"), "");
         }
-        if mounts[..index].iter().any(|other| other.text("mountPath") == target) {
+        if repeats[index] {
             errors.invalid(&path.field("mountPath"), target, "must be unique");
         }
         // Upstream names the list, not the item, here.

@@ -16,13 +16,22 @@ use crate::look::{Look, Path};
 use crate::names;
 use crate::validate::parse_address;
 
+/// At most this many are told of one object.
+const MOST: usize = 100;
+
 /// The warnings found so far.
 #[derive(Default)]
 struct Warnings(Vec<String>);
 
 impl Warnings {
     fn push(&mut self, path: &Path<'_>, text: impl std::fmt::Display) {
-        self.0.push(format!("{path}: {text}"));
+        if !self.are_many() {
+            self.0.push(format!("{path}: {text}"));
+        }
+    }
+
+    fn are_many(&self) -> bool {
+        self.0.len() >= MOST
     }
 
     /// Of an address that is valid as of old, and not in the form that all programs read alike.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::Warnings;
-use crate::look::{Look, Path};
+use crate::look::{Look, Path, repeats};
 
 const NO_POD: &str = "a null labelSelector results in matching no pod";
 
@@ -41,6 +41,9 @@ pub(super) fn pod(found: &mut Warnings, pod: &Value, path: &Path<'_>) {
             let path = list.index(index);
             let same = ports.entry((port.int("containerPort").unwrap_or(0), port.text("protocol"))).or_default();
             for (other_path, other) in &*same {
+                if found.are_many() {
+                    break;
+                }
                 if let Some(words) = clash(port, other) {
                     found.push(&path, format_args!("{words} port definition with {other_path}"));
                 }
@@ -82,8 +85,9 @@ pub(super) fn pod(found: &mut Warnings, pod: &Value, path: &Path<'_>) {
 }
 
 fn twice(found: &mut Warnings, items: &[Value], list: &Path<'_>, field: &str) {
+    let repeats = repeats(items.iter().map(|item| item.text(field)));
     for (index, item) in items.iter().enumerate() {
-        if items[..index].iter().any(|other| other.text(field) == item.text(field)) {
+        if repeats[index] {
             found.push(&list.index(index).field(field), format_args!("duplicate {field} \"{}\"", item.text(field)));
         }
     }
@@ -92,9 +96,10 @@ fn twice(found: &mut Warnings, items: &[Value], list: &Path<'_>, field: &str) {
 /// A variable may be told again if the new value makes use of the old one.
 fn hidden_variables(found: &mut Warnings, container: &Value, path: &Path<'_>) {
     let (variables, list) = (container.list("env"), path.field("env"));
+    let repeats = repeats(variables.iter().map(|variable| variable.text("name")));
     for (index, variable) in variables.iter().enumerate() {
         let name = variable.text("name");
-        if !variables[..index].iter().any(|other| other.text("name") == name) {
+        if !repeats[index] {
             continue;
         }
         let (value, reference) = (variable.text("value"), format!("$({name})"));

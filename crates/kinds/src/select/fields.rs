@@ -2,24 +2,26 @@
 //!
 //! Source: apimachinery `pkg/fields/selector.go`.
 
-use portolan_kinds::{Kind, Status};
-use portolan_store::Key;
 use serde_json::Value;
 
+use crate::{Kind, Status};
+
+/// Whether a field has a value, or has not.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct FieldTest {
-    pub(crate) field: String,
-    pub(crate) value: String,
-    pub(crate) equal: bool,
+pub struct FieldTest {
+    pub field: String,
+    pub value: String,
+    pub equal: bool,
 }
 
+/// All tests must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct FieldSelector(pub(crate) Vec<FieldTest>);
+pub struct FieldSelector(pub Vec<FieldTest>);
 
 impl FieldSelector {
     /// # Errors
     /// 400 for what cannot be parsed, and for fields by which objects of this kind cannot be selected.
-    pub(crate) fn parse(text: &str, kind: &Kind) -> Result<Self, Status> {
+    pub fn parse(text: &str, kind: &Kind) -> Result<Self, Status> {
         let selector = Self::of_fields(text)
             .map_err(|part| Status::bad_request(format!("invalid selector: '{text}'; can't understand '{part}'")))?;
         for FieldTest { field, .. } in &selector.0 {
@@ -36,21 +38,22 @@ impl FieldSelector {
     ///
     /// # Errors
     /// The part that cannot be parsed.
-    pub(crate) fn of_fields(text: &str) -> Result<Self, &str> {
+    pub fn of_fields(text: &str) -> Result<Self, &str> {
         let parts = split_unescaped(text).into_iter().filter(|part| !part.is_empty());
         parts.map(|part| field_test(part).ok_or(part)).collect::<Result<_, _>>().map(Self)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether it takes every object.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// `field` gives the value of any field but the name and the namespace.
-    pub(crate) fn matches(&self, key: &Key, field: impl Fn(&str) -> String) -> bool {
+    pub fn matches(&self, (namespace, name): (&str, &str), field: impl Fn(&str) -> String) -> bool {
         self.0.iter().all(|test| {
             let equal = match test.field.as_str() {
-                "metadata.name" => key.name() == test.value,
-                "metadata.namespace" => key.namespace() == test.value,
+                "metadata.name" => name == test.value,
+                "metadata.namespace" => namespace == test.value,
                 other => field(other) == test.value,
             };
             equal == test.equal
@@ -58,12 +61,12 @@ impl FieldSelector {
     }
 
     /// The one name that can match, if the selector says so.
-    pub(crate) fn name(&self) -> Option<&str> {
+    pub fn name(&self) -> Option<&str> {
         self.only("metadata.name")
     }
 
     /// The one value of a field that can match, if the selector says so.
-    pub(crate) fn only(&self, field: &str) -> Option<&str> {
+    pub fn only(&self, field: &str) -> Option<&str> {
         self.0.iter().find(|test| test.equal && test.field == field).map(|test| test.value.as_str())
     }
 }
@@ -115,8 +118,7 @@ mod tests {
 
     #[test]
     fn field_selectors() {
-        let pods = portolan_kinds::find("", "v1", "pods").unwrap();
-        let key = Key::new("", "pods", "ns", "a,b");
+        let pods = crate::find("", "v1", "pods").unwrap();
         for (selector, expected) in [
             ("", Ok(true)),
             (r"metadata.name=a\,b", Ok(true)),
@@ -129,7 +131,7 @@ mod tests {
             (r"metadata.name=a\b", Err(400)),
         ] {
             let got = FieldSelector::parse(selector, pods)
-                .map(|selector| selector.matches(&key, |_| String::new()))
+                .map(|selector| selector.matches(("ns", "a,b"), |_| String::new()))
                 .map_err(|status| status.code());
             assert_eq!(got, expected, "{selector}");
         }

@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use portolan_kinds::{FieldError, Status, names};
+use crate::{FieldError, Status, names};
 
-pub(crate) type Labels = BTreeMap<String, String>;
+/// What an object is labelled with.
+pub type Labels = BTreeMap<String, String>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Test {
@@ -21,20 +22,21 @@ enum Test {
 
 /// All requirements must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LabelSelector(Vec<(String, Test)>);
+pub struct LabelSelector(Vec<(String, Test)>);
 
 impl LabelSelector {
     /// # Errors
     /// 400 that says where parsing stopped.
-    pub(crate) fn parse(text: &str) -> Result<Self, Status> {
+    pub fn parse(text: &str) -> Result<Self, Status> {
         Parser { tokens: tokens(text), at: 0 }.selector().map(Self).map_err(Status::bad_request)
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether it takes every object.
+    pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    pub(crate) fn matches(&self, labels: &Labels) -> bool {
+    pub fn matches(&self, labels: &Labels) -> bool {
         self.0.iter().all(|(key, test)| {
             let value = labels.get(key);
             let number = || value.and_then(|value| value.parse::<i64>().ok());

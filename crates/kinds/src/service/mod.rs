@@ -2,9 +2,13 @@
 //!
 //! All functions take the Service's `spec`.
 
+mod families;
+
 use serde_json::Value;
 
 use crate::look::Look;
+
+pub(crate) use families::settle as settle_families;
 
 pub(crate) fn spec_type(spec: &Value) -> &str {
     spec.text("type")

@@ -1,0 +1,10 @@
+#![no_main]
+
+#[path = "../../crates/kinds/tests/properties/bodies.rs"]
+mod bodies;
+#[path = "../../crates/kinds/tests/properties/targets.rs"]
+mod targets;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    targets::selectors(bytes);
+});
