@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::ast::{Expr, Fold, Literal, Node, What};
+use super::clauses::{self, Part};
 use super::library;
 use super::mistake::Mistake;
 use super::shape::Shape;
@@ -356,6 +357,12 @@ impl Checker {
     fn literals(&mut self, root: &Expr) {
         root.each(&mut |part| {
             let Node::Call { function, target, args } = &part.node else { return };
+            if let (Some(Node::Literal(Literal::String(text))), [Expr { node: Node::List(values), .. }]) =
+                (target.as_ref().map(|target| &target.node), args.as_slice())
+                && function == "format"
+            {
+                self.format(part.at, text, values);
+            }
             let Some(Expr { at, node: Node::Literal(literal), .. }) = args.last() else { return };
             let is_wrong = match (function.as_str(), target, literal) {
                 ("matches", _, Literal::String(pattern)) => crate::custom::compile_pattern(pattern).is_err(),
@@ -368,6 +375,34 @@ impl Checker {
                 self.wrong(*at, format!("invalid {function} argument"));
             }
         });
+    }
+
+    /// A text to `format`, and the values that it is given.
+    fn format(&mut self, at: usize, text: &str, values: &[(Expr, bool)]) {
+        let (parts, wrong) = clauses::parts(text);
+        let mut shown = 0;
+        for part in parts {
+            let Part::Clause(letter, _) = part else { continue };
+            let Some((value, _)) = values.get(shown) else {
+                self.wrong(at, format!("index {shown} out of range"));
+                return;
+            };
+            shown += 1;
+            let kind = self.bindings.substitute(self.of.get(&value.id).unwrap_or(&Type::Dyn), true);
+            if let Some(words) = clauses::refuses(letter, &kind) {
+                self.wrong(value.at, words);
+                return;
+            }
+        }
+        match wrong {
+            Some(words) => _ = self.wrong(at, words),
+            None if values.len() > shown => {
+                let words =
+                    format!("too many arguments supplied to string.format (expected {shown}, got {})", values.len());
+                self.wrong(at, words);
+            }
+            None => {}
+        }
     }
 }
 

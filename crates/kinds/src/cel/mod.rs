@@ -12,6 +12,7 @@
 
 mod ast;
 mod check;
+mod clauses;
 mod cost;
 mod equal;
 mod evaluate;

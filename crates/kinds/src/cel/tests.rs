@@ -178,6 +178,20 @@ fn what_does_not_compile_is_pointed_at() {
             "ERROR: <input>:1:11: found no matching overload for '_==_' applied to '(string, null)'\n | self.name == null\n | ..........^",
         ),
         ("self.", "ERROR: <input>:1:6: Syntax error: no viable alternative at input '.'\n | self.\n | .....^"),
+        (
+            "'%d'.format([self.name]) == ''",
+            "ERROR: <input>:1:18: error during formatting: decimal clause can only be used on integers, was given string\n | \
+             '%d'.format([self.name]) == ''\n | .................^",
+        ),
+        (
+            "'%s %s'.format([1]) == ''",
+            "ERROR: <input>:1:15: index 1 out of range\n | '%s %s'.format([1]) == ''\n | ..............^",
+        ),
+        (
+            "'a'.format([1]) == ''",
+            "ERROR: <input>:1:11: too many arguments supplied to string.format (expected 0, got 1)\n | 'a'.format([1]) == ''\n | \
+             ..........^",
+        ),
         ("1 2", "ERROR: <input>:1:3: Syntax error: extraneous input '2' expecting <EOF>\n | 1 2\n | ..^"),
         ("(1", "ERROR: <input>:1:3: Syntax error: missing ')' at '<EOF>'\n | (1\n | ..^"),
         (

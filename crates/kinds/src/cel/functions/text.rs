@@ -2,11 +2,9 @@
 
 use super::convert::{show_float, text_of};
 use super::{Found, fail};
+use crate::cel::clauses::{self, Part};
 use crate::cel::evaluate::{Failure, Room};
 use crate::cel::value::{List, Map, Value};
-
-/// Digits behind the point that `format` shows at most.
-const MOST_DIGITS: usize = 100;
 
 pub(super) fn call<'a>(room: &mut Room, function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {
     if let ("join", [Value::List(list), rest @ ..]) = (function, args) {
@@ -186,91 +184,66 @@ fn quote(text: &str) -> String {
     quoted
 }
 
-/// `text.format(values)`: `%s`, `%d`, `%f`, `%e`, `%b`, `%x`, `%X` and `%o`, with a precision, and `%%`.
+/// `text.format(values)`
 fn format<'a>(room: &mut Room, text: &str, values: &List<'a>) -> Found<'a> {
     let mut out = String::new();
     let mut next = 0;
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        if character != '%' {
-            out.push(character);
-            continue;
-        }
-        let mut precision = String::new();
-        if characters.next_if_eq(&'.').is_some() {
-            while let Some(digit) = characters.next_if(char::is_ascii_digit) {
-                precision.push(digit);
+    let (parts, wrong) = clauses::parts(text);
+    for part in parts {
+        let (letter, digits) = match part {
+            Part::Text(character) => {
+                out.push(character);
+                continue;
             }
-        }
-        let Some(clause) = characters.next() else { return fail("unexpected end of string") };
-        if clause == '%' {
-            out.push('%');
-            continue;
-        }
+            Part::Clause(letter, digits) => (letter, digits),
+        };
         let Some(value) = values.get(next) else { return fail(format!("index {next} out of range")) };
         next += 1;
-        let digits = precision.parse().unwrap_or(6_usize);
-        if digits > MOST_DIGITS {
-            return fail(format!("could not parse formatting clause: precision {digits} exceeds {MOST_DIGITS}"));
+        let value = value?;
+        if let Some(words) = clauses::refuses(letter, &value.kind()) {
+            return fail(words);
         }
         let before = out.len();
-        one(room, &value?, clause, digits, &mut out)?;
+        match letter {
+            's' => show(room, &value, &mut out)?,
+            _ => out.push_str(&clause(&value, letter, digits)),
+        }
         room.work((out.len() - before) as u64 / 16)?;
     }
-    Ok(Value::text(out))
+    wrong.map_or(Ok(Value::text(out)), fail)
 }
 
-fn one(room: &mut Room, value: &Value<'_>, clause: char, digits: usize, out: &mut String) -> Result<(), Failure> {
-    let words = match (clause, value) {
-        ('s', _) => return show(room, value, out),
-        ('d', Value::Int(_) | Value::Uint(_)) => text_of(value).unwrap_or_default(),
-        ('d', Value::Double(number)) if !number.is_finite() => show_special(*number),
-        ('f' | 'e', Value::Int(_) | Value::Uint(_) | Value::Double(_)) => {
-            #[allow(clippy::cast_precision_loss, reason = "a float is as near as it gets")]
-            let number = match value {
-                Value::Int(number) => *number as f64,
-                Value::Uint(number) => *number as f64,
-                Value::Double(number) => *number,
-                _ => 0.0,
-            };
-            if !number.is_finite() {
-                show_special(number)
-            } else if clause == 'f' {
-                format!("{number:.digits$}")
-            } else {
-                let text = format!("{number:.digits$e}");
-                let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-                let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |rest| ('-', rest));
-                format!("{mantissa}e{sign}{exponent:0>2}")
-            }
+/// A value as a clause shows it that can show its type.
+fn clause(value: &Value<'_>, letter: char, digits: usize) -> String {
+    match (letter, value) {
+        ('d', _) => text_of(value).unwrap_or_default(),
+        ('f' | 'e', Value::Double(number)) if !number.is_finite() => show_special(*number),
+        ('f', Value::Double(number)) => format!("{number:.digits$}"),
+        ('e', Value::Double(number)) => {
+            let text = format!("{number:.digits$e}");
+            let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |rest| ('-', rest));
+            format!("{mantissa}e{sign}{exponent:0>2}")
         }
         ('b', Value::Bool(value)) => u8::from(*value).to_string(),
-        ('b' | 'x' | 'X' | 'o', Value::Int(_) | Value::Uint(_)) => {
+        ('x' | 'X', Value::String(text)) => hex(text.as_bytes(), letter == 'X'),
+        ('x' | 'X', Value::Bytes(bytes)) => hex(bytes, letter == 'X'),
+        (_, Value::Int(_) | Value::Uint(_)) => {
             let (negative, number) = match value {
                 Value::Int(number) => (*number < 0, number.unsigned_abs()),
                 Value::Uint(number) => (false, *number),
                 _ => (false, 0),
             };
             let sign = if negative { "-" } else { "" };
-            match clause {
+            match letter {
                 'b' => format!("{sign}{number:b}"),
                 'o' => format!("{sign}{number:o}"),
                 'x' => format!("{sign}{number:x}"),
                 _ => format!("{sign}{number:X}"),
             }
         }
-        ('x' | 'X', Value::String(text)) => hex(text.as_bytes(), clause == 'X'),
-        ('x' | 'X', Value::Bytes(bytes)) => hex(bytes, clause == 'X'),
-        ('d' | 'f' | 'e' | 'b' | 'x' | 'X' | 'o', _) => {
-            return fail(format!(
-                "error during formatting: no formatting support for type {} in clause %{clause}",
-                value.kind().name()
-            ));
-        }
-        _ => return fail(format!("could not parse formatting clause: unrecognized formatting clause \"{clause}\"")),
-    };
-    out.push_str(&words);
-    Ok(())
+        _ => text_of(value).unwrap_or_default(),
+    }
 }
 
 fn hex(bytes: &[u8], upper: bool) -> String {
