@@ -39,8 +39,16 @@ pub(crate) type LogFile = Box<dyn StorageBackend>;
 
 pub(crate) struct Record {
     pub(crate) mark: Mark,
+    before: Mark,
+    from: Revision,
     pub(crate) to: Revision,
     pub(crate) changes: Vec<Changed>,
+}
+
+impl Record {
+    fn follows(&self, mark: Mark, revision: Revision) -> bool {
+        (self.before, self.from) == (mark, revision)
+    }
 }
 
 pub(crate) struct Log {
@@ -66,19 +74,37 @@ impl Log {
     }
 
     /// What follows the record that `mark` names and that ended at `revision`.
+    ///
+    /// # Errors
+    /// Also when something is lost: a power cut leaves no more than the last record unreadable, so that there is none from
+    /// later than where reading ends.
     pub(crate) fn after(&self, mut mark: Mark, mut revision: Revision) -> io::Result<Vec<Record>> {
         let mut found = Vec::new();
-        // Either file may be the one to begin with, and the other the one to go on with.
-        for index in [0, 1, 0] {
-            let file = &self.files[index];
+        let mut files = Vec::new();
+        for file in &self.files {
             let mut bytes = vec![0; usize::try_from(file.len()?).map_err(io::Error::other)?];
             file.read(0, &mut bytes)?;
-            let mut rest = &bytes[..];
-            while let Some((record, length)) = decode(rest, mark, revision) {
+            files.push(bytes);
+        }
+        // Either file may be the one to begin with, and the other the one to go on with.
+        for index in [0, 1, 0] {
+            let mut rest = &files[index][..];
+            while let Some((record, length)) = decode(rest).filter(|(record, _)| record.follows(mark, revision)) {
                 (mark, revision) = (record.mark, record.to);
                 found.push(record);
                 rest = rest.get(length..).unwrap_or_default();
             }
+        }
+        let pages = files.iter().flat_map(|bytes| (0..bytes.len()).step_by(PAGE).map(|at| &bytes[at..]));
+        if let Some((later, _)) = pages.filter_map(decode).find(|(record, _)| record.from > revision) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!(
+                    "its log is damaged: what happened between revisions {} and {} cannot be read, though what came after \
+                     can; put a backup in its place",
+                    revision.0, later.from.0
+                ),
+            ));
         }
         Ok(found)
     }
@@ -171,16 +197,16 @@ fn checksum(bytes: &[u8]) -> Mark {
     Mark(u64::from(crc32fast::hash(bytes)) | 1 << 32)
 }
 
-/// The record at the beginning of `bytes`, if it follows `last`, and how much room it takes up.
-fn decode(bytes: &[u8], last: Mark, revision: Revision) -> Option<(Record, usize)> {
+/// The record at the beginning of `bytes`, and how much room it takes up.
+fn decode(bytes: &[u8]) -> Option<(Record, usize)> {
     let mut head = Reader(bytes);
     let [mark, before, length, count, from, to] = head.numbers()?;
-    if (Mark(before), Revision(from)) != (last, revision) {
+    if mark >> 32 != 1 {
         return None;
     }
     let length = usize::try_from(length).ok()?;
     let body = head.take(length)?;
-    if checksum(&bytes[8..HEAD + length]) != Mark(mark) {
+    if checksum(&bytes[8..HEAD + body.len()]) != Mark(mark) {
         return None;
     }
     let mut body = Reader(body);
@@ -196,7 +222,8 @@ fn decode(bytes: &[u8], last: Mark, revision: Revision) -> Option<(Record, usize
         };
         changes.push((Key::from_stored(key), entry));
     }
-    Some((Record { mark: Mark(mark), to: Revision(to), changes }, (HEAD + length).next_multiple_of(PAGE)))
+    let record = Record { mark: Mark(mark), before: Mark(before), from: Revision(from), to: Revision(to), changes };
+    Some((record, (HEAD + length).next_multiple_of(PAGE)))
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -285,7 +312,7 @@ mod tests {
         append(&mut log, 6, 1);
         assert_eq!(found(&log, Mark::default(), 1), [2, 3, 4, 5, 6]);
         assert_eq!(found(&log, end_of_first_file, 5), [6]);
-        assert_eq!(found(&log, first, 2), [0; 0], "what is in the database is so up to the end of a file");
+        assert!(log.after(first, Revision(2)).is_err(), "what is in the database is so up to the end of a file");
         log.turn().unwrap();
         append(&mut log, 7, 1);
         assert_eq!(found(&log, end_of_first_file, 5), [6, 7], "the first file goes on where the second ended");
@@ -326,6 +353,26 @@ mod tests {
         assert_eq!(found(&log, Mark::default(), 1), [2]);
         log.files[0].set_len(4096).unwrap();
         assert_eq!(found(&log, Mark::default(), 1), [0; 0]);
+    }
+
+    #[test]
+    fn damage_in_the_middle_is_an_error_and_not_an_end() {
+        let mut log = log();
+        for revision in 2..=5 {
+            append(&mut log, revision, 4500);
+            if log.is_full() {
+                log.turn().unwrap();
+            }
+        }
+        assert_eq!(found(&log, Mark::default(), 1), [2, 3, 4, 5]);
+        log.files[0].write(200, b"?").unwrap();
+        let error = log.after(Mark::default(), Revision(1)).err().unwrap().to_string();
+        assert!(error.contains("between revisions 1 and 2"), "{error}");
+        log.files[0].write(200, b"x").unwrap();
+        log.files[1].write(200, b"?").unwrap();
+        assert!(log.after(Mark::default(), Revision(1)).is_err(), "though it is the other file's turn");
+        log.files[1].write(8192 + 200, b"?").unwrap();
+        assert_eq!(found(&log, Mark::default(), 1), [2, 3], "nothing is known to have come after");
     }
 
     #[test]
