@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -132,10 +133,17 @@ pub(crate) fn make(path: &Path, objects: &[(Key, Entry)], revision: Revision) ->
     Ok(())
 }
 
-/// Where a new file for `path` is made, of which nothing is left from before.
+/// Where a new file for `path` is made: empty, whatever was left from before.
 fn unnamed(path: &Path) -> io::Result<PathBuf> {
     let unnamed = path.with_extension(UNNAMED);
-    remove(&unnamed).map(|()| unnamed)
+    remove(&unnamed)?;
+    private(&unnamed)?;
+    Ok(unnamed)
+}
+
+/// A file that nobody else may read: there are Secrets in it. It is made, empty, if it does not exist.
+fn private(file: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(file)
 }
 
 fn remove(file: &Path) -> io::Result<()> {
@@ -176,9 +184,7 @@ impl Place for FilePlace {
 
     fn log(&self) -> Result<[LogFile; 2], DiskError> {
         let open = |ending: &str| -> Result<LogFile, DiskError> {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            let file = options.open(self.0.with_extension(ending))?;
+            let file = private(&self.0.with_extension(ending))?;
             Ok(Box::new(FileBackend::new(file).map_err(opening)?))
         };
         let [first, second] = LOGS;
@@ -326,4 +332,54 @@ pub(crate) fn settle(database: &Database) -> Result<(), DiskError> {
         Some(found) => return Err(DiskError::Format { found }),
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Limits, Store};
+
+    fn meta(directory: &Path, change: impl FnOnce(&mut redb::Table<'_, &'static str, u64>)) {
+        let database = Database::open(directory.join("store.redb")).unwrap();
+        let transaction = database.begin_write().unwrap();
+        change(&mut transaction.open_table(META).unwrap());
+        transaction.commit().unwrap();
+    }
+
+    #[test]
+    fn nobody_else_may_read_what_is_stored() {
+        use std::os::unix::fs::PermissionsExt;
+        let directory = tempfile::tempdir().unwrap();
+        Store::open(directory.path(), Limits::default()).unwrap().close();
+        FilePlace(directory.path().join("store.redb")).fresh().unwrap();
+        let files: Vec<_> = fs::read_dir(directory.path()).unwrap().map(Result::unwrap).collect();
+        assert_eq!(files.len(), 4);
+        for file in files {
+            assert_eq!(file.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", file.path());
+        }
+    }
+
+    #[test]
+    fn a_store_from_before_the_log_is_taken_over_and_a_later_one_is_not() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = Key::new("", "things", "", "a");
+        let entry = Entry { value: Bytes::from_static(b"x"), revision: Revision(7) };
+        Store::make(directory.path(), &[(key.clone(), entry.clone())], Revision(9)).unwrap();
+        meta(directory.path(), |meta| {
+            meta.insert(FORMAT, 1).unwrap();
+            meta.remove(MARK).unwrap();
+        });
+        for _ in 0..2 {
+            let store = Store::open(directory.path(), Limits::default()).unwrap();
+            assert_eq!(store.get(&key), (Some(entry.clone()), Revision(9)));
+            store.close();
+        }
+        meta(directory.path(), |meta| {
+            assert_eq!(meta.get(FORMAT).unwrap().unwrap().value(), FORMAT_NOW);
+            meta.insert(FORMAT, FORMAT_NOW + 1).unwrap();
+        });
+        let refused = Store::open(directory.path(), Limits::default()).err().unwrap();
+        let source = std::error::Error::source(&refused).unwrap().to_string();
+        assert!(source.starts_with("it was written by format 3 of this program"), "{source}");
+    }
 }
