@@ -77,9 +77,11 @@ fn container(container: &mut Value, host_ports: bool) {
     child(container, "resources");
     for port in items_mut(container, "ports") {
         set_default(port, "protocol", "TCP");
-        if host_ports && port.int("hostPort").unwrap_or(0) == 0 {
-            let number = port["containerPort"].clone();
-            map_of(port).insert("hostPort".into(), number);
+        if host_ports
+            && port.int("hostPort").unwrap_or(0) == 0
+            && let Some(number) = port.int("containerPort").filter(|number| *number != 0)
+        {
+            map_of(port).insert("hostPort".into(), number.into());
         }
     }
     for name in ["livenessProbe", "readinessProbe", "startupProbe"] {
