@@ -73,6 +73,17 @@ pub(crate) fn form(accept: &str, include: Include) -> Result<Form, Status> {
         .ok_or_else(|| Status::not_acceptable(&["application/json"]))
 }
 
+/// For what has no metadata, and so no rows either: whether the client takes it as it is.
+///
+/// # Errors
+/// 406 when it does not.
+pub(crate) fn whole(accept: &str) -> Result<(), Status> {
+    match clauses(accept).any(|clause| clause.is_json() && clause.get("as").is_empty()) {
+        true => Ok(()),
+        false => Err(Status::not_acceptable(&["application/json"])),
+    }
+}
+
 pub(crate) fn discovery(accept: &str) -> Discovery {
     clauses(accept)
         .find_map(|clause| match (clause.get("as"), clause.get("g"), clause.get("v")) {

@@ -136,6 +136,7 @@ impl Server {
                 if parts.method != Method::POST {
                     return Err(Status::unknown_resource());
                 }
+                accept::whole(header(&parts, ACCEPT))?;
                 let bytes = body::read(&parts, body, &self.budget).await?;
                 let (asked, _) = body::object(&body::media_type(&parts), &bytes)?;
                 Ok(respond::value(201, &review.answer(&self, &user, &namespace, asked)?))

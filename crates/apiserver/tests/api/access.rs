@@ -95,6 +95,13 @@ async fn everybody_may_ask_about_themselves() {
     assert!(!may(&cluster.client(&User::node("n1")), &[]).await);
     assert!(!may(&cluster.admin(), &[("impersonate-user", "jane")]).await);
     assert!(may(&cluster.admin(), &[("impersonate-user", "jane"), ("impersonate-group", "system:masters")]).await);
+    let rows = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    for (accept, code) in [(rows.to_owned(), 406), (format!("{rows},application/json"), 201)] {
+        let headers = [("content-type", "application/json"), ("accept", &*accept)];
+        let spec = json!({"nonResourceAttributes": {"verb": "get", "path": "/"}});
+        let answer = cluster.admin().send(Method::POST, path, &headers, json!({"spec": spec}).to_string()).await;
+        assert_eq!(answer.code, code, "{accept}: {:?}", answer.bytes);
+    }
     assert_eq!(cluster.stranger().post(path, &json!({"spec": {}})).await.code, 403);
     let jane = [("impersonate-user", "jane")];
     assert_eq!(cluster.admin().send(Method::GET, CONFIG_MAPS, &jane, "").await.code, 403);
