@@ -333,7 +333,7 @@ impl Server {
             "create" | "update" => body::object(media, &bytes)?,
             _ => (Value::Null, Vec::new()),
         };
-        target.kind.refuse_repeated(&warnings, options.field_validation)?;
+        target.kind.refuse_repeated(&body, &warnings, options.field_validation)?;
         let shown = |written: Written| {
             let code = if written.created { 201 } else { 200 };
             let mut reply = respond::json(code, show::one(&target.kind, &written.stored, form));

@@ -165,15 +165,25 @@ impl Kind {
         decode::decode(self, body, validation)
     }
 
-    /// What a strict client is told of fields that its text has more than once.
+    /// What a strict client is told of fields that its text has more than once, and in one breath of those that are
+    /// unknown.
     ///
     /// # Errors
     /// 400, if there are any and `validation` is strict.
-    pub fn refuse_repeated(&self, repeated: &[String], validation: FieldValidation) -> Result<(), Status> {
+    pub fn refuse_repeated(
+        &self,
+        body: &Value,
+        repeated: &[String],
+        validation: FieldValidation,
+    ) -> Result<(), Status> {
         if repeated.is_empty() || validation != FieldValidation::Strict {
             return Ok(());
         }
-        Err(decode::not_strict(self, self.kind, repeated))
+        // What is wrong beyond that, or of another kind as a subresource's body, is nobody's business here.
+        let unknown = self.decode(body.clone(), FieldValidation::Warn).map(|(_, unknown)| unknown).unwrap_or_default();
+        // A custom resource's text is judged before its schema is looked at.
+        let mistakes = if self.is_custom() { [repeated, &unknown].concat() } else { [&unknown, repeated].concat() };
+        Err(decode::not_strict(self, self.kind, &mistakes))
     }
 
     /// Whether somebody defined it.

@@ -395,6 +395,10 @@ async fn a_field_that_stands_there_twice_is_spoken_of() {
     };
     let words = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \"data.k\"";
     assert_eq!(send("fieldValidation=Strict").await.failure(), (400, words.to_owned()));
+    let both = r#"{"metadata": {"name": "a"}, "colour": "blue", "data": {"k": "1", "k": "2"}}"#;
+    let path = format!("{CONFIG_MAPS}?fieldValidation=Strict");
+    let answer = client.send(Method::POST, &path, &[("content-type", "application/json")], both).await;
+    assert_eq!(answer.failure(), (400, words.replace("duplicate", "unknown field \"colour\", duplicate")));
     let answer = send("dryRun=All").await;
     assert_eq!(answer.headers["warning"], r#"299 - "duplicate field \"data.k\"""#);
     let answer = send("fieldValidation=Ignore").await;
