@@ -1,5 +1,7 @@
 //! Namespaces that were told to go -> emptied, then released.
 //!
+//! Pods go first, and the rest once none is left: what a pod may need in its last moments is there until then (KEP-5080).
+//!
 //! Invariant: the namespace's finalizer goes only when a fresh list of every kind the server knows shows nothing left.
 //! What remains, and why, is told in the namespace's conditions, with kube-controller-manager's reasons.
 
@@ -103,14 +105,25 @@ async fn empty(client: Client, namespace: Arc<Namespace>) -> Result<(), kube::Er
     let name = namespace.name_any();
     // Events are one kind in two groups; deleting them once is enough.
     let discovery = Discovery::new(client.clone()).exclude(&["events.k8s.io"]).run().await?;
-    let mut remains = Vec::new();
+    let mut resources = Vec::new();
     for (resource, capabilities) in discovery.groups().flat_map(|group| group.recommended_resources()) {
         let complete = capabilities.supports_operation(verbs::LIST) && capabilities.supports_operation(verbs::DELETE);
         if capabilities.scope == Scope::Namespaced && complete {
-            remains.push(delete_all(&client, &name, &resource).await?);
+            resources.push(resource);
         }
     }
-    remains.retain(|remains| remains.count > 0);
+    let is_pods = |resource: &ApiResource| resource.group.is_empty() && resource.plural == "pods";
+    resources.sort_by_key(|resource| !is_pods(resource));
+    let mut remains = Vec::new();
+    for resource in &resources {
+        let left = delete_all(&client, &name, resource).await?;
+        if left.count > 0 {
+            remains.push(left);
+            if is_pods(resource) {
+                break;
+            }
+        }
+    }
     let api: Api<Namespace> = Api::all(client);
     let status = status(&namespace, &remains, Timestamp::now());
     if remains.is_empty() {

@@ -194,8 +194,7 @@ impl Controller for GarbageCollector {
             let namespace = if *namespaced { item.key.namespace.clone() } else { String::new() };
             owners.push((owner.clone(), standing, api(&self.client, kind, &namespace)));
         }
-        let has_dependents = !dependents.is_empty();
-        Some(Box::pin(async move { collector.collect(owners, has_dependents).await.into() }))
+        Some(Box::pin(async move { collector.collect(owners, &dependents).await.into() }))
     }
 }
 
@@ -239,7 +238,7 @@ impl Collector {
     async fn collect(
         self,
         owners: Vec<(OwnerReference, Option<Standing>, Api<DynamicObject>)>,
-        has_dependents: bool,
+        dependents: &[Item],
     ) -> Result<(), kube::Error> {
         let Some(meta) = Self::fresh(&self.api(), &self.item.key, &self.item.uid).await? else { return Ok(()) };
         let item = Item::new(self.item.kind.clone(), &meta);
@@ -260,11 +259,28 @@ impl Collector {
                 },
             });
         }
-        match graph::resolve(&item, &standings, has_dependents) {
+        match graph::resolve(&item, &standings, !dependents.is_empty()) {
             Action::Keep => Ok(()),
-            Action::Unlink(gone) => set_owners(&self.api(), &meta, |owner| !gone.contains(&owner.uid)).await,
-            Action::Delete(policy) => self.delete(meta, policy).await,
+            Action::Unlink(gone) => unlink(&self.api(), &meta, |owner| gone.contains(&owner.uid)).await,
+            Action::Delete(policy) => {
+                // Each of a circle would wait for the next. One that is waited for, and would wait for one that waits,
+                // lets its owners go before it.
+                let circle =
+                    standings.contains(&Standing::Waiting) && dependents.iter().any(Item::waits_for_dependents);
+                let meta = if circle { self.unblock(meta).await? } else { Some(meta) };
+                match meta {
+                    Some(meta) => self.delete(meta, policy).await,
+                    None => Ok(()),
+                }
+            }
         }
+    }
+
+    /// Has the object's owners wait for it no longer; `None` if it is gone.
+    async fn unblock(&self, meta: ObjectMeta) -> Result<Option<ObjectMeta>, kube::Error> {
+        let mut owners = meta.owner_references.clone().unwrap_or_default();
+        owners.iter_mut().for_each(|owner| owner.block_owner_deletion = Some(false));
+        set_owners(&self.api(), &meta, &owners).await
     }
 
     async fn delete(&self, meta: ObjectMeta, policy: PropagationPolicy) -> Result<(), kube::Error> {
@@ -280,7 +296,7 @@ impl Collector {
         for dependent in dependents {
             let api = api(&self.client, &dependent.kind, &dependent.key.namespace);
             if let Some(meta) = Self::fresh(&api, &dependent.key, &dependent.uid).await? {
-                set_owners(&api, &meta, |owner| owner.uid != self.item.uid).await?;
+                unlink(&api, &meta, |owner| owner.uid == self.item.uid).await?;
             }
         }
         self.drop_finalizer(ORPHAN).await
@@ -297,14 +313,25 @@ impl Collector {
     }
 }
 
+/// Takes these owners' references out.
+async fn unlink(
+    api: &Api<DynamicObject>,
+    meta: &ObjectMeta,
+    goes: impl Fn(&OwnerReference) -> bool,
+) -> Result<(), kube::Error> {
+    let mut owners = meta.owner_references.clone().unwrap_or_default();
+    owners.retain(|owner| !goes(owner));
+    set_owners(api, meta, &owners).await.map(drop)
+}
+
+/// Gives the object these owners, unless it has changed; as it is then, or `None` if it is gone.
 async fn set_owners(
     api: &Api<DynamicObject>,
     meta: &ObjectMeta,
-    keep: impl Fn(&OwnerReference) -> bool,
-) -> Result<(), kube::Error> {
-    let mut owners = meta.owner_references.clone().unwrap_or_default();
-    owners.retain(keep);
+    owners: &[OwnerReference],
+) -> Result<Option<ObjectMeta>, kube::Error> {
     let patch = json!({"metadata": {"resourceVersion": meta.resource_version, "ownerReferences": owners}});
     let name = meta.name.as_deref().unwrap_or_default();
-    refusal::ignore_not_found(api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await).map(drop)
+    let patched = api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await;
+    refusal::ignore_not_found(patched).map(|patched| patched.map(|patched| patched.metadata))
 }

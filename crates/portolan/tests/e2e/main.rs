@@ -5,6 +5,7 @@
 mod accounts;
 mod backup;
 mod cluster;
+mod deletion;
 mod kubectl;
 mod lifecycle;
 mod logs;
