@@ -130,14 +130,17 @@ fn plan_namespace(old: &Value, now: Timestamp) -> Plan {
 
 fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
     let name = object::name(old);
-    for (asked, pointer, what) in [
-        (&options.uid, "/metadata/uid", "UID"),
-        (&options.resource_version, "/metadata/resourceVersion", "ResourceVersion"),
+    for (asked, pointer, what, then) in [
+        (&options.uid, "/metadata/uid", "UID", "deleted and then recreated"),
+        (&options.resource_version, "/metadata/resourceVersion", "ResourceVersion", "modified"),
     ] {
         let found = object::text(old, pointer);
         if let Some(asked) = asked.as_deref().filter(|asked| *asked != found) {
-            let why = format!("Precondition failed: {what} in precondition: {asked}, {what} in object meta: {found}");
-            return Err(Status::conflict(kind.group, kind.plural, name, &why));
+            let why = format!(
+                "the {what} in the precondition ({asked}) does not match the {what} in record ({found}). The object might \
+                 have been {then}"
+            );
+            return Err(Status::conflict(kind.group, kind.kind, name, &why));
         }
     }
     Ok(())

@@ -93,6 +93,7 @@ pub(crate) fn get(server: &Server, asked: Asked<'_>) -> Result<Reply, Status> {
 }
 
 pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> Result<Reply, Status> {
+    write::check_named(&asked, scale)?;
     let strict = !object::text(scale, "/metadata/resourceVersion").is_empty();
     let written = write::change(server, asked, strict, |old, _| Ok(scaled(asked.kind(), old, scale)?.into())).await?;
     Ok(respond::value(
@@ -111,6 +112,7 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: 
             }
             Patch::Json(_) => patch.to(asked.kind(), &scale_of(asked.kind(), old))?,
         };
+        write::check_named(&asked, &scale)?;
         Ok(scaled(asked.kind(), old, &scale)?.into())
     })
     .await?;

@@ -155,6 +155,18 @@ fn check_place(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// What is to take an object's place must say which object it is.
+pub(crate) fn check_named(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
+    check_place(asked, object)?;
+    if object::name(object).is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({} based on URL) was undeterminable: name must be provided",
+            asked.name()
+        )));
+    }
+    Ok(())
+}
+
 fn refuse_invalid(kind: &Kind, object: &Value, errors: &[FieldError]) -> Result<(), Status> {
     // Events of both groups are told of as what is stored.
     let group = object::stored_kind(kind).group;
@@ -278,13 +290,7 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
     let kind = asked.kind();
     apply::keep_reset(&mut body);
     let (object, warnings) = kind.decode(body, asked.options.field_validation)?;
-    check_place(&asked, &object)?;
-    if object::name(&object).is_empty() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({} based on URL) was undeterminable: name must be provided",
-            asked.name()
-        )));
-    }
+    check_named(&asked, &object)?;
     let unconditional = object::text(&object, "/metadata/resourceVersion").is_empty();
     if unconditional && !kind.allows_unconditional_update() {
         let field = "metadata.resourceVersion";

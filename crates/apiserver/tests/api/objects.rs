@@ -354,6 +354,9 @@ async fn scale() {
     let made = client.post(all, &body).await.ok();
     assert_eq!(made["metadata"]["generation"], 1);
     let path = format!("{all}/r/scale");
+    // Which says of no object how many there should be must not make them none.
+    let unnamed = "the name of the object (r based on URL) was undeterminable: name must be provided";
+    assert_eq!(client.put(&path, &json!({})).await.failure(), (400, unnamed.to_owned()));
     let mut scale = client.get(&path).await.ok();
     assert_eq!((&scale["spec"]["replicas"], &scale["status"]["selector"]), (&json!(2), &json!("app=web")));
     scale["spec"]["replicas"] = 5.into();

@@ -376,8 +376,9 @@ impl Apply<'_> {
             return Err(conflicts);
         }
         own.fields = set::difference(&own.fields, &NOBODYS);
-        if let Some(last) = last.filter(|last| last.fields == own.fields && new == *self.live) {
-            own.time = last.time;
+        // As upstream: who changes nothing of the object has not written now, and may never have.
+        if new == *self.live {
+            own.time = last.map(|last| last.time).unwrap_or_default();
         }
         if !own.fields.is_empty() {
             entries.push(own);

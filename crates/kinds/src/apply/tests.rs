@@ -220,6 +220,15 @@ fn who_applied_from_the_client_goes_on_without_conflicts() {
 }
 
 /// A Deployment of few parts, of which any may be missing.
+/// Who applies what is there already has not written at any time, as kube-apiserver 1.36.2 has it, and stands first.
+#[test]
+fn who_changes_nothing_has_no_time() {
+    let mut live = Live::new("", "configmaps");
+    live.apply("a", &json!({"data": {"x": "1"}})).apply("b", &json!({"data": {"x": "1"}}));
+    let times: Vec<(String, String)> = live.entries().into_iter().map(|entry| (entry.manager, entry.time)).collect();
+    assert_eq!(times, [("b".to_owned(), String::new()), ("a".to_owned(), NOW.to_owned())]);
+}
+
 fn some_config() -> impl Strategy<Value = Value> {
     let value = || prop::sample::select(vec!["1", "2"]);
     let names = prop::sample::subsequence(vec!["a", "b", "c"], 0..=3).prop_shuffle();
