@@ -191,6 +191,22 @@ async fn a_commit_of_unknown_fate_ends_up_as_it_is_on_disk() {
     assert_eq!(names(&open(&device).unwrap()), before);
 }
 
+/// Who was told that there is nothing to delete does not find it after a crash.
+#[tokio::test]
+async fn an_answer_holds_whatever_became_of_the_batch_before() {
+    let device = Device::new(Vec::new());
+    let store = open(&device).unwrap();
+    store.write(put("a", "1")).await.unwrap();
+    device.set(Mood::FlushLies);
+    assert!(matches!(store.write(put("b", "2")).await, Err(WriteError::Disk(_))));
+    let delete = || Transaction::from(vec![Op::Delete { key: key("b"), expect: Expect::Anything }]);
+    assert!(matches!(store.write(delete()).await, Err(WriteError::Disk(_))), "nobody can know yet");
+    device.set(Mood::Well);
+    assert!(store.write(delete()).await.unwrap()[0].is_none());
+    store.close();
+    assert_eq!(names(&open(&device).unwrap()), ["a"]);
+}
+
 #[tokio::test]
 async fn a_file_of_nonsense_is_an_error() {
     for bytes in [vec![7_u8; 64 << 10], b"not a database".to_vec()] {

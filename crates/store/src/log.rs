@@ -124,6 +124,11 @@ impl Log {
         self.at >= self.room && !self.spoiled
     }
 
+    /// Whether there may be something that nobody was told of, which the next record replaces.
+    pub(crate) fn is_spoiled(&self) -> bool {
+        self.spoiled
+    }
+
     /// Whether this file must not grow any more.
     pub(crate) fn is_overfull(&self) -> bool {
         self.at >= self.room * PATIENCE

@@ -140,7 +140,9 @@ impl Writer {
 
     fn finish(&mut self, batch: Batch, answers: Vec<(oneshot::Sender<Answer>, Answer)>) {
         let changes = batch.changes();
-        let done = if changes.is_empty() { Ok(()) } else { self.commit(&batch, &changes).map_err(Arc::new) };
+        // That there is nothing to delete, say, holds only if what may have failed is not found after a crash.
+        let needs_no_record = changes.is_empty() && !self.log.is_spoiled();
+        let done = if needs_no_record { Ok(()) } else { self.commit(&batch, &changes).map_err(Arc::new) };
         match done {
             Ok(()) => {
                 self.publish(batch);

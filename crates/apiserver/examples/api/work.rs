@@ -283,7 +283,7 @@ pub(crate) async fn list(running: &Running, gzip: bool) -> Result<(Times, usize)
     let mut size = 0;
     for _ in 0..LISTS {
         let (took, bytes) = list_once(running, gzip).await?;
-        ensure!(size == 0 || size == bytes, "lists of an unchanged state differ in size");
+        // The list's own revision is in it, and moves with whatever the server writes for itself.
         (size, times.took) = (bytes, times.took + took);
         times.each.push(took);
     }
