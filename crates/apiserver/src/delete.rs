@@ -354,9 +354,8 @@ mod tests {
         assert!(check_preconditions(kind("pods"), &old, &with("", "")).is_ok());
         assert_eq!(check_preconditions(kind("pods"), &old, &with("a", "6")).unwrap_err().code(), 409);
         let status = check_preconditions(kind("pods"), &old, &with("b", "")).unwrap_err();
-        assert_eq!(
-            status.message(),
-            "Operation cannot be fulfilled on pods \"x\": Precondition failed: UID in precondition: b, UID in object meta: a"
-        );
+        let words = "Operation cannot be fulfilled on Pod \"x\": the UID in the precondition (b) does not match the UID in \
+                     record (a). The object might have been deleted and then recreated";
+        assert_eq!(status.message(), words);
     }
 }
