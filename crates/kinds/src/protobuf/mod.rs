@@ -7,6 +7,8 @@
 //! are skipped, as protobuf wants. The result is yet to be decoded like any JSON that a client sends.
 //! Source: `runtime.Unknown` in apimachinery, the protobuf wire format.
 
+mod definition;
+
 use serde_json::{Map, Value};
 
 use crate::Status;
@@ -45,10 +47,6 @@ pub fn to_json(body: &[u8]) -> Result<Value, Status> {
             (3, Wire::Bytes(encoding)) if !encoding.is_empty() => return Err(bad("its content is encoded")),
             _ => {}
         }
-    }
-    // Its schemas have another form there.
-    if version.starts_with("apiextensions.k8s.io/") {
-        return Err(Status::unsupported_media_type(&["application/json", "application/yaml"]));
     }
     let Some(schema) = find(&version, &kind) else {
         return Err(Status::bad_request(format!("no kind \"{kind}\" is registered for version \"{version}\"")));
@@ -165,7 +163,9 @@ fn message(
         let (number, wire) = field?;
         let path = format!("{prefix}{number}");
         if let Some(field) = schema.fields.iter().find(|field| field.tag == Some(&path)) {
-            set(field, wire, object, depth)?;
+            if !definition::set(schema, field, wire, object, depth)? {
+                set(field, wire, object, depth)?;
+            }
             continue;
         }
         let nested = format!("{path}.");
@@ -232,17 +232,23 @@ fn value(shape: &'static Shape, wire: Wire<'_>, depth: usize) -> Result<Value, F
     Ok(match (scalar, wire) {
         (Scalar::Bool, Wire::Varint(number)) => (number != 0).into(),
         (Scalar::Int32 | Scalar::Int64, Wire::Varint(number)) => number.cast_signed().into(),
-        (Scalar::Float64, Wire::Fixed64(bytes)) => f64::from_le_bytes(bytes).into(),
+        (Scalar::Float64, Wire::Fixed64(bytes)) => float(f64::from_le_bytes(bytes)),
         (Scalar::String, Wire::Bytes(bytes)) => text(bytes)?.into(),
         (Scalar::Bytes, Wire::Bytes(bytes)) => crate::defaults::encode_base64(bytes).into(),
         (Scalar::Quantity, Wire::Bytes(bytes)) => part(bytes, 1)?.map_or(Ok("0".to_owned()), text)?.into(),
-        (Scalar::Any, Wire::Bytes(bytes)) => {
+        (Scalar::Any | Scalar::Json, Wire::Bytes(bytes)) => {
             part(bytes, 1)?.and_then(|raw| serde_json::from_slice(raw).ok()).unwrap_or(Value::Null)
         }
         (Scalar::Time | Scalar::MicroTime, Wire::Bytes(bytes)) => time(bytes, scalar == Scalar::MicroTime)?,
         (Scalar::IntOrString, Wire::Bytes(bytes)) => int_or_string(bytes)?,
         _ => return Err(WRONG),
     })
+}
+
+/// As Go writes it in JSON, where 9.0 is 9.
+fn float(number: f64) -> Value {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    if number.fract() == 0.0 && number.abs() < EXACT { (number as i64).into() } else { number.into() }
 }
 
 /// A bytes field of a small message.
@@ -297,7 +303,7 @@ mod tests {
     use super::*;
     use crate::{FieldValidation, all};
 
-    fn bytes(hex: &str) -> Vec<u8> {
+    pub(super) fn bytes(hex: &str) -> Vec<u8> {
         (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect()
     }
 
