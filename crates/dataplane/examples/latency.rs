@@ -314,6 +314,7 @@ fn slice(number: u32) -> EndpointSlice {
     let port = |name: &str, port| EndpointPort { name: name.into(), protocol: Protocol::Tcp, port: Some(port) };
     EndpointSlice {
         id: SliceId::new("bench", &format!("slice-{number}")),
+        headless: false,
         service: id(number),
         ports: vec![port("short", SHORT), port("bulk", BULK)],
         endpoints: (0..ENDPOINTS).map(endpoint).collect(),

@@ -174,6 +174,7 @@ fn slice(number: u32, endpoints: &[u32]) -> EndpointSlice {
     };
     EndpointSlice {
         id: SliceId::new("bench", &format!("slice-{number}")),
+        headless: false,
         service: id(number),
         ports: vec![EndpointPort { name: "".into(), protocol: Protocol::Tcp, port: Some(8080) }],
         endpoints: endpoints.iter().map(endpoint).collect(),

@@ -121,6 +121,7 @@ fn slice(index: u32, endpoints: u32, round: u32) -> EndpointSlice {
     };
     EndpointSlice {
         id: SliceId::new(&service.namespace, &service.name),
+        headless: false,
         ports: vec![EndpointPort { name: "http".into(), protocol: Protocol::Tcp, port: Some(8080) }],
         endpoints: (0..endpoints).map(endpoint).collect(),
         service,

@@ -138,7 +138,7 @@ fn able_nodes<'s>(snapshot: &'s Snapshot, service: &Service) -> BTreeSet<&'s Arc
     }
     let eligible: BTreeSet<_> = eligible.collect();
     let with = |usable: fn(&Endpoint) -> bool| -> BTreeSet<&Arc<str>> {
-        let endpoints = snapshot.slices(&service.id).flat_map(|slice| &slice.endpoints);
+        let endpoints = snapshot.forwarded_slices(&service.id).flat_map(|slice| &slice.endpoints);
         let nodes = endpoints.filter(|endpoint| usable(endpoint)).filter_map(|endpoint| endpoint.node.as_ref());
         nodes.filter_map(|node| eligible.get(node).copied()).collect()
     };

@@ -47,6 +47,7 @@ fn slice(service: &str, nodes: &[(&str, bool)]) -> EndpointSlice {
     };
     EndpointSlice {
         id: SliceId::new("default", service),
+        headless: false,
         service: ServiceId::new("default", service),
         ports: Vec::new(),
         endpoints: nodes.iter().map(endpoint).collect(),

@@ -153,6 +153,11 @@ impl Snapshot {
         self.slices.get(service).into_iter().flatten()
     }
 
+    /// Those of them that a proxy leads to.
+    pub fn forwarded_slices(&self, service: &ServiceId) -> impl Iterator<Item = &EndpointSlice> {
+        self.slices(service).filter(|slice| !slice.headless)
+    }
+
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
     }

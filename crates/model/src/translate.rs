@@ -183,7 +183,9 @@ fn traffic_policy(text: Option<&str>) -> TrafficPolicy {
 pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Option<(EndpointSlice, Vec<Diagnostic>)> {
     let namespace = object.metadata.namespace.as_deref()?;
     let id = SliceId::new(namespace, object.metadata.name.as_deref()?);
-    let service = ServiceId::new(namespace, object.metadata.labels.as_ref()?.get(SERVICE_NAME_LABEL)?);
+    let labels = object.metadata.labels.as_ref()?;
+    let service = ServiceId::new(namespace, labels.get(SERVICE_NAME_LABEL)?);
+    let headless = labels.contains_key(HEADLESS_LABEL);
     let wants_ipv6 = match object.address_type.as_str() {
         "IPv4" => false,
         "IPv6" => true,
@@ -229,7 +231,7 @@ pub fn endpoint_slice(object: &discovery::EndpointSlice) -> Option<(EndpointSlic
             hints: endpoint.hints.as_ref().and_then(hints),
         });
     }
-    Some((EndpointSlice { id, service, ports, endpoints }, reader.diagnostics))
+    Some((EndpointSlice { id, service, headless, ports, endpoints }, reader.diagnostics))
 }
 
 fn hints(object: &discovery::EndpointHints) -> Option<Arc<Hints>> {

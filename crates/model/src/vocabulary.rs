@@ -129,6 +129,8 @@ pub struct EndpointSlice {
     pub id: SliceId,
     /// From the label `kubernetes.io/service-name`.
     pub service: ServiceId,
+    /// Labelled `service.kubernetes.io/headless`: for DNS alone.
+    pub headless: bool,
     pub ports: Vec<EndpointPort>,
     pub endpoints: Vec<Endpoint>,
 }

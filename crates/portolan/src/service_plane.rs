@@ -3,7 +3,7 @@
 //! Invariant: after a lapse of its Lease the node answers for no external address before it knows what happened meanwhile
 //! (`fence`).
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -64,11 +64,19 @@ pub(crate) async fn run(
         node_name: config.node_name.clone(),
         scope: Scope::Everything,
         audit_period: AUDIT_PERIOD,
-        healthz: Some((config.node_address, HEALTHZ_PORT).into()),
+        healthz: Some((any_address(config.node_address), HEALTHZ_PORT).into()),
         metrics: Some(config.metrics),
         must_bind: false,
     };
     plane::run(client, settings, kernel, follower, shutdown).await
+}
+
+/// Where a kube-proxy listens: cloud load balancers ask the node's address, and its own processes `localhost`.
+fn any_address(of_family: IpAddr) -> IpAddr {
+    match of_family {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
 }
 
 struct NodeParts {

@@ -112,6 +112,7 @@ impl Random {
         let port = |name: &str, protocol| EndpointPort { name: name.into(), protocol, port: Some(8080) };
         EndpointSlice {
             id: SliceId::new("random", &format!("slice-{number}-{}", u8::from(ipv6))),
+            headless: false,
             service: service_id(number),
             ports: vec![port("tcp", Protocol::Tcp), port("udp", Protocol::Udp)],
             endpoints,
@@ -167,6 +168,7 @@ pub(crate) fn crowd(endpoints: u32) -> Vec<Event> {
         let address = |host: u32| IpAddr::from((0x0a80_0000 + host).to_be_bytes());
         events.push(Event::Slice(EndpointSlice {
             id: SliceId::new("random", &format!("crowd-{slice}")),
+            headless: false,
             service: id.clone(),
             ports: vec![EndpointPort { name: "tcp".into(), protocol: Protocol::Tcp, port: Some(8080) }],
             endpoints: hosts

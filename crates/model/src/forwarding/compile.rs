@@ -168,7 +168,7 @@ fn bounded(mut reach: Reachable, port: &ServicePort, diagnostics: &mut Vec<Diagn
 }
 
 fn local_ready(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> usize {
-    let endpoints = snapshot.slices(id).flat_map(|slice| &slice.endpoints);
+    let endpoints = snapshot.forwarded_slices(id).flat_map(|slice| &slice.endpoints);
     let local = endpoints.filter(|endpoint| endpoint.ready && endpoint.node.as_deref() == Some(&*node.name));
     local.map(|endpoint| endpoint.address).collect::<BTreeSet<_>>().len()
 }

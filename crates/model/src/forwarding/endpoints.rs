@@ -46,7 +46,7 @@ pub(super) fn reachable(
     node: &NodeContext,
 ) -> Reachable {
     let mut candidates = Vec::new();
-    for slice in snapshot.slices(&service.id) {
+    for slice in snapshot.forwarded_slices(&service.id) {
         // A slice carries a port once per name; its number may differ from slice to slice.
         let matching = slice.ports.iter().find(|p| p.name == port.name && p.protocol == port.protocol);
         let Some(number) = matching.and_then(|port| port.port) else { continue };

@@ -144,6 +144,7 @@ fn a_machine_outside_joins_a_running_cluster_as_a_further_node() {
         assert_eq!(node1(10256, "/healthz").unwrap().0, 200);
         assert!(node1(10249, "/metrics").is_err(), "what goes through Services is nobody else's business");
         let own = nlink::netlink::namespace::Netns::open("portolan-node1").unwrap();
+        assert_eq!(own.run(|| get(address("127.0.0.1", 10256), "/healthz")).unwrap().unwrap().0, 200);
         let metrics = own.run(|| get(address("127.0.0.1", 10249), "/metrics")).unwrap().unwrap().2;
         assert!(metrics.contains("portolan_service_bytes_total{namespace=\"default\",service=\"web\""), "{metrics}");
         // The pods are replaced, and the proxy follows as every node does.
