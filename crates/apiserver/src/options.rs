@@ -51,18 +51,29 @@ pub(crate) enum Propagation {
 }
 
 impl Propagation {
-    fn parse(text: &str) -> Result<Self, Status> {
-        match text {
-            "" => Ok(Self::Unsaid),
-            "Background" => Ok(Self::Background),
-            "Foreground" => Ok(Self::Foreground),
-            "Orphan" => Ok(Self::Orphan),
-            other => Err(Status::invalid(
-                "meta.k8s.io",
-                "DeleteOptions",
-                "",
-                &[FieldError::not_supported("propagationPolicy", other, &["Background", "Foreground", "Orphan"])],
-            )),
+    /// # Errors
+    /// 422 for a policy that there is not, and for two ways of saying.
+    fn of(policy: Option<&str>, orphan_dependents: Option<bool>) -> Result<Self, Status> {
+        let mut errors = Vec::new();
+        if let (Some(policy), Some(_)) = (policy, orphan_dependents) {
+            let why = "orphanDependents and deletionPropagation cannot be both set";
+            errors.push(FieldError::invalid("propagationPolicy", policy, why));
+        }
+        let propagation = match (policy, orphan_dependents) {
+            (None, None) => Self::Unsaid,
+            (Some("Background"), _) | (None, Some(false)) => Self::Background,
+            (Some("Orphan"), _) | (None, Some(true)) => Self::Orphan,
+            (Some("Foreground"), _) => Self::Foreground,
+            (Some(other), _) => {
+                let policies = ["Foreground", "Background", "Orphan", "nil"];
+                errors.push(FieldError::not_supported("propagationPolicy", other, &policies));
+                Self::Unsaid
+            }
+        };
+        if errors.is_empty() {
+            Ok(propagation)
+        } else {
+            Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors))
         }
     }
 }
@@ -72,6 +83,7 @@ impl Options {
     /// 400 or 422 for values that mean nothing.
     pub(crate) fn parse(query: &str) -> Result<Self, Status> {
         let mut options = Self::default();
+        let (mut policy, mut orphan_dependents) = (None, None);
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
             match name.as_ref() {
                 "watch" => options.watch = flag(&value),
@@ -96,11 +108,12 @@ impl Options {
                 "includeObject" => options.include_object = include_object(&value)?,
                 "fieldValidation" => options.field_validation = field_validation(&value)?,
                 "gracePeriodSeconds" => options.delete.grace_period_seconds = Some(number(&value)?),
-                "propagationPolicy" => options.delete.propagation = Propagation::parse(&value)?,
-                "orphanDependents" => options.delete.propagation = orphan(flag(&value)),
+                "propagationPolicy" => policy = Some(value),
+                "orphanDependents" => orphan_dependents = Some(flag(&value)),
                 _ => {}
             }
         }
+        options.delete.propagation = Propagation::of(policy.as_deref(), orphan_dependents)?;
         Ok(options)
     }
 
@@ -140,26 +153,23 @@ impl Options {
         Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]))
     }
 
-    /// Takes in the body of a DELETE, which goes before the query.
+    /// Takes in the body of a DELETE, instead of what the query says.
     ///
     /// # Errors
-    /// 400 for a body that is not DeleteOptions.
+    /// 400 for a body that is not DeleteOptions, 422 for options that mean nothing.
     pub(crate) fn take_delete_body(&mut self, body: &Value) -> Result<(), Status> {
         let kind = body["kind"].as_str().unwrap_or("DeleteOptions");
         if kind != "DeleteOptions" {
             return Err(Status::bad_request(format!("the body of a delete is DeleteOptions, and not {kind}")));
         }
-        if let Some(seconds) = body["gracePeriodSeconds"].as_i64() {
-            self.delete.grace_period_seconds = Some(seconds);
-        }
-        if let Some(policy) = body["propagationPolicy"].as_str() {
-            self.delete.propagation = Propagation::parse(policy)?;
-        } else if let Some(value) = body["orphanDependents"].as_bool() {
-            self.delete.propagation = orphan(value);
-        }
         let text = |value: &Value| value.as_str().map(str::to_owned);
-        self.delete.uid = text(&body["preconditions"]["uid"]);
-        self.delete.resource_version = text(&body["preconditions"]["resourceVersion"]);
+        self.delete = DeleteOptions {
+            grace_period_seconds: body["gracePeriodSeconds"].as_i64(),
+            propagation: Propagation::of(body["propagationPolicy"].as_str(), body["orphanDependents"].as_bool())?,
+            uid: text(&body["preconditions"]["uid"]),
+            resource_version: text(&body["preconditions"]["resourceVersion"]),
+        };
+        self.dry_run = false;
         for value in body["dryRun"].as_array().into_iter().flatten() {
             self.dry_run |= dry_run(value.as_str().unwrap_or("?"))?;
         }
@@ -240,10 +250,6 @@ fn include_object(value: &str) -> Result<Include, Status> {
     }
 }
 
-fn orphan(orphan: bool) -> Propagation {
-    if orphan { Propagation::Orphan } else { Propagation::Background }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -308,9 +314,22 @@ mod tests {
             json!({"kind": "DeleteOptions", "gracePeriodSeconds": 0, "preconditions": {"uid": "u"}, "dryRun": ["All"]});
         options.take_delete_body(&body).unwrap();
         assert_eq!(options.delete.grace_period_seconds, Some(0));
-        assert_eq!(options.delete.propagation, Propagation::Foreground);
+        assert_eq!(options.delete.propagation, Propagation::Unsaid, "the query's options are not the body's");
         assert_eq!(options.delete.uid.as_deref(), Some("u"));
         assert!(options.dry_run);
         assert!(options.take_delete_body(&json!({"kind": "Pod"})).is_err());
+        let propagation = |body| options.clone().take_delete_body(&body).map_err(|status| status.message().to_owned());
+        for (body, words) in [
+            (
+                json!({"propagationPolicy": ""}),
+                "Unsupported value: \"\": supported values: \"Foreground\", \"Background\"",
+            ),
+            (json!({"propagationPolicy": "Orphan", "orphanDependents": true}), "cannot be both set"),
+        ] {
+            let message = propagation(body).unwrap_err();
+            assert!(message.starts_with("DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: "), "{message}");
+            assert!(message.contains(words), "{message}");
+        }
+        assert!(Options::parse("propagationPolicy=Orphan&orphanDependents=false").is_err());
     }
 }
