@@ -11,7 +11,8 @@ use super::mistake::Mistake;
 const DEEPEST: usize = 200;
 /// Characters of a rule.
 const LONGEST: usize = 100_000;
-const RESERVED: [&str; 17] = [
+/// Words that name nothing, beside those that mean something already.
+pub(super) const RESERVED: [&str; 17] = [
     "as",
     "break",
     "const",

@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::parse::RESERVED;
+
 #[derive(Debug)]
 pub(crate) struct Shape {
     pub(crate) form: Form,
@@ -61,44 +63,24 @@ impl Shape {
         match &self.form {
             Form::Object { fields, .. } => fields.get(name).or_else(|| {
                 // Where no name but a field's can stand, words that are kept for the language need no escape.
-                RESERVED.contains(&name).then(|| fields.get(&format!("__{name}__"))).flatten()
+                is_reserved(name).then(|| fields.get(&format!("__{name}__"))).flatten()
             }),
             _ => None,
         }
     }
 }
 
-/// The words that no name in a rule may be.
-const RESERVED: [&str; 21] = [
-    "true",
-    "false",
-    "null",
-    "in",
-    "as",
-    "break",
-    "const",
-    "continue",
-    "else",
-    "for",
-    "function",
-    "if",
-    "import",
-    "let",
-    "loop",
-    "package",
-    "namespace",
-    "return",
-    "var",
-    "void",
-    "while",
-];
+/// Whether no name in a rule may be this word.
+fn is_reserved(name: &str) -> bool {
+    matches!(name, "true" | "false" | "null" | "in") || RESERVED.contains(&name)
+}
 
 /// A field's name as rules write it, if they can.
 pub(crate) fn escape(name: &str) -> Option<String> {
     if name.is_empty() || name.starts_with(|first: char| first.is_ascii_digit()) {
         return None;
     }
-    if RESERVED.contains(&name) {
+    if is_reserved(name) {
         return Some(format!("__{name}__"));
     }
     let mut escaped = String::with_capacity(name.len());
