@@ -125,9 +125,10 @@ async fn one_connection_gets_its_users_share_beside_thirty_two_of_another() {
 /// More writes than are at work at one time; who comes with one does not queue behind them all, nor does a node's Lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flood_of_writes_keeps_nobody_else_waiting() {
+    const FLOOD: usize = 512;
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
-    fill(&admin, 300).await;
+    fill(&admin, FLOOD).await;
     admin.post("/api/v1/namespaces", &json!({"metadata": {"name": "kube-node-lease"}})).await;
     let leases = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases";
     admin.post(leases, &json!({"metadata": {"name": "n1"}, "spec": {"holderIdentity": "n1"}})).await.ok();
@@ -135,13 +136,13 @@ async fn a_flood_of_writes_keeps_nobody_else_waiting() {
         line.patch(&format!("c{index}"), rand::random_range(0..1_000_000)).await;
         line
     };
-    let greedy = Loop::start(&cluster.client(&somebody("greedy")), 300, patch).await;
+    let greedy = Loop::start(&cluster.client(&somebody("greedy")), FLOOD, patch).await;
     let mut modest = Line::new(&cluster.client(&somebody("modest"))).await;
     let mut node = Line::new(&cluster.client(&User::node("n1"))).await;
     let rounds = 40;
     let before = greedy.count();
     for round in 0..rounds {
-        modest.patch("c299", round).await;
+        modest.patch("c0", round).await;
     }
     let beside_modest = greedy.count() - before;
     let before = greedy.count();
@@ -150,9 +151,10 @@ async fn a_flood_of_writes_keeps_nobody_else_waiting() {
         node.ask(request, &json!({"spec": {"leaseTransitions": round}}).to_string()).await;
     }
     let beside_node = greedy.count() - before;
-    // In one queue for all, three hundred others would go before each.
-    assert!(beside_modest < 200 * rounds, "{beside_modest} writes went before {rounds}");
-    assert!(beside_node < 200 * rounds, "{beside_node} writes went before {rounds}");
+    // In one queue for all, the whole flood would go before each. Those that are at work, 64, may do so a few times: while
+    // a request waits to be read, to be written to the disk, and to be answered.
+    assert!(beside_modest < FLOOD * 9 / 10 * rounds, "{beside_modest} writes went before {rounds}");
+    assert!(beside_node < FLOOD * 9 / 10 * rounds, "{beside_node} writes went before {rounds}");
     greedy.stop().await;
 }
 
