@@ -246,6 +246,7 @@ fn value(shape: &'static Shape, wire: Wire<'_>, depth: usize) -> Result<Value, F
 }
 
 /// As Go writes it in JSON, where 9.0 is 9.
+#[allow(clippy::cast_possible_truncation, reason = "it is whole, and small enough")]
 fn float(number: f64) -> Value {
     const EXACT: f64 = 9_007_199_254_740_992.0;
     if number.fract() == 0.0 && number.abs() < EXACT { (number as i64).into() } else { number.into() }
