@@ -1,8 +1,8 @@
 //! Who holds which ClusterIP and which NodePort.
 //!
 //! Invariant: whatever a stored Service holds is taken here; what is taken here is stored, or belongs to a [`Claim`]
-//! whose write is under way. Derived from the stored Services at the start; never a second truth. Which ranges there are
-//! is what the stored ServiceCIDRs say when a claim is made.
+//! whose write is under way. Derived from the stored Services at the start; never a second truth. Which ranges there
+//! are is what the stored ServiceCIDRs say when a claim is made.
 //!
 //! Automatic choices come from the upper part of each range first, so that the lower part stays free for people who
 //! ask for a certain one. Source: KEP-3070 (addresses) and KEP-3668 (ports).

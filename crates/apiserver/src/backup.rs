@@ -2,8 +2,8 @@
 //!
 //! The file is gzip of lines of JSON: a head that says what it is and how much follows, the files that are not objects
 //! (the cluster's authority among them, since without it no client trusts the cluster again), all objects as of one
-//! revision, and a line that says that this is all. Invariants: a damaged or cut-off file is known as such before anything
-//! is made of it; a restored cluster gives out no revision that anybody may have seen before.
+//! revision, and a line that says that this is all. Invariants: a damaged or cut-off file is known as such before
+//! anything is made of it; a restored cluster gives out no revision that anybody may have seen before.
 //!
 //! Deliberately not here: nodes' disks and images. Pods are made anew.
 

@@ -1,8 +1,8 @@
 //! A request's body -> JSON, within bounds of size and time.
 //!
-//! Invariants: no request makes the server hold more than [`LIMIT`] bytes of body, and all together hold no more than the
-//! budget that [`Budget`] hands out. A body counts by what has arrived of it and not by what it promises, and small ones
-//! count apart from large ones; so those who send slowly keep nobody else waiting.
+//! Invariants: no request makes the server hold more than [`LIMIT`] bytes of body, and all together hold no more than
+//! the budget that [`Budget`] hands out. A body counts by what has arrived of it and not by what it promises, and small
+//! ones count apart from large ones; so those who send slowly keep nobody else waiting.
 
 use std::time::Duration;
 

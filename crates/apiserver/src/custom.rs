@@ -1,8 +1,8 @@
-//! CustomResourceDefinitions in the store -> the kinds that are served beside the program's own; and definitions that were told
-//! to go, emptied of their objects and let go.
+//! CustomResourceDefinitions in the store -> the kinds that are served beside the program's own; and definitions that
+//! were told to go, emptied of their objects and let go.
 //!
-//! Invariants: a definition that says it is established is served already; who writes a definition is answered when what
-//! it changes is in force; a definition goes only after its last object.
+//! Invariants: a definition that says it is established is served already; who writes a definition is answered when
+//! what it changes is in force; a definition goes only after its last object.
 //! Deliberately not here: what a defined kind does, which is `portolan_kinds::custom`.
 //! Source: the controllers in `pkg/controller/{status,establish,finalizer}` of apiextensions-apiserver.
 

@@ -1,4 +1,5 @@
-//! The OpenAPI document of version 2, which is large and asked for by many clients as they start: made once, kept compressed.
+//! The OpenAPI document of version 2, which is large and asked for by many clients as they start: made once, kept
+//! compressed.
 //!
 //! Invariant: what is answered describes the kinds that are served now; it has a tag that changes with it.
 

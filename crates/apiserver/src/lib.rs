@@ -1,9 +1,10 @@
 //! The Kubernetes REST API over a durable store: one binary's control plane, and the only door to its state.
 //!
-//! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, by certificate or
-//! `tokens`), `route`, `options` and `accept` (what is asked), `authz` (may they) and `turns` (when), then `read`, `watch`,
-//! `write` with `admission`, `patch`, `apply`, `delete`, `scale`, `pods`, `sessions` or `proxy`, and `show`, `sending` and
-//! `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in `portolan-store`.
+//! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, by certificate
+//! or `tokens`), `route`, `options` and `accept` (what is asked), `authz` (may they) and `turns` (when), then `read`,
+//! `watch`, `write` with `admission`, `patch`, `apply`, `delete`, `scale`, `pods`, `sessions` or `proxy`, and `show`,
+//! `sending` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
+//! `portolan-store`.
 //!
 //! Invariants: what is answered is on disk; a rejected request changes nothing; whatever a client can make grow has a
 //! bound. Deliberately not here: controllers. They are clients like any other.

@@ -1,8 +1,8 @@
 //! Listeners -> TLS connections -> requests, within bounds of number and time.
 //!
-//! Nobody waits to be accepted, so nobody can make others wait by being slow. Three bounds hold instead, each with a rule
-//! for who goes ([`Places`]): of who has not shown who it is yet, of who need not, and of users. Thus whoever has a
-//! certificate or a token gets in, and stays.
+//! Nobody waits to be accepted, so nobody can make others wait by being slow. Three bounds hold instead, each with a
+//! rule for who goes ([`Places`]): of who has not shown who it is yet, of who need not, and of users. Thus whoever has
+//! a certificate or a token gets in, and stays.
 
 use std::convert::Infallible;
 use std::io;

@@ -13,8 +13,8 @@ use serde_json::{Map, Value};
 
 const METADATA: &str = "\"metadata\":{\"resourceVersion\":\"";
 
-/// Lists in lists in objects … of which one object may be made, its managed fields included. Programs that read JSON give
-/// up at 128, and one such object would keep them from the whole list it is in.
+/// Lists in lists in objects … of which one object may be made, its managed fields included. Programs that read JSON
+/// give up at 128, and one such object would keep them from the whole list it is in.
 const DEEPEST: usize = 100;
 
 /// # Errors

@@ -1,5 +1,5 @@
-//! PATCH in three of its forms: a list of operations, a merge, and a merge by the kind's own rules. Server-side apply, the
-//! fourth, is `apply`.
+//! PATCH in three of its forms: a list of operations, a merge, and a merge by the kind's own rules. Server-side apply,
+//! the fourth, is `apply`.
 //!
 //! Invariant: a patch that cannot be applied changes nothing.
 

@@ -1,8 +1,8 @@
 //! ServiceCIDRs, which say where ClusterIPs come from; and IPAddresses, by which ClusterIPs are seen: kept true.
 //!
 //! Invariants: an address is given only out of a range that is there and is not going; a range stays until every
-//! address in it is covered by another or given back; every ClusterIP has an IPAddress that names its Service, and every
-//! IPAddress of this server's a Service that has it.
+//! address in it is covered by another or given back; every ClusterIP has an IPAddress that names its Service, and
+//! every IPAddress of this server's a Service that has it.
 //! Source: KEP-1880; `pkg/controller/servicecidrs` and `ipallocator/controller/repairip.go`.
 
 use std::convert::Infallible;

@@ -3,8 +3,8 @@
 //! What is read is never older than asked for: reads come from memory that holds every committed write, so "the
 //! freshest", "any" and "not older than" are the same, and a revision from the future is waited for.
 //!
-//! A list is a moment of the state, held by reference, and takes form as the client reads: what it costs at once, in time
-//! and in memory, is a piece of it, however long it is. Each piece is a turn.
+//! A list is a moment of the state, held by reference, and takes form as the client reads: what it costs at once, in
+//! time and in memory, is a piece of it, however long it is. Each piece is a turn.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -369,7 +369,8 @@ impl Server {
     }
 }
 
-/// The one name, and the one node of pods, that a collection is narrowed to. What is wrong with a selector is said later.
+/// The one name, and the one node of pods, that a collection is narrowed to. What is wrong with a selector is said
+/// later.
 fn selected(verb: &str, target: &Target, options: &Options) -> (Option<String>, Option<String>) {
     if !matches!(verb, "list" | "watch" | "deletecollection") {
         return (None, None);

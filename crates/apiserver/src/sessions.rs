@@ -1,7 +1,8 @@
-//! exec, attach and port-forward: which pod is meant and which node has it; all else is between that node and the client.
+//! exec, attach and port-forward: which pod is meant and which node has it; all else is between that node and the
+//! client.
 //!
-//! Every protocol that clients speak for it is spoken by the node, as by kubelets since 1.36, so that what is said passes
-//! here unread. Source: `pkg/registry/core/pod` of Kubernetes.
+//! Every protocol that clients speak for it is spoken by the node, as by kubelets since 1.36, so that what is said
+//! passes here unread. Source: `pkg/registry/core/pod` of Kubernetes.
 
 use http::HeaderMap;
 use http::header::{CONNECTION, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION, UPGRADE};

@@ -4,8 +4,8 @@
 //! seats, so the next turn is that of who has had least. Who is alone gets all seats; nothing is kept free for nobody.
 //! Invariants: no more turns than seats; a turn whose owner went away is the next one's.
 //!
-//! Source: P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queueing" (1996); in spirit Kubernetes' API Priority and Fairness
-//! (KEP-1040). Deliberately not here: FlowSchemas. What goes before what is fixed, in [`Admission`].
+//! Source: P. Goyal, H. Vin, H. Cheng, "Start-time Fair Queueing" (1996); in spirit Kubernetes' API Priority and
+//! Fairness (KEP-1040). Deliberately not here: FlowSchemas. What goes before what is fixed, in [`Admission`].
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

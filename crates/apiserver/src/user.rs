@@ -1,7 +1,7 @@
 //! Who asks: a name and groups, as a client certificate, a token or an impersonation says.
 //!
-//! Invariant: everybody but the anonymous user is in `system:authenticated`. Source: `apiserver/pkg/authentication/user`
-//! and `serviceaccount`, whose names these are.
+//! Invariant: everybody but the anonymous user is in `system:authenticated`. Source:
+//! `apiserver/pkg/authentication/user` and `serviceaccount`, whose names these are.
 
 use std::collections::BTreeMap;
 

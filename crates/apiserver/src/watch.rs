@@ -29,9 +29,9 @@ use crate::show::{self, PIECE, PIECE_OBJECTS};
 
 /// How often an idle watch says how far it is.
 const BOOKMARKS: Duration = Duration::from_secs(30);
-/// What each watch of a resource keeps the others from saying the next thing for. Telling one of a change costs a third of
-/// it; so, whatever the rate of changes, watches of one resource take up a third of a core, and in what they say they are
-/// late by so much.
+/// What each watch of a resource keeps the others from saying the next thing for. Telling one of a change costs a third
+/// of it; so, whatever the rate of changes, watches of one resource take up a third of a core, and in what they say
+/// they are late by so much.
 const BREATH: Duration = Duration::from_micros(40);
 /// What a timer cannot tell from nothing, and what no watch is late by.
 const SHORTEST_BREATH: Duration = Duration::from_millis(1);

@@ -82,8 +82,8 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
         && headers.contains_key(UPGRADE)
 }
 
-/// Answers a client that asked for another protocol with what its backend answered; if that has changed protocols, passes
-/// on what both say from then on.
+/// Answers a client that asked for another protocol with what its backend answered; if that has changed protocols,
+/// passes on what both say from then on.
 pub(crate) fn join(
     server: &Server,
     client: OnUpgrade,

@@ -305,8 +305,8 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
     }
 }
 
-/// Makes `change` of the stored object and its managed fields, which come apart, trying again when it changed meanwhile,
-/// unless `strict`: then the client named the revision it saw.
+/// Makes `change` of the stored object and its managed fields, which come apart, trying again when it changed
+/// meanwhile, unless `strict`: then the client named the revision it saw.
 pub(crate) async fn change(
     server: &Server,
     asked: Asked<'_>,

@@ -1,5 +1,5 @@
-//! How long to leave a server alone that just failed: twice as long each time, within bounds. Once it has taken a while,
-//! that is said. And how long one that has refused.
+//! How long to leave a server alone that just failed: twice as long each time, within bounds. Once it has taken a
+//! while, that is said. And how long one that has refused.
 
 use std::fmt::Display;
 use std::time::Duration;

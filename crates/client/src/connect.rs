@@ -1,15 +1,15 @@
 //! A kubeconfig file, or what a pod is given, -> a connected client.
 //!
-//! | for | by | because |
-//! |---|---|---|
-//! | who follows what is there: [`connect_from`] | HTTP/2, one connection for all | a connection that is quiet can be asked whether anybody is there |
-//! | who has to be in time, as a Lease is: [`connect`] | HTTP/1.1, a connection for each request under way | a request that is given up takes its connection with it, and the next one has another, and none waits behind a list |
+//! - For who follows what is there, [`connect_from`]: HTTP/2, one connection for all, because a connection that is quiet
+//!   can be asked whether anybody is there.
+//! - For who has to be in time, as a Lease is, [`connect`]: HTTP/1.1, a connection for each request under way, because a
+//!   request that is given up takes its connection with it, and the next one has another, and none waits behind a list.
 //!
 //! Invariant: a server that is gone without a word is noticed: a connection whose other end acknowledges nothing for
 //! [`SILENCE`] is ended, whether anything was waiting to be sent or not. By HTTP/2, so is one that lives and does not
 //! answer: it is sent a ping when nothing came from it for [`PING_AFTER`], and has [`PONG_WITHIN`] to answer. A watch
-//! without events answers pings, and goes on. client-go takes up to 45 seconds for either. By HTTP/1.1, which it also comes
-//! down to where a server speaks nothing else, such a one is noticed when its watches are over.
+//! without events answers pings, and goes on. client-go takes up to 45 seconds for either. By HTTP/1.1, which it also
+//! comes down to where a server speaks nothing else, such a one is noticed when its watches are over.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -73,8 +73,8 @@ pub async fn connect(kubeconfig: &Path) -> Result<Client, ConnectError> {
     client(read(kubeconfig).await?, kubeconfig.display().to_string(), Connections::Apart)
 }
 
-/// As [`connect`], and all requests share a connection; without a kubeconfig, by the service account of the pod that this runs in. `server` overrides where the
-/// API server is, and stands alone for one that asks nobody who they are.
+/// As [`connect`], and all requests share a connection; without a kubeconfig, by the service account of the pod that
+/// this runs in. `server` overrides where the API server is, and stands alone for one that asks nobody who they are.
 ///
 /// # Errors
 /// Also when there is no service account.
@@ -142,8 +142,8 @@ fn build(config: Config, connections: Connections) -> kube::Result<Client> {
     Ok(Client::new(service, config.default_namespace))
 }
 
-/// `None` where that is for kube to do: a way through a proxy is not this one's business, and what is wrong with a name it
-/// says itself.
+/// `None` where that is for kube to do: a way through a proxy is not this one's business, and what is wrong with a name
+/// it says itself.
 fn connector(config: &Config, connections: Connections) -> kube::Result<Option<HttpsConnector<HttpConnector>>> {
     if config.proxy_url.is_some() {
         return Ok(None);

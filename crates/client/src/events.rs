@@ -72,8 +72,8 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// The recorder and the future that writes what it records, until dropped. The Events say that they come from `host`,
-    /// unless that is empty.
+    /// The recorder and the future that writes what it records, until dropped. The Events say that they come from
+    /// `host`, unless that is empty.
     pub fn new(client: Client, host: &str) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, receiver) = mpsc::channel(BACKLOG);
         let host = (!host.is_empty()).then(|| host.to_owned());

@@ -1,10 +1,11 @@
 //! Services, EndpointSlices, Nodes and ServiceCIDRs, watched and told in the model's words.
 //!
 //! Invariants: every object is translated and let go of, so that only its name is kept here, to notice at the next list
-//! that it is gone; losing the API server tells nothing and takes nothing back; a kind that the server does not have, or
-//! does not show to this client, counts as listed and empty, and is asked for again now and then.
+//! that it is gone; losing the API server tells nothing and takes nothing back; a kind that the server does not have,
+//! or does not show to this client, counts as listed and empty, and is asked for again now and then.
 //!
-//! Deliberately not here: what did not change. A list made anew is told whole, and the snapshot knows what is new in it.
+//! Deliberately not here: what did not change. A list made anew is told whole, and the snapshot knows what is new in
+//! it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -225,7 +226,8 @@ impl<K: Told> Watch<K> {
                     backoff.heard(&event);
                     self.take(event);
                 }
-                // Once it has been shown, a refusal is a passing one: a server that has just started knows no roles yet.
+                // Once it has been shown, a refusal is a passing one: a server that has just started knows no roles
+                // yet.
                 Err(error) if K::OPTIONAL && !self.listed && refused(&error) => {
                     tracing::debug!(kind = K::KIND, %error, "the server does not show any");
                     self.listed();

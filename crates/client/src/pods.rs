@@ -1,8 +1,8 @@
 //! The Pods of one node -> what somebody wants to know of them, by their metadata alone.
 //!
-//! Invariants: of a Pod that nobody wants to know anything of, nothing is kept; nothing is told before the first list is
-//! whole, nor of a later one before that is; losing the API server takes nothing back. A server that does not show Pods to
-//! this client is asked again now and then.
+//! Invariants: of a Pod that nobody wants to know anything of, nothing is kept; nothing is told before the first list
+//! is whole, nor of a later one before that is; losing the API server takes nothing back. A server that does not show
+//! Pods to this client is asked again now and then.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -55,7 +55,8 @@ where
                         sender.send_if_modified(|seen| std::mem::replace(seen, now.clone()) != now);
                     }
                 }
-                // Once they have been shown, a refusal is a passing one: a server that has just started knows no roles yet.
+                // Once they have been shown, a refusal is a passing one: a server that has just started knows no roles
+                // yet.
                 Err(error) if !is_listed && refused(&error) => {
                     tracing::debug!(%error, "the server does not show Pods");
                     sender.send_replace(PodsSeen::Refused);

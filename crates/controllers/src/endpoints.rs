@@ -1,6 +1,7 @@
 //! Services with a selector, and their pods -> Endpoints, for clients from before EndpointSlice.
 //!
-//! Invariant: at most 1000 addresses an object, and the annotation says when there were more. Source: the Endpoints API.
+//! Invariant: at most 1000 addresses an object, and the annotation says when there were more. Source: the Endpoints
+//! API.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,12 +1,13 @@
-//! The cluster's controllers: what people asked for -> the objects that bring it about, through the Kubernetes API alone.
+//! The cluster's controllers: what people asked for -> the objects that bring it about, through the Kubernetes API
+//! alone.
 //!
 //! Each module is one controller: a pure decision over cached objects, and the writes that carry it out. All share one
 //! watch a kind ([`Shared`]), one loop (`drive`), one kind of work queue (`queue`) and one memory of writes that the
 //! watches have not shown yet (`index`).
 //!
-//! Invariants: nothing is polled; a controller that restarts, or acts on an old state, makes nothing twice; one object's
-//! nonsense stops that object only. Deliberately not here: allocation of ClusterIPs and NodePorts, which the API server
-//! does with the write itself, and everything that happens on a node.
+//! Invariants: nothing is polled; a controller that restarts, or acts on an old state, makes nothing twice; one
+//! object's nonsense stops that object only. Deliberately not here: allocation of ClusterIPs and NodePorts, which the
+//! API server does with the write itself, and everything that happens on a node.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! Hand-written Endpoints of Services without a selector -> EndpointSlices, for readers that know only slices.
 //!
-//! Invariant: one slice set a Service, marked as mirrored; Endpoints labelled `endpointslice.kubernetes.io/skip-mirror` or
-//! used for leader election are left alone. Source: "EndpointSlice mirroring" in the Kubernetes documentation.
+//! Invariant: one slice set a Service, marked as mirrored; Endpoints labelled `endpointslice.kubernetes.io/skip-mirror`
+//! or used for leader election are left alone. Source: "EndpointSlice mirroring" in the Kubernetes documentation.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

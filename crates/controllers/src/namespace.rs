@@ -1,6 +1,7 @@
 //! Namespaces that were told to go -> emptied, then released.
 //!
-//! Pods go first, and the rest once none is left: what a pod may need in its last moments is there until then (KEP-5080).
+//! Pods go first, and the rest once none is left: what a pod may need in its last moments is there until then
+//! (KEP-5080).
 //!
 //! Invariant: the namespace's finalizer goes only when a fresh list of every kind the server knows shows nothing left.
 //! What remains, and why, is told in the namespace's conditions, with kube-controller-manager's reasons.

@@ -1,7 +1,7 @@
 //! Nodes -> each its own range of pod addresses, `spec.podCIDR`.
 //!
-//! Invariant: no two nodes get one range: what nodes have is taken in before anything is given out, and what was given is
-//! remembered until the watch shows it. A range is free again when its Node is deleted.
+//! Invariant: no two nodes get one range: what nodes have is taken in before anything is given out, and what was given
+//! is remembered until the watch shows it. A range is free again when its Node is deleted.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Pods that nobody will ever finish -> deleted.
 //!
-//! Those bound to a Node that no longer exists, those told to go before they had a node, and the oldest of too many that
-//! ended. Source: "Garbage collection of Pods" in the Kubernetes documentation.
+//! Those bound to a Node that no longer exists, those told to go before they had a node, and the oldest of too many
+//! that ended. Source: "Garbage collection of Pods" in the Kubernetes documentation.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

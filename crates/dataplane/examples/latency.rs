@@ -3,9 +3,10 @@
 //!     cargo run --release -p portolan-dataplane --example latency -- 1 10000
 //!
 //! For each number of Services, with ten endpoints each: a short connection (connect, one byte there and back, reset),
-//! its rate from one client, and the throughput of one long connection. Rounds of the three ways alternate, each way has a
-//! client of its own, and medians are printed: clients, server and everything else share this machine's processors, so
-//! that only figures of one run can be compared. Works in namespaces and a cgroup of its own and needs root.
+//! its rate from one client, and the throughput of one long connection. Rounds of the three ways alternate, each way
+//! has a client of its own, and medians are printed: clients, server and everything else share this machine's
+//! processors, so that only figures of one run can be compared. Works in namespaces and a cgroup of its own and needs
+//! root.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};

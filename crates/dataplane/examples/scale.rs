@@ -4,7 +4,8 @@
 //!     cargo run --release -p portolan-dataplane --example scale -- 10000 10 ranges
 //!
 //! With `ranges`, each Service is a load balancer open to a network of its own. Works in a network namespace of its own
-//! and needs root. Prints the realized state's size, percentiles, and how long the slowest changes waited for a processor.
+//! and needs root. Prints the realized state's size, percentiles, and how long the slowest changes waited for a
+//! processor.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};

@@ -1,10 +1,10 @@
 //! The kernel's notifications -> the node's own addresses.
 //!
-//! Invariant: what is known was read after the latest notification that was heard, so that no change between two reads is
-//! missed; it was listened before it was read for the first time.
+//! Invariant: what is known was read after the latest notification that was heard, so that no change between two reads
+//! is missed; it was listened before it was read for the first time.
 //!
-//! Deliberately not here: addresses that others cannot know, of loopback and of one link only. Links of pods come and go
-//! with those all the time, and nothing about Services hangs on them.
+//! Deliberately not here: addresses that others cannot know, of loopback and of one link only. Links of pods come and
+//! go with those all the time, and nothing about Services hangs on them.
 
 use std::net::IpAddr;
 

@@ -1,20 +1,20 @@
 //! Ends flows that conntrack would keep sending where a Service no longer leads.
 //!
-//! A UDP flow has no end that the kernel could see: as long as a client keeps talking, its packets follow the entry made
-//! by the first one, past every rule. Two cases need help: the flow goes to a backend that was removed, or it began
-//! before its destination was a Service's and so was never translated.
+//! A UDP flow has no end that the kernel could see: as long as a client keeps talking, its packets follow the entry
+//! made by the first one, past every rule. Two cases need help: the flow goes to a backend that was removed, or it
+//! began before its destination was a Service's and so was never translated.
 //!
-//! TCP connections end by themselves, once there is one. An attempt that the backend never answered, because its node had
-//! lost its power, stays for two minutes, and the next connection from the same port would follow it to the dead. An
-//! answered connection is left alone: its backend may be finishing what it began.
+//! TCP connections end by themselves, once there is one. An attempt that the backend never answered, because its node
+//! had lost its power, stays for two minutes, and the next connection from the same port would follow it to the dead.
+//! An answered connection is left alone: its backend may be finishing what it began.
 //!
-//! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for. The kernel has
-//! no index by backend: each look walks its whole table, some milliseconds whatever is looked for. So what has come in
-//! meanwhile is looked for together, and after each look comes a pause of some times its length: under a storm of changes
-//! this takes a bounded share of one core, and a flow is ended at most [`LONGEST_PAUSE`] later than at once.
+//! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for. The kernel
+//! has no index by backend: each look walks its whole table, some milliseconds whatever is looked for. So what has come
+//! in meanwhile is looked for together, and after each look comes a pause of some times its length: under a storm of
+//! changes this takes a bounded share of one core, and a flow is ended at most [`LONGEST_PAUSE`] later than at once.
 //!
-//! Source: kernel `nf_conntrack_netlink.c` (dumps are filtered from 5.8 on, a flush from 6.12; `nlink` filters by itself
-//! where the kernel cannot).
+//! Source: kernel `nf_conntrack_netlink.c` (dumps are filtered from 5.8 on, a flush from 6.12; `nlink` filters by
+//! itself where the kernel cannot).
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -30,8 +30,8 @@ use tokio::time::{Duration, Instant};
 
 use crate::Error;
 
-/// So many attempts are looked at once more, each for itself, before they are ended. Of more at once, whoever answered has
-/// gone with all the others: no answer comes that could cross the deletion.
+/// So many attempts are looked at once more, each for itself, before they are ended. Of more at once, whoever answered
+/// has gone with all the others: no answer comes that could cross the deletion.
 const LOOK_AGAIN: usize = 16;
 
 /// The pause after a look, in lengths of that look.

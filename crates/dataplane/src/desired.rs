@@ -1,9 +1,9 @@
 //! The snapshot -> what each Service that a delta names shall have on this node, once it is settled who has what.
 //!
-//! Invariants: pure. A Service comes out with the frontends that it holds and no other, so whoever realizes a [`Change`]
-//! needs to know nothing of other Services. Many Services come out in portions, so that all of a large cluster is never
-//! held at once. What was handed out comes out again with the next change, until [`Desired::settle`] hears what became of
-//! it: a caller may stop waiting at any point, and nothing is forgotten.
+//! Invariants: pure. A Service comes out with the frontends that it holds and no other, so whoever realizes a
+//! [`Change`] needs to know nothing of other Services. Many Services come out in portions, so that all of a large
+//! cluster is never held at once. What was handed out comes out again with the next change, until [`Desired::settle`]
+//! hears what became of it: a caller may stop waiting at any point, and nothing is forgotten.
 //!
 //! Deliberately not here: how the kernel represents any of it.
 
@@ -45,8 +45,8 @@ pub(crate) struct Change {
 }
 
 impl Desired {
-    /// Takes in what the delta, or without one all of the snapshot, asks for; gives the first portion. A node that changed
-    /// concerns every Service.
+    /// Takes in what the delta, or without one all of the snapshot, asks for; gives the first portion. A node that
+    /// changed concerns every Service.
     pub(crate) fn change(&mut self, snapshot: &Snapshot, delta: Option<&Delta>, node: NodeContext) -> Change {
         let node_changed = node != self.node;
         self.node = node;

@@ -1,9 +1,9 @@
 //! Ends sockets whose backend is no longer the Service's they had asked for.
 //!
-//! A connected UDP socket sends to its peer for ever: nothing tells its owner that the peer is gone, and no rule is asked
-//! again. Ended, it fails the owner's next call (`ECONNABORTED` to who receives, `EDESTADDRREQ` to who sends), and the
-//! owner connects anew. TCP connections end by themselves, and a backend that was removed may be finishing what it began;
-//! so they are ended only where that was asked for, and after a while.
+//! A connected UDP socket sends to its peer for ever: nothing tells its owner that the peer is gone, and no rule is
+//! asked again. Ended, it fails the owner's next call (`ECONNABORTED` to who receives, `EDESTADDRREQ` to who sends),
+//! and the owner connects anew. TCP connections end by themselves, and a backend that was removed may be finishing what
+//! it began; so they are ended only where that was asked for, and after a while.
 //!
 //! Invariants: the work is done by a task of its own that no change waits for; namespaces are looked through only when
 //! some socket is known to be in need; only sockets that were led to the backend by this node are ended, never one that

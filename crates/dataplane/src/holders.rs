@@ -1,10 +1,10 @@
 //! NodePorts -> the sockets on this node that hold the same ports, and whose they are.
 //!
-//! A NodePort has its port's traffic whoever listens there, so that the listener's clients reach the Service instead. The
-//! socket programs refuse to bind such a port; a socket that was there first is found here and told of.
+//! A NodePort has its port's traffic whoever listens there, so that the listener's clients reach the Service instead.
+//! The socket programs refuse to bind such a port; a socket that was there first is found here and told of.
 //!
-//! Invariant: it looks and changes nothing. Deliberately not here: sockets of other network namespaces, which no NodePort
-//! takes anything from.
+//! Invariant: it looks and changes nothing. Deliberately not here: sockets of other network namespaces, which no
+//! NodePort takes anything from.
 //!
 //! Source: sock_diag(7), proc(5).
 
@@ -37,8 +37,8 @@ impl fmt::Display for Holder {
     }
 }
 
-/// The sockets of the calling thread's network namespace that are bound to one of the ports, at all addresses or at one of
-/// those given.
+/// The sockets of the calling thread's network namespace that are bound to one of the ports, at all addresses or at one
+/// of those given.
 ///
 /// # Errors
 /// When the kernel does not say which sockets there are.

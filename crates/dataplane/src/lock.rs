@@ -1,8 +1,8 @@
 //! One proxy a network namespace.
 //!
 //! An abstract unix socket belongs to a network namespace and goes with its last holder, however that one dies: held
-//! open, its name is a lock that needs no cleaning up. It is listened on only so that who comes second can ask the kernel
-//! who was first.
+//! open, its name is a lock that needs no cleaning up. It is listened on only so that who comes second can ask the
+//! kernel who was first.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};

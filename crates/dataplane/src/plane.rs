@@ -51,7 +51,8 @@ impl DataPlane {
     /// the namespace forward. Needs a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Taken`] when another one is open in the namespace, by whatever process; otherwise what the kernel refused.
+    /// [`Error::Taken`] when another one is open in the namespace, by whatever process; otherwise what the kernel
+    /// refused.
     pub async fn open(config: ProxyConfig) -> Result<Self, Error> {
         let lock = crate::lock::take()?;
         // A packet for a backend elsewhere, and the answer to it, cross this node.
@@ -105,8 +106,8 @@ impl DataPlane {
         report
     }
 
-    /// Waits until the node itself has changed in a way that matters here: its addresses. Then [`apply`](Self::apply) has
-    /// something to do, even with an empty delta. A caller may stop waiting at any point.
+    /// Waits until the node itself has changed in a way that matters here: its addresses. Then [`apply`](Self::apply)
+    /// has something to do, even with an empty delta. A caller may stop waiting at any point.
     pub async fn changed(&mut self) {
         self.addresses.changed().await;
     }
@@ -118,9 +119,9 @@ impl DataPlane {
 
     /// Reads the kernel back and repairs what differs from what was last realized, and what was refused. For a slow
     /// background tick and after suspicion. The table is read only if anybody else has changed any nftables since the
-    /// latest time, which the number of the ruleset's generation tells; nothing tells that of the socket programs' maps,
-    /// so a bounded part of them is looked at, and the next part at the next call. Services are compiled anew only if
-    /// something was amiss.
+    /// latest time, which the number of the ruleset's generation tells; nothing tells that of the socket programs'
+    /// maps, so a bounded part of them is looked at, and the next part at the next call. Services are compiled anew
+    /// only if something was amiss.
     ///
     /// # Errors
     /// When the kernel cannot be read; nothing was changed then.
@@ -174,8 +175,8 @@ impl DataPlane {
         self.nft.realized().sizes()
     }
 
-    /// Of each map of the socket programs how full it is; empty where there are none. It costs a walk over the connections
-    /// there are.
+    /// Of each map of the socket programs how full it is; empty where there are none. It costs a walk over the
+    /// connections there are.
     #[must_use]
     pub fn rooms(&self) -> Vec<Room> {
         self.sockets.as_ref().map(SockLb::rooms).unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Flows as data: each row of `flows/rows.txt` through every implementation, which all have to say the same.
 //!
-//! An implementation is a test here: it takes a section, whose configuration and objects it is set up with, and says what
-//! becomes of each of its rows.
+//! An implementation is a test here: it takes a section, whose configuration and objects it is set up with, and says
+//! what becomes of each of its rows.
 #![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
 
 mod lab;
@@ -281,8 +281,8 @@ fn observe(row: &Row) -> Expected {
     let mut each = BTreeSet::new();
     // Once all were seen, another that should not be there has some chances more to show up.
     let mut more = 6;
-    // A backend of three is missed by sixty tries once in a hundred thousand million. One that does not stay where it is
-    // does so in twelve tries once in two hundred thousand.
+    // A backend of three is missed by sixty tries once in a hundred thousand million. One that does not stay where it
+    // is does so in twelve tries once in two hundred thousand.
     for _ in 0..if stays { 12 } else { 60 } {
         match once(row) {
             Expected::Backends { each: met, .. } => each.extend(met),

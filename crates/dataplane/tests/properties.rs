@@ -1,7 +1,7 @@
 //! What must hold for any clusters and any changes, in a real kernel: it ends up with what a fresh start would give it.
 //!
-//! The kernel is read by `nft`, so that nothing that reads for us can hide what it does not know. Every failure names the
-//! seed it comes from.
+//! The kernel is read by `nft`, so that nothing that reads for us can hide what it does not know. Every failure names
+//! the seed it comes from.
 #![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
 
 mod lab;
@@ -130,8 +130,8 @@ fn a_thousand_changes_leave_nothing_behind() {
     assert_as_fresh(&netns, &Snapshot::default(), &format!("seed {seed}, all gone"));
 }
 
-/// What somebody could do to the listed objects by hand, one of each kind: an element or a rule deleted, a map or a chain
-/// emptied, a rule put in, a table emptied or deleted. Elements that are nobody's are those of `elsewhere`.
+/// What somebody could do to the listed objects by hand, one of each kind: an element or a rule deleted, a map or a
+/// chain emptied, a rule put in, a table emptied or deleted. Elements that are nobody's are those of `elsewhere`.
 fn mischief(listed: &[Value], elsewhere: &[Value], random: &mut Random) -> Vec<(String, Value)> {
     let mut mischief = Vec::new();
     let mut act = |verb: &str, what: &str, object: Value| {

@@ -9,8 +9,8 @@ use std::net::IpAddr;
 
 use crate::wire::{HEADER, IN, RecordAt, kind};
 
-/// The most that any client can be told: a message of 65,535 octets with the longest question and OPT. That is 4,078 IPv4
-/// addresses, or some 700 SRV records; of more, each reply has as many as fit, and says that it is truncated.
+/// The most that any client can be told: a message of 65,535 octets with the longest question and OPT. That is 4,078
+/// IPv4 addresses, or some 700 SRV records; of more, each reply has as many as fit, and says that it is truncated.
 const MOST_TOLD: usize = 65_535 - HEADER - 259 - 11;
 
 /// The question's own name.

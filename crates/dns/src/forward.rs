@@ -1,8 +1,8 @@
 //! Questions that are not ours -> replies from the cache or from other servers.
 //!
-//! Invariants: one question is asked once at a time however many clients wait for it, so a loop of forwarders that leads
-//! back here finds its own question waiting and ends with it instead of multiplying; and the number of questions asked
-//! and of clients that wait is bounded, beyond which a client is told SERVFAIL at once.
+//! Invariants: one question is asked once at a time however many clients wait for it, so a loop of forwarders that
+//! leads back here finds its own question waiting and ends with it instead of multiplying; and the number of questions
+//! asked and of clients that wait is bounded, beyond which a client is told SERVFAIL at once.
 
 use std::collections::HashMap;
 use std::net::{SocketAddr, UdpSocket};

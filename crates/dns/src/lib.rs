@@ -3,8 +3,8 @@
 //! A query's way: `udp` or `tcp` receives it, `query` reads it, `zone` finds the records, `respond` writes the reply;
 //! what the zone does not hold goes through `forward` to other servers and comes back through `respond`.
 //!
-//! Invariants: the zone answers without locks or an async runtime, and the usual questions without allocation; whatever a
-//! client can make grow is bounded; no bytes from the network make anything panic.
+//! Invariants: the zone answers without locks or an async runtime, and the usual questions without allocation; whatever
+//! a client can make grow is bounded; no bytes from the network make anything panic.
 //!
 //! Deliberately not here: how the Snapshot comes to be, DNSSEC, zone transfers, and DNS over TLS or HTTPS.
 //!

@@ -3,8 +3,8 @@
 //! Invariant: pure and total. A label that cannot be one costs its own record, never another's. Equal input gives equal
 //! records, so that an event that changes nothing visible changes nothing here.
 //!
-//! Source: Kubernetes DNS-Based Service Discovery 1.1.0, §2.3 to §2.5. Beyond it, as clients of CoreDNS expect: SRV of the
-//! Service's own name lists every port, and endpoints of Services with a ClusterIP have names too.
+//! Source: Kubernetes DNS-Based Service Discovery 1.1.0, §2.3 to §2.5. Beyond it, as clients of CoreDNS expect: SRV of
+//! the Service's own name lists every port, and endpoints of Services with a ClusterIP have names too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

@@ -267,8 +267,8 @@ fn push_soa(zone: &Zone, name: &Name, out: &mut Vec<u8>) {
     }
 }
 
-/// A complete message without OPT -> the reply to `asker`, whose question is as long as the message's: its id, flags and
-/// spelling, our OPT record, and no more records than it takes.
+/// A complete message without OPT -> the reply to `asker`, whose question is as long as the message's: its id, flags
+/// and spelling, our OPT record, and no more records than it takes.
 fn deliver(asker: Asker<'_>, message: &[u8], flags: u16, out: &mut Vec<u8>) {
     let (Some(theirs), Some(counts)) = (u16_at(message, 2), Counts::read(message)) else {
         return refuse(asker, rcode::SERV_FAIL, true, out);

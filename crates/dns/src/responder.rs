@@ -43,8 +43,8 @@ impl Responder {
         })
     }
 
-    /// Replies into `out` and returns whether there is a reply; a question for other servers is handed on, and replied to
-    /// later by way of `reply_to`.
+    /// Replies into `out` and returns whether there is a reply; a question for other servers is handed on, and replied
+    /// to later by way of `reply_to`.
     pub(crate) fn handle(
         &self,
         sources: &Sources<'_>,

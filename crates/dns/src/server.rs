@@ -1,8 +1,8 @@
 //! The DNS server of a node: threads for UDP, one for TCP and forwarding, and the zone they share.
 //!
 //! Invariants: the sockets and threads belong to the network namespace of the thread that called [`DnsServer::bind`];
-//! until [`DnsServer::synced`] the zone's names are answered with SERVFAIL, never with NXDOMAIN; dropping the server stops
-//! its threads.
+//! until [`DnsServer::synced`] the zone's names are answered with SERVFAIL, never with NXDOMAIN; dropping the server
+//! stops its threads.
 
 use std::collections::BTreeSet;
 use std::io;

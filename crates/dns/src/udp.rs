@@ -1,7 +1,7 @@
 //! The hot path: a thread that receives queries in batches and sends the replies in batches.
 //!
-//! Invariants: no lock or waiting between a batch's receipt and its replies, and no allocation for a usual query; a reply
-//! that cannot be sent is dropped, never waited for. The thread sleeps only while every socket is empty.
+//! Invariants: no lock or waiting between a batch's receipt and its replies, and no allocation for a usual query; a
+//! reply that cannot be sent is dropped, never waited for. The thread sleeps only while every socket is empty.
 //!
 //! Source: recvmmsg(2), sendmmsg(2).
 

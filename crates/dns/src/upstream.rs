@@ -1,7 +1,7 @@
 //! One question -> the answer of one of several other servers.
 //!
-//! Invariants: every attempt has a port and an id of its own, both random, and takes only a reply to exactly its question
-//! from exactly its server (RFC 5452); every question ends within [`PATIENCE`] times [`ATTEMPTS`].
+//! Invariants: every attempt has a port and an id of its own, both random, and takes only a reply to exactly its
+//! question from exactly its server (RFC 5452); every question ends within [`PATIENCE`] times [`ATTEMPTS`].
 //!
 //! Deliberately not here: caching, and recursion from the root.
 

@@ -1,16 +1,16 @@
 //! The Snapshot -> the records of the cluster's zone, looked up by name and type.
 //!
 //! Invariants: `apply` costs what the touched Services hold, not what the zone holds, and a clone of the zone costs
-//! nothing: the maps are persistent and share all that did not change. Nothing here can fail: a Service with nonsense in
-//! it lacks a record, and no other does.
+//! nothing: the maps are persistent and share all that did not change. Nothing here can fail: a Service with nonsense
+//! in it lacks a record, and no other does.
 //!
-//! What exists and what does not (§ is of the DNS-Based Service Discovery specification 1.1.0): the apex, `svc`, `pod` and
-//! a namespace exist without data; an unknown namespace, Service or endpoint, or one label too many, does not exist; a
-//! name asked for the wrong type has no data. The Snapshot knows a namespace only by its Services, so one without any
-//! counts as unknown.
+//! What exists and what does not (§ is of the DNS-Based Service Discovery specification 1.1.0): the apex, `svc`, `pod`
+//! and a namespace exist without data; an unknown namespace, Service or endpoint, or one label too many, does not
+//! exist; a name asked for the wrong type has no data. The Snapshot knows a namespace only by its Services, so one
+//! without any counts as unknown.
 //!
-//! Deliberately not here: pods by address (`10-1-2-3.ns.pod`), wildcards, and negative answers for addresses that belong
-//! to no Service, which are other servers' to give.
+//! Deliberately not here: pods by address (`10-1-2-3.ns.pod`), wildcards, and negative answers for addresses that
+//! belong to no Service, which are other servers' to give.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -126,8 +126,8 @@ impl Zone {
         })
     }
 
-    /// Takes in what the delta names. `serial` is for the SOA if anything changes, usually the time in seconds; it never
-    /// goes backwards. Returns whether a record changed.
+    /// Takes in what the delta names. `serial` is for the SOA if anything changes, usually the time in seconds; it
+    /// never goes backwards. Returns whether a record changed.
     pub fn apply(&mut self, snapshot: &Snapshot, delta: &Delta, serial: u32) -> bool {
         let mut changed = false;
         for id in &delta.services {

@@ -2,8 +2,8 @@
 //!
 //!     cargo run --release -p portolan-kinds --example owners
 //!
-//! From the text of a request, and of what is stored, to the text that would be stored: all that the API server does for a
-//! write but the network and the disk. Medians, in microseconds.
+//! From the text of a request, and of what is stored, to the text that would be stored: all that the API server does
+//! for a write but the network and the disk. Medians, in microseconds.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on should say where")]
 

@@ -3,8 +3,8 @@
 //!
 //! `k8s-openapi` (as text) says which fields a type has, of which type, and what they mean; the doc comments of
 //! `k8s-pb` carry the markers for patches and lists and the protobuf tags; `schema/go-facts.txt` says what only the Go
-//! types know: names of string types, which scalars are pointers (`*`), which are always written (`+`), which may be left
-//! out (`-`), and which structs stand in their owner itself (`=`).
+//! types know: names of string types, which scalars are pointers (`*`), which are always written (`+`), which may be
+//! left out (`-`), and which structs stand in their owner itself (`=`).
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 

@@ -2,8 +2,8 @@
 //!
 //! Invariants: answering happens under the lock that ownership and fencing change under, so when [`L2Announcer::apply`]
 //! returns, no further frame leaves for an address it took away; the clock is asked before every frame, so none leaves
-//! after [`L2Announcer::set_alive_until`], even from a process that was stopped meanwhile; only requests are answered, and
-//! only to who asked. Nothing is polled: the thread sleeps until a frame, a change or the next announcement.
+//! after [`L2Announcer::set_alive_until`], even from a process that was stopped meanwhile; only requests are answered,
+//! and only to who asked. Nothing is polled: the thread sleeps until a frame, a change or the next announcement.
 //!
 //! Why not give the address to an interface: then the node would take it for its own even where the data plane should
 //! forward it, and a node that died slowly would go on answering.
@@ -91,8 +91,8 @@ impl L2Announcer {
         Ok(Self { ownership: Ownership::new(node), state, wake: Some(wake), thread: Some(thread) })
     }
 
-    /// Takes in what the delta names. What this node no longer owns it does not answer for once this returns; what came to
-    /// it is announced.
+    /// Takes in what the delta names. What this node no longer owns it does not answer for once this returns; what came
+    /// to it is announced.
     pub fn apply(&mut self, snapshot: &Snapshot, delta: &Delta) {
         let change = self.ownership.apply(snapshot, delta);
         if change.gained.is_empty() && change.lost.is_empty() {
@@ -107,10 +107,12 @@ impl L2Announcer {
         self.wake();
     }
 
-    /// Fencing: a node that cannot renew its Lease may have been given up by the others and must not answer. So it is given
-    /// a time until which it surely has not been, and is silent from then on. Coming back, it announces what it owns.
+    /// Fencing: a node that cannot renew its Lease may have been given up by the others and must not answer. So it is
+    /// given a time until which it surely has not been, and is silent from then on. Coming back, it announces what it
+    /// owns.
     ///
-    /// After a silence, say so only when the snapshot is fresh: while this node was given up, others took its addresses.
+    /// After a silence, say so only when the snapshot is fresh: while this node was given up, others took its
+    /// addresses.
     pub fn set_alive_until(&self, until: Instant) {
         let mut state = lock(&self.state);
         let now = Instant::now();

@@ -1,12 +1,12 @@
 //! The Snapshot -> the one node that answers for each external address.
 //!
-//! Invariants: pure, so every node that sees the same Snapshot comes to the same owner without asking anyone; an address
-//! moves only when its owner stops being eligible or a node that ranks higher becomes so, whatever else comes and goes;
-//! all Services that share an address have the same owner.
+//! Invariants: pure, so every node that sees the same Snapshot comes to the same owner without asking anyone; an
+//! address moves only when its owner stops being eligible or a node that ranks higher becomes so, whatever else comes
+//! and goes; all Services that share an address have the same owner.
 //!
 //! Source: rendezvous hashing (Thaler and Ravishankar 1998). Eligible are nodes that are ready, not labelled
-//! `node.kubernetes.io/exclude-from-external-load-balancers` and not going away; with `externalTrafficPolicy: Local` only
-//! those with an endpoint that may be sent traffic.
+//! `node.kubernetes.io/exclude-from-external-load-balancers` and not going away; with `externalTrafficPolicy: Local`
+//! only those with an endpoint that may be sent traffic.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -147,8 +147,8 @@ fn able_nodes<'s>(snapshot: &'s Snapshot, service: &Service) -> BTreeSet<&'s Arc
     if ready.is_empty() { with(|endpoint| endpoint.serving && endpoint.terminating) } else { ready }
 }
 
-/// How strongly an address prefers a node: FNV-1a over both, mixed by the finalizer of SplitMix64. Every node must come to
-/// the same figure, so this is part of the protocol between versions.
+/// How strongly an address prefers a node: FNV-1a over both, mixed by the finalizer of SplitMix64. Every node must come
+/// to the same figure, so this is part of the protocol between versions.
 fn weight(address: IpAddr, node: &str) -> u64 {
     let octets = match address {
         IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),

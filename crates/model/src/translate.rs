@@ -1,6 +1,7 @@
 //! Kubernetes API objects -> the model's words. The one place that knows both.
 //!
-//! Invariant: total. What cannot be understood is left out and named in a [`Diagnostic`]; the rest of the object stands.
+//! Invariant: total. What cannot be understood is left out and named in a [`Diagnostic`]; the rest of the object
+//! stands.
 
 use std::net::IpAddr;
 use std::sync::Arc;

@@ -110,8 +110,8 @@ pub struct Service {
     /// Who may reach the load-balancer addresses; empty means everyone.
     pub source_ranges: Vec<IpNet>,
     pub publish_not_ready: bool,
-    /// Labelled `service.kubernetes.io/service-proxy-name` or `service.kubernetes.io/headless`: not ours to forward. DNS
-    /// still answers for it.
+    /// Labelled `service.kubernetes.io/service-proxy-name` or `service.kubernetes.io/headless`: not ours to forward.
+    /// DNS still answers for it.
     pub foreign_proxy: bool,
 }
 

@@ -1,12 +1,13 @@
 //! `portolan proxy` and, if there is one, kube-proxy, side by side against the same API server in one run.
 //!
-//!     cargo build --release && KUBE_PROXY=/path/of/kube-proxy cargo run --release -p portolan --example proxies -- 10000 10
+//!     cargo build --release
+//!     KUBE_PROXY=/path/of/kube-proxy cargo run --release -p portolan --example proxies -- 10000 10
 //!
-//! For each proxy: the time from the start of its process until every Service of a sample answers; from the API's answer
-//! to a change until new connections go by it (the endpoint of a Service with one, the thousand endpoints of a Service,
-//! a Service added); its memory; its CPU time while 100 endpoints change a second. Last, with all of them still there and
-//! taking turns, what a short connection by a ClusterIP takes beside one straight to a backend. `PORTOLAN=/path` names
-//! another build.
+//! For each proxy: the time from the start of its process until every Service of a sample answers; from the API's
+//! answer to a change until new connections go by it (the endpoint of a Service with one, the thousand endpoints of a
+//! Service, a Service added); its memory; its CPU time while 100 endpoints change a second. Last, with all of them
+//! still there and taking turns, what a short connection by a ClusterIP takes beside one straight to a backend.
+//! `PORTOLAN=/path` names another build.
 //!
 //! Everything happens in network namespaces of its own: one a proxy, with the API server and all backends on its
 //! loopback. Times are what a client sees, probed again and again without a pause, so they hold the prober's own share

@@ -1,7 +1,7 @@
 //! `portolan backup` and `portolan restore`: a cluster -> one file -> a cluster.
 //!
-//! A running cluster is asked for it through its API, one that is stopped is read from its data directory. Invariant: the
-//! file has its name only once it is whole and was read back.
+//! A running cluster is asked for it through its API, one that is stopped is read from its data directory. Invariant:
+//! the file has its name only once it is whole and was read back.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -1,8 +1,8 @@
 //! A node that is about to go down -> out of every Service, before anything on it ends.
 //!
-//! Says through the API that the Node and its pods are not ready, and waits until nobody is led to them any more, so that
-//! an orderly shutdown costs no request. Invariants: bounded in time, since power may go any moment, and whatever fails
-//! is no reason not to go down; nothing is deleted, so a node that comes back has its pods.
+//! Says through the API that the Node and its pods are not ready, and waits until nobody is led to them any more, so
+//! that an orderly shutdown costs no request. Invariants: bounded in time, since power may go any moment, and whatever
+//! fails is no reason not to go down; nothing is deleted, so a node that comes back has its pods.
 //!
 //! Deliberately not here: moving pods elsewhere. That is the node lifecycle controller's, if the node stays away.
 

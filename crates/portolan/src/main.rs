@@ -23,8 +23,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-/// `nlink` warns of every refusal of the kernel's, also of those that are the answer to a question; `kube_client` of every
-/// failed connection, which whoever asked for it says in its own words.
+/// `nlink` warns of every refusal of the kernel's, also of those that are the answer to a question; `kube_client` of
+/// every failed connection, which whoever asked for it says in its own words.
 const DEFAULT_LOG: &str = "info,nlink=error,kube_client=off";
 
 /// Kubernetes Services, whole, in one binary

@@ -1,8 +1,8 @@
 //! PID 1 of a node under `portolan up`: makes the node's mounts, keeps one `portolan agent` running, reaps the rest.
 //!
 //! Invariants: it does nothing that can fail once it runs, because its death is the node's; the agent may die and be
-//! replaced while pods go on, because pods' shims become children of this process. SIGTERM or SIGPWR shuts the node down
-//! in order: the agent is told by SIGPWR and ends its pods, then everything goes. SIGKILL is the power cut.
+//! replaced while pods go on, because pods' shims become children of this process. SIGTERM or SIGPWR shuts the node
+//! down in order: the agent is told by SIGPWR and ends its pods, then everything goes. SIGKILL is the power cut.
 //!
 //! Deliberately not here: tokio, threads, and anything the agent can do.
 
@@ -115,7 +115,8 @@ fn remount_sysfs() -> Result<()> {
     mount(Some("sysfs"), "/sys", Some("sysfs"), restricted, none)?;
     mount(Some(PARKED), "/sys/fs/cgroup", none, MsFlags::MS_MOVE, none)?;
     std::fs::remove_dir(PARKED)?;
-    // Keeps the node's socket programs while its agent is away, and goes with the node. Without BPF there is no such place.
+    // Keeps the node's socket programs while its agent is away, and goes with the node. Without BPF there is no such
+    // place.
     if std::path::Path::new(BPF).is_dir()
         && let Err(error) = mount(Some("bpf"), BPF, Some("bpf"), restricted, Some("mode=700"))
     {

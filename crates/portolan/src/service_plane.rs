@@ -1,7 +1,7 @@
 //! What an agent adds to the kernel's forwarding: DNS answers, and answers for external addresses.
 //!
-//! Invariant: after a lapse of its Lease the node answers for no external address before it knows what happened meanwhile
-//! (`fence`).
+//! Invariant: after a lapse of its Lease the node answers for no external address before it knows what happened
+//! meanwhile (`fence`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;

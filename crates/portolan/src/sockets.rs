@@ -1,7 +1,7 @@
 //! Socket load balancing on this machine: where it works, and which pods an agent leaves out of it.
 //!
-//! Invariant: a pod that asks to be left out is so before its first container starts: by its network if it has one of its
-//! own, and otherwise by its cgroup, because the node's network is everybody's there.
+//! Invariant: a pod that asks to be left out is so before its first container starts: by its network if it has one of
+//! its own, and otherwise by its cgroup, because the node's network is everybody's there.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -39,8 +39,8 @@ pub(crate) const PINS: &str = "/sys/fs/bpf/portolan";
 /// For a node that shares its machine with others.
 pub(crate) const SMALL: Capacity = Capacity { frontends: 1 << 14, backends: 1 << 17, connections: 1 << 14 };
 
-/// What to do for the processes in this cgroup of the v2 hierarchy (`/` is everybody); nothing where none is named or there
-/// is no such hierarchy, and then what an earlier run attached is taken off.
+/// What to do for the processes in this cgroup of the v2 hierarchy (`/` is everybody); nothing where none is named or
+/// there is no such hierarchy, and then what an earlier run attached is taken off.
 pub(crate) fn config(cgroup: Option<&str>, capacity: Capacity) -> Option<SockConfig> {
     let root = match cgroup.map(|_| cgroup::v2_root()) {
         Some(Ok(Some(root))) => Some(root),

@@ -1,8 +1,8 @@
 //! Checkpoints <-> one redb file, and the files of the log beside it.
 //!
-//! Invariant: the database holds all that the log does up to the record that it names, and perhaps something of what comes
-//! after: making the log's changes again gives the same. After a failed commit the file is opened afresh before the next
-//! one, because redb refuses further work on a database whose I/O failed.
+//! Invariant: the database holds all that the log does up to the record that it names, and perhaps something of what
+//! comes after: making the log's changes again gives the same. After a failed commit the file is opened afresh before
+//! the next one, because redb refuses further work on a database whose I/O failed.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -98,8 +98,8 @@ impl FilePlace {
         File::open(self.0.parent().unwrap_or(Path::new(".")))?.sync_all()
     }
 
-    /// Makes the directory and a new store's file, durably, unless they exist. Since a file has its name only once it is
-    /// whole, an empty one is known for a loss and not taken for a beginning.
+    /// Makes the directory and a new store's file, durably, unless they exist. Since a file has its name only once it
+    /// is whole, an empty one is known for a loss and not taken for a beginning.
     pub(crate) fn prepare(path: PathBuf) -> Result<Self, DiskError> {
         if !path.exists() {
             make(&path, &[], Revision::FIRST)?;
@@ -262,8 +262,8 @@ impl Disk {
         Ok((objects.into_iter().collect(), (revision, mark)))
     }
 
-    /// Makes the database hold all that the log does up to the end of `checkpoint`. It may be kept again. `rest` is called
-    /// now and then.
+    /// Makes the database hold all that the log does up to the end of `checkpoint`. It may be kept again. `rest` is
+    /// called now and then.
     pub(crate) fn keep(&mut self, checkpoint: &Checkpoint, rest: impl FnMut()) -> Result<(), DiskError> {
         let done = self.database().and_then(|database| put(database, &checkpoint.changes, checkpoint.end, rest));
         if done.is_err() {
@@ -272,8 +272,8 @@ impl Disk {
         done
     }
 
-    /// To be called after a checkpoint that ended at `end`: gives room back that is no longer needed. What fails is left
-    /// for another time.
+    /// To be called after a checkpoint that ended at `end`: gives room back that is no longer needed. What fails is
+    /// left for another time.
     pub(crate) fn tidy(&mut self, end: End, shared: &Shared) {
         if !self.place.len().is_ok_and(|length| self.moving.is_worth_it(length, shared)) {
             return;

@@ -1,8 +1,8 @@
 //! The recent changes of each resource, which watches read at their own pace.
 //!
 //! One lane a resource, so that a busy resource neither wakes the watches of a quiet one nor pushes its history out.
-//! Invariant: a lane holds every change of its resource after its floor. What is too much or too old leaves at the other
-//! end, a few changes with each that comes, or by [`crate::Store::forget`].
+//! Invariant: a lane holds every change of its resource after its floor. What is too much or too old leaves at the
+//! other end, a few changes with each that comes, or by [`crate::Store::forget`].
 
 use std::any::Any;
 use std::collections::VecDeque;

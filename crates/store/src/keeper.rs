@@ -1,7 +1,7 @@
 //! Checkpoints -> the database, beside the writer, who need not wait for it.
 //!
-//! Invariant: one checkpoint at a time, in order; one that failed is tried until it succeeds, and meanwhile the log keeps
-//! what it holds.
+//! Invariant: one checkpoint at a time, in order; one that failed is tried until it succeeds, and meanwhile the log
+//! keeps what it holds.
 
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;

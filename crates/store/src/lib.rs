@@ -7,8 +7,8 @@
 //! - a watch sees each change to its keys once, in order, or is told that it fell behind ([`Expired`]);
 //! - a slow watch costs the others nothing: it reads the shared, bounded history at its own pace.
 //!
-//! All objects are in memory too, as the very bytes that are on disk, so that reading never waits for the disk. Writes go
-//! to a log first (`log`), which a flush of a few pages makes durable; what it has gathered goes to a database later
+//! All objects are in memory too, as the very bytes that are on disk, so that reading never waits for the disk. Writes
+//! go to a log first (`log`), which a flush of a few pages makes durable; what it has gathered goes to a database later
 //! (`disk`), beside the writer (`keeper`).
 //! Deliberately not here: what the values mean, and history across a restart (a watch from before it is `Expired`).
 

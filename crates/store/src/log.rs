@@ -1,12 +1,13 @@
 //! Batches of changes -> records in two files that are written from beginning to end in turns, and back.
 //!
 //! A record names the one before it, by its checksum, and the database names the last one that it holds ([`Mark`]). So
-//! what follows that is found again, and nothing else is ever taken for it: not what a file held before, not the half of a
-//! record, not one whose flush failed and whose place another took.
+//! what follows that is found again, and nothing else is ever taken for it: not what a file held before, not the half
+//! of a record, not one whose flush failed and whose place another took.
 //!
-//! Invariants: a record is on disk before the next one is begun, which begins on a page of its own, so that nothing that
-//! was flushed is written again. Room is made beforehand, so that a flush is of the record and not of where it is, too.
-//! Deliberately not here: when what is in a file is in the database, so that it may be written from its beginning again.
+//! Invariants: a record is on disk before the next one is begun, which begins on a page of its own, so that nothing
+//! that was flushed is written again. Room is made beforehand, so that a flush is of the record and not of where it is,
+//! too. Deliberately not here: when what is in a file is in the database, so that it may be written from its beginning
+//! again.
 
 use std::io;
 
@@ -76,8 +77,8 @@ impl Log {
     /// What follows the record that `mark` names and that ended at `revision`.
     ///
     /// # Errors
-    /// Also when something is lost: a power cut leaves no more than the last record unreadable, so that there is none from
-    /// later than where reading ends.
+    /// Also when something is lost: a power cut leaves no more than the last record unreadable, so that there is none
+    /// from later than where reading ends.
     pub(crate) fn after(&self, mut mark: Mark, mut revision: Revision) -> io::Result<Vec<Record>> {
         let mut found = Vec::new();
         let mut files = Vec::new();
@@ -118,8 +119,8 @@ impl Log {
         self.last
     }
 
-    /// Whether it is the other file's turn. It is not while there may be something in this one that must not be found as
-    /// well as what would follow in the other.
+    /// Whether it is the other file's turn. It is not while there may be something in this one that must not be found
+    /// as well as what would follow in the other.
     pub(crate) fn is_full(&self) -> bool {
         self.at >= self.room && !self.spoiled
     }

@@ -1,8 +1,8 @@
 //! A file far larger than what is stored in it -> a new one in its place.
 //!
-//! redb's file ends where its last page in use is, so what is deleted gives nothing back as long as something at its end
-//! stays. So a second file is filled beside the first, while writers go on with the log. Invariant: it holds what the first
-//! does, or what the log says next of it, and takes the name only when that is everything.
+//! redb's file ends where its last page in use is, so what is deleted gives nothing back as long as something at its
+//! end stays. So a second file is filled beside the first, while writers go on with the log. Invariant: it holds what
+//! the first does, or what the log says next of it, and takes the name only when that is everything.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;

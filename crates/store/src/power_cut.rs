@@ -1,10 +1,10 @@
-//! Tests of random histories with power cuts and disk errors in between, against a model: a map, and what it may be when
-//! nobody was told.
+//! Tests of random histories with power cuts and disk errors in between, against a model: a map, and what it may be
+//! when nobody was told.
 //!
 //! The device keeps only what was flushed. Of what was written since, each sector lands or does not, whatever the order
-//! it was written in, and the file has any of the lengths it was given. Files are small, so rounds turn the log over and
-//! move what is stored into another file, too. `PORTOLAN_STORE_HISTORIES` says how many histories (a hundred by itself); a
-//! failure prints the smallest history that has it, as far as the store's two threads do the same again.
+//! it was written in, and the file has any of the lengths it was given. Files are small, so rounds turn the log over
+//! and move what is stored into another file, too. `PORTOLAN_STORE_HISTORIES` says how many histories (a hundred by
+//! itself); a failure prints the smallest history that has it, as far as the store's two threads do the same again.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -317,8 +317,8 @@ impl Store {
         self.0.shared.read().range(prefix, None).count()
     }
 
-    /// Returns when the transaction is on disk and visible: for each operation the entry that was put, deleted or checked.
-    /// Dropping the future does not take the transaction back.
+    /// Returns when the transaction is on disk and visible: for each operation the entry that was put, deleted or
+    /// checked. Dropping the future does not take the transaction back.
     ///
     /// # Errors
     /// `Conflict` when an expectation does not hold. After `Disk` the transaction has not happened, unless the disk

@@ -26,8 +26,8 @@ pub struct Batch {
 }
 
 impl Watch {
-    /// At most this many events come at once, so that one watch does not hold the lock for long; and of this many bytes,
-    /// give or take an event, so that one whose client does not read holds on to little.
+    /// At most this many events come at once, so that one watch does not hold the lock for long; and of this many
+    /// bytes, give or take an event, so that one whose client does not read holds on to little.
     const BATCH: usize = 256;
     const BATCH_BYTES: usize = 128 << 10;
 

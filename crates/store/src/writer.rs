@@ -1,8 +1,8 @@
 //! Queued transactions -> one record of the log a time, of as many as are waiting together.
 //!
 //! The one thread that changes anything. It decides each transaction against what is stored plus what the same batch
-//! already changed, makes the batch durable with one flush, then visible, then answers. What the log has gathered goes to
-//! the [`Keeper`] a file at a time.
+//! already changed, makes the batch durable with one flush, then visible, then answers. What the log has gathered goes
+//! to the [`Keeper`] a file at a time.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -51,7 +51,8 @@ impl Batch {
         }
     }
 
-    /// Decides one transaction, and takes its changes in if it can happen. The answer holds for when the batch is on disk.
+    /// Decides one transaction, and takes its changes in if it can happen. The answer holds for when the batch is on
+    /// disk.
     fn admit(&mut self, state: &State, transaction: &Transaction) -> Answer {
         for (op, wanted) in transaction.ops.iter().enumerate() {
             let found = self.find(state, wanted.key());

@@ -59,7 +59,8 @@ impl Cgroup {
         &self.path
     }
 
-    /// Runs `work` on a thread of its own inside the cgroup; threads that it starts are inside too. Panics pass through.
+    /// Runs `work` on a thread of its own inside the cgroup; threads that it starts are inside too. Panics pass
+    /// through.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         let outcome = std::thread::scope(|scope| {
             scope
@@ -85,8 +86,8 @@ impl Drop for Cgroup {
     }
 }
 
-/// Runs `work` on a thread in a mount namespace of its own, with an empty BPF file system whose path it is given; threads
-/// that it starts see it too. Panics pass through.
+/// Runs `work` on a thread in a mount namespace of its own, with an empty BPF file system whose path it is given;
+/// threads that it starts see it too. Panics pass through.
 ///
 /// # Panics
 /// When the kernel refuses, as it does to anyone but root.

@@ -1,7 +1,7 @@
 //! A server that says who it is and whom it sees.
 //!
-//! Over TCP it sends one line, `<id> <port> <peer address>`, when a connection opens and then echoes what comes. Over UDP it
-//! answers each datagram with that line, over SCTP each INIT.
+//! Over TCP it sends one line, `<id> <port> <peer address>`, when a connection opens and then echoes what comes. Over
+//! UDP it answers each datagram with that line, over SCTP each INIT.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};

@@ -7,10 +7,10 @@
 //! (1,000 changes a second to 100 watchers), `state` (with 10,000 Services, EndpointSlices and Pods: the list of
 //! Services, memory, and the time from the start of the process until that list is answered).
 //!
-//! Each contender runs in processes of its own, over TLS on the loopback, with its data under `TMPDIR`, which must be on
-//! a disk that keeps what it was told to: all of these are durable writes. Clients share the machine with the server,
-//! so compare only within a run. Times are what a client sees from before it sends until it has the whole answer; of the
-//! fan-out, from before the change was sent until a watcher has it.
+//! Each contender runs in processes of its own, over TLS on the loopback, with its data under `TMPDIR`, which must be
+//! on a disk that keeps what it was told to: all of these are durable writes. Clients share the machine with the
+//! server, so compare only within a run. Times are what a client sees from before it sends until it has the whole
+//! answer; of the fan-out, from before the change was sent until a watcher has it.
 
 #![allow(clippy::unwrap_used, reason = "a benchmark that cannot go on should say where")]
 

@@ -1,7 +1,7 @@
 //! Who may do what: a pure decision over the user, the request, and what is stored about roles, bindings and pods.
 //!
-//! `system:masters` may do everything; a node what `node` says; everybody what roles give them (`rbac`). What depends on
-//! the object that is written is checked where it is known: `node::restrict`, `escalation`.
+//! `system:masters` may do everything; a node what `node` says; everybody what roles give them (`rbac`). What depends
+//! on the object that is written is checked where it is known: `node::restrict`, `escalation`.
 //! Invariant: a decision is made on every change that was acknowledged before it.
 
 pub(crate) mod escalation;

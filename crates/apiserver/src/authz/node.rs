@@ -1,8 +1,8 @@
 //! What a node's agent may do: read what its own pods need, and write about itself and them.
 //!
-//! [`authorize`] sees the request alone, as Kubernetes' node authorizer; [`restrict`] sees what would be written, as its
-//! NodeRestriction. Invariant: nothing that only other nodes' pods name is shown to a node, and no object of another
-//! node is changed by it. What all nodes need besides is a ClusterRole of theirs.
+//! [`authorize`] sees the request alone, as Kubernetes' node authorizer; [`restrict`] sees what would be written, as
+//! its NodeRestriction. Invariant: nothing that only other nodes' pods name is shown to a node, and no object of
+//! another node is changed by it. What all nodes need besides is a ClusterRole of theirs.
 //! Source: `plugin/pkg/auth/authorizer/node`, `plugin/pkg/admission/noderestriction`.
 
 use std::collections::BTreeSet;

@@ -1,9 +1,10 @@
 //! `/proxy`: a request to a pod, a Service or a node, asked on the client's behalf.
 //!
-//! Invariant: only who is in the API can be reached, as the API knows it: pods by way of their nodes, which connect to no
-//! other address than the pod's own; of a Service, endpoints that are pods of its namespace and have the address that
-//! they are said to have; nodes at the address that they say, unless it is this machine's own. Nothing that tells who the
-//! client is goes along, but the address that it asks from. Deliberately not here: any reading of what passes, but links in HTML and redirects.
+//! Invariant: only who is in the API can be reached, as the API knows it: pods by way of their nodes, which connect to
+//! no other address than the pod's own; of a Service, endpoints that are pods of its namespace and have the address
+//! that they are said to have; nodes at the address that they say, unless it is this machine's own. Nothing that tells
+//! who the client is goes along, but the address that it asks from. Deliberately not here: any reading of what passes,
+//! but links in HTML and redirects.
 //!
 //! Source: `pkg/registry/core/{pod,service,node}` and `apimachinery/pkg/util/proxy` of Kubernetes.
 

@@ -82,7 +82,8 @@ fn object_of(server: &Server, target: &Target, plural: &str, name: &str) -> Resu
 
 impl Place {
     /// # Errors
-    /// In Kubernetes' words: 400 for what names nothing, 404 for what is not there, 503 for a Service without endpoints.
+    /// In Kubernetes' words: 400 for what names nothing, 404 for what is not there, 503 for a Service without
+    /// endpoints.
     pub(super) fn of(server: &Server, target: &Target) -> Result<Self, Status> {
         let id = target.name.as_deref().unwrap_or_default();
         let plural = target.kind.plural;

@@ -9,7 +9,8 @@ pub(super) struct Links {
 }
 
 impl Links {
-    /// A link to the same host and from its root is led through the proxy, by its path alone; every other one is as it was.
+    /// A link to the same host and from its root is led through the proxy, by its path alone; every other one is as it
+    /// was.
     pub(super) fn rewritten(&self, link: &str) -> String {
         let Self { host, prefix } = self;
         let (scheme, after) = link.split_once("://").map_or(("", link), |(scheme, after)| (scheme, after));

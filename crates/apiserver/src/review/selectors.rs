@@ -1,7 +1,7 @@
 //! The selectors to which a question about access may be narrowed -> what is wrong with them, and what they say.
 //!
-//! Pure. What cannot be made sense of is left out, which asks for more and so is never allowed wrongly; the answer says so.
-//! Roles know nothing of selectors; a node may list what is narrowed to itself.
+//! Pure. What cannot be made sense of is left out, which asks for more and so is never allowed wrongly; the answer says
+//! so. Roles know nothing of selectors; a node may list what is narrowed to itself.
 //! Source: KEP-4601, `pkg/apis/authorization/validation` and `pkg/registry/authorization/util`.
 
 use portolan_kinds::select::{FieldSelector, FieldTest, LabelSelector};

@@ -1,8 +1,8 @@
 //! Tokens of ServiceAccounts: given out, and believed as long as the account and what they are bound to exist.
 //!
-//! Invariants: a token is nowhere stored; it ends when it says, and no later than the object with the uid that it names.
-//! Deliberately not here: tokens that never end, in Secrets; tokens of other issuers; the year by which upstream silently
-//! prolongs those of pods. Source: `pkg/serviceaccount/claims.go`, RFC 7519.
+//! Invariants: a token is nowhere stored; it ends when it says, and no later than the object with the uid that it
+//! names. Deliberately not here: tokens that never end, in Secrets; tokens of other issuers; the year by which upstream
+//! silently prolongs those of pods. Source: `pkg/serviceaccount/claims.go`, RFC 7519.
 
 mod key;
 mod request;

@@ -1,7 +1,8 @@
-//! The everyday verbs of kubectl, word for word: `everyday/session.txt` is what the oldest and the newest client here print.
+//! The everyday verbs of kubectl, word for word: `everyday/session.txt` is what the oldest and the newest client here
+//! print.
 //!
-//! The file was written by this server, and is what kubectl printed against kube-apiserver 1.36.2 for the same commands.
-//! What changes from run to run is blotted out: ages and addresses that the server chose.
+//! The file was written by this server, and is what kubectl printed against kube-apiserver 1.36.2 for the same
+//! commands. What changes from run to run is blotted out: ages and addresses that the server chose.
 
 use std::path::Path;
 

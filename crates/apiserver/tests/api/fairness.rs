@@ -122,7 +122,8 @@ async fn one_connection_gets_its_users_share_beside_thirty_two_of_another() {
     greedy.stop().await;
 }
 
-/// More writes than are at work at one time; who comes with one does not queue behind them all, nor does a node's Lease.
+/// More writes than are at work at one time; who comes with one does not queue behind them all, nor does a node's
+/// Lease.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_flood_of_writes_keeps_nobody_else_waiting() {
     const FLOOD: usize = 512;
@@ -151,8 +152,8 @@ async fn a_flood_of_writes_keeps_nobody_else_waiting() {
         node.ask(request, &json!({"spec": {"leaseTransitions": round}}).to_string()).await;
     }
     let beside_node = greedy.count() - before;
-    // In one queue for all, the whole flood would go before each. Those that are at work, 64, may do so a few times: while
-    // a request waits to be read, to be written to the disk, and to be answered.
+    // In one queue for all, the whole flood would go before each. Those that are at work, 64, may do so a few times:
+    // while a request waits to be read, to be written to the disk, and to be answered.
     assert!(beside_modest < FLOOD * 9 / 10 * rounds, "{beside_modest} writes went before {rounds}");
     assert!(beside_node < FLOOD * 9 / 10 * rounds, "{beside_node} writes went before {rounds}");
     greedy.stop().await;

@@ -1,7 +1,7 @@
 //! A Deployment and its rollout -> its status, with the conditions and reasons that `kubectl rollout status` waits for.
 //!
-//! Source: `apps/v1` DeploymentStatus; the reasons and messages are those of kube-controller-manager, because tools match
-//! on them.
+//! Source: `apps/v1` DeploymentStatus; the reasons and messages are those of kube-controller-manager, because tools
+//! match on them.
 
 use std::time::Duration;
 

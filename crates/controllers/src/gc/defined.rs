@@ -1,5 +1,5 @@
-//! CustomResourceDefinitions -> a watch of each defined kind's metadata, and of a few kinds that no controller here looks at;
-//! what they tell comes as the collector's inputs.
+//! CustomResourceDefinitions -> a watch of each defined kind's metadata, and of a few kinds that no controller here
+//! looks at; what they tell comes as the collector's inputs.
 //!
 //! Invariant: when a kind goes, all of its objects that were told of are told to be gone.
 //! Deliberately not here: caches. The graph keeps what it needs of an object, and nobody else asks.

@@ -1,7 +1,7 @@
 //! Every object's metadata -> who owns whom, and what follows for an object whose owners change.
 //!
-//! Invariants: owners are known by uid, never by name alone; nothing is deleted on the graph's word, which may be behind.
-//! Source: "Garbage Collection" and "Owners and Dependents" in the Kubernetes documentation.
+//! Invariants: owners are known by uid, never by name alone; nothing is deleted on the graph's word, which may be
+//! behind. Source: "Garbage Collection" and "Owners and Dependents" in the Kubernetes documentation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,8 +1,8 @@
 //! Services of type LoadBalancer -> external addresses from the pools, in `status.loadBalancer`.
 //!
-//! Invariants: what Services hold is taken in before anything is given out; an address once given stays, whatever restarts;
-//! a wish that cannot be met changes nothing that is met. Deliberately not here: announcing the addresses, and sharing one
-//! between Services.
+//! Invariants: what Services hold is taken in before anything is given out; an address once given stays, whatever
+//! restarts; a wish that cannot be met changes nothing that is met. Deliberately not here: announcing the addresses,
+//! and sharing one between Services.
 
 mod pool;
 

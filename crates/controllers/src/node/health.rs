@@ -1,9 +1,9 @@
 //! Lease renewals, as this process sees them -> which nodes are alive.
 //!
 //! Invariants: no clock of another machine is believed, only that a lease changed; so neither a restart of this process
-//! nor skewed clocks can condemn a node. A node is dead only if the others prove meanwhile that renewals do arrive: when
-//! none arrives the fault is on this side, and nobody is condemned. After such a silence each node gets time to renew.
-//! Deliberately not here: what is done about a dead node.
+//! nor skewed clocks can condemn a node. A node is dead only if the others prove meanwhile that renewals do arrive:
+//! when none arrives the fault is on this side, and nobody is condemned. After such a silence each node gets time to
+//! renew. Deliberately not here: what is done about a dead node.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Leases and taints of Nodes -> conditions and taints that say which nodes live, and pods taken off those that do not.
 //!
 //! A dead node's pods are marked not ready at once, so that no Service leads to them; they are deleted a little later,
-//! without waiting for a node that cannot answer. Deliberately not here: telling a node that it lives; it says so itself.
+//! without waiting for a node that cannot answer. Deliberately not here: telling a node that it lives; it says so
+//! itself.
 
 mod health;
 mod verdict;

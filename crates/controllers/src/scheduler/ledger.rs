@@ -1,7 +1,7 @@
 //! Which pods are where, counting those whose binding is still under way.
 //!
-//! Invariant: a pod that was assumed on a node stays there until its binding fails or the watch tells better, so a burst
-//! of pods is decided one after the other as if each had already arrived.
+//! Invariant: a pod that was assumed on a node stays there until its binding fails or the watch tells better, so a
+//! burst of pods is decided one after the other as if each had already arrived.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -1,7 +1,7 @@
 //! Pods without a node -> bound to one.
 //!
-//! A pod that fits nowhere waits until something changes that could help: a node, or a pod that leaves one. One decision
-//! at a time is made, each on the ledger the last one left; the bindings themselves run side by side.
+//! A pod that fits nowhere waits until something changes that could help: a node, or a pod that leaves one. One
+//! decision at a time is made, each on the ledger the last one left; the bindings themselves run side by side.
 
 mod fit;
 mod ledger;

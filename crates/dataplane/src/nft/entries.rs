@@ -95,8 +95,8 @@ pub struct Remember {
     pub seconds: u32,
 }
 
-/// The kernel lists a map in pieces, and walks it from its beginning for each. So the one that grows with endpoints is in
-/// as many parts, and what leads to a frontend's slots says in which they are.
+/// The kernel lists a map in pieces, and walks it from its beginning for each. So the one that grows with endpoints is
+/// in as many parts, and what leads to a frontend's slots says in which they are.
 pub const SLOT_PARTS: u8 = 16;
 
 /// The part that the frontend's slots are in.

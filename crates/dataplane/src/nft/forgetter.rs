@@ -1,7 +1,7 @@
 //! Clients that are remembered with a backend that is gone -> clients that choose anew.
 //!
-//! Invariants: no change waits for it; what a change leaves is forgotten together, in as few commits as it fits into; what
-//! could not be forgotten is tried again, because a session is prolonged by whoever uses it and may never run out.
+//! Invariants: no change waits for it; what a change leaves is forgotten together, in as few commits as it fits into;
+//! what could not be forgotten is tried again, because a session is prolonged by whoever uses it and may never run out.
 //!
 //! Deliberately not here: what is to be forgotten.
 

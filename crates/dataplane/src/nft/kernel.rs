@@ -45,8 +45,8 @@ pub(crate) struct KernelRuleset {
 }
 
 impl KernelRuleset {
-    /// Makes the maps and the rules, or brings the rules up to date with this build and configuration, in one transaction
-    /// and without touching the elements.
+    /// Makes the maps and the rules, or brings the rules up to date with this build and configuration, in one
+    /// transaction and without touching the elements.
     pub(crate) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
         let writer = Writer::open()?;
         let forgetter = Forgetter::start(writer.another()?);

@@ -7,29 +7,29 @@
 //! |---|---|---|
 //! | `dispatch` | nat prerouting and output, -100 | where destinations are rewritten; only first packets come here |
 //! | `node-ports` | | the addresses of the node are looked up once, and not once a Service |
-//! | `admission` | | lets only those on who may come: one look a length of network, the same for any number of networks |
+//! | `admission` | | lets only those on who may come: one look a length of network, not a network |
 //! | `external-local` | | sorts insiders from outsiders under `externalTrafficPolicy: Local` |
 //! | `pick` | | goes to the chain of the class that a map gave |
 //! | `…pick-<n>-part-<p>` | | rewrites the destination: a random one of n slots, or the one remembered |
-//! | `after-nat` | filter prerouting and output, -99 | what still has a Service's address found no backend; reject is not for nat chains |
+//! | `after-nat` | filter prerouting and output, -99 | rejects what found no backend, which no nat chain may |
 //! | `remember` | | likewise |
 //! | `…remember-<s>` | | writes down who was sent where, which is known only now |
 //! | `source` | nat postrouting, 100 | where sources are rewritten |
-//! | `count` | filter prerouting and output, -99 | where every packet passes once, its connection known to be a Service's |
+//! | `count` | filter prerouting and output, -99 | where every packet passes once, its connection known |
 //!
 //! A verdict in a map's element has the kernel walk all elements of all such maps at every commit that adds one. So the
 //! only maps with verdicts are `picks` and `remembers`, which have an element for each distinct number of backends and
-//! timeout, and not for each Service. The others give a class, a number, which waits for its lookup there in the packet's
-//! priority: the mark belongs to too many others, and routing sets the priority of forwarded packets afresh after this.
-//! What it was before is lost for the first packet of a connection to a Service, no other. With session affinity the
-//! priority next holds the number under which the client is remembered, until it is written down.
+//! timeout, and not for each Service. The others give a class, a number, which waits for its lookup there in the
+//! packet's priority: the mark belongs to too many others, and routing sets the priority of forwarded packets afresh
+//! after this. What it was before is lost for the first packet of a connection to a Service, no other. With session
+//! affinity the priority next holds the number under which the client is remembered, until it is written down.
 //!
-//! A network of sources is one element of a hash table, its first address with the bit after the prefix set; so there is
-//! one rule for each length that networks have here, every fourth, and those of other lengths are made of these. A set of
-//! ranges over a concatenation would be copied by the kernel at each change.
+//! A network of sources is one element of a hash table, its first address with the bit after the prefix set; so there
+//! is one rule for each length that networks have here, every fourth, and those of other lengths are made of these. A
+//! set of ranges over a concatenation would be copied by the kernel at each change.
 //!
-//! The slots are in parts, maps of the same shape: the kernel lists a map in pieces, and walks it from its beginning for
-//! each, so that reading one large map back costs its square.
+//! The slots are in parts, maps of the same shape: the kernel lists a map in pieces, and walks it from its beginning
+//! for each, so that reading one large map back costs its square.
 //!
 //! Invariant: stock `nft list ruleset` (1.0.6 and later) prints the table. For that, the parts of every looked-up key
 //! come from expressions `nft` has a name for, a slot's index is typed as a mark, `nft`'s name for a 32-bit number, and

@@ -26,8 +26,8 @@ pub(super) fn cut(network: &IpNet) -> impl Iterator<Item = IpNet> {
     network.subnets(length).into_iter().flatten()
 }
 
-/// One address that stands for a network of any length: its first, with the bit after the prefix set. No other network has
-/// the same.
+/// One address that stands for a network of any length: its first, with the bit after the prefix set. No other network
+/// has the same.
 pub(super) fn mark(network: &IpNet) -> IpAddr {
     // The networks that are looked up have at least one bit more.
     let after = u32::from(network.max_prefix_len() - network.prefix_len()).saturating_sub(1);

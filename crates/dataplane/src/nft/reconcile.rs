@@ -1,8 +1,9 @@
-//! The upper half: a change of what is desired -> operations, committed Service by Service where they must be and together where they can.
+//! The upper half: a change of what is desired -> operations, committed Service by Service where they must be and
+//! together where they can.
 //!
-//! Invariants: what this believes to be in the kernel is what was read or committed, never what was merely sent; a refused
-//! batch is undone and tried again in halves, down to the one Service that cannot be had; nothing found in the kernel is
-//! deleted before `prune`, unless a Service needs its key.
+//! Invariants: what this believes to be in the kernel is what was read or committed, never what was merely sent; a
+//! refused batch is undone and tried again in halves, down to the one Service that cannot be had; nothing found in the
+//! kernel is deleted before `prune`, unless a Service needs its key.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -319,7 +320,8 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
-    /// Reads the kernel back, so that the next `apply` mends the Services whose entries differ. Says how many entries do.
+    /// Reads the kernel back, so that the next `apply` mends the Services whose entries differ. Says how many entries
+    /// do.
     pub(crate) async fn reread(&mut self) -> Result<usize, Error> {
         let mut differences = usize::from(self.ruleset.repair().await?);
         let (found, mended) = self.ruleset.read().await?;

@@ -1,8 +1,8 @@
 //! A frontend's forwarding -> its entries, held together and small: the node has one [`Row`] for each of thousands.
 //!
-//! Invariant: the entries are a function of the forwarding, except for the order of the slots, which keeps as much as it
-//! can of the order before, so that one endpoint's change is one or two slots' change. A row can also hold whatever was
-//! found in the kernel: gaps between slots, or a pick without any.
+//! Invariant: the entries are a function of the forwarding, except for the order of the slots, which keeps as much as
+//! it can of the order before, so that one endpoint's change is one or two slots' change. A row can also hold whatever
+//! was found in the kernel: gaps between slots, or a pick without any.
 
 use std::collections::BTreeSet;
 

@@ -103,7 +103,8 @@ impl State {
         self.entries == 0
     }
 
-    /// How many entries there are in each map that entries are in, the empty ones included. It costs a look at each row.
+    /// How many entries there are in each map that entries are in, the empty ones included. It costs a look at each
+    /// row.
     #[must_use]
     pub(crate) fn sizes(&self) -> Vec<SetSize> {
         let mut sizes = BTreeMap::<_, usize>::new();

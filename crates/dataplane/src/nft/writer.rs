@@ -1,7 +1,7 @@
 //! A connection to the kernel's nftables that keeps count of what this program itself has committed.
 //!
-//! Invariant: the number of the ruleset's generation, which grows by one with every commit of anybody, is known as it is if
-//! nobody else has committed anything; all who write here keep one account together.
+//! Invariant: the number of the ruleset's generation, which grows by one with every commit of anybody, is known as it
+//! is if nobody else has committed anything; all who write here keep one account together.
 
 use std::sync::Arc;
 

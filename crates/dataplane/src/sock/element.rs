@@ -9,8 +9,8 @@ use portolan_model::forwarding::{Backend, Frontend};
 pub(super) enum Verdict {
     Forward,
     Reject,
-    /// As if the frontend were not there: nftables decides. Hides a NodePort of the same number behind an address of its
-    /// own.
+    /// As if the frontend were not there: nftables decides. Hides a NodePort of the same number behind an address of
+    /// its own.
     Leave,
 }
 

@@ -1,7 +1,7 @@
 //! A pinned link of a program to a cgroup -> the same link with another program behind it.
 //!
-//! Invariant: there is no moment in between. Who enters the kernel before meets the old program, who enters after meets the
-//! new one, and nobody meets none or both.
+//! Invariant: there is no moment in between. Who enters the kernel before meets the old program, who enters after meets
+//! the new one, and nobody meets none or both.
 //!
 //! Deliberately not here: links that are made for the first time.
 //!
@@ -54,7 +54,8 @@ fn number(descriptor: RawFd) -> u32 {
 /// # Safety
 /// Every address among the attributes is that of memory which lives on, and is as large as the command takes it to be.
 unsafe fn bpf(command: libc::c_int, mut attributes: Attributes) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads and writes no more of the attributes than their size says; for the rest the caller vouches.
+    // SAFETY: the kernel reads and writes no more of the attributes than their size says; for the rest the caller
+    // vouches.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attributes, size_of::<Attributes>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }

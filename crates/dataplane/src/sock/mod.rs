@@ -15,7 +15,8 @@
 //! Invariants: nftables has everything that is here and more, so whatever is missing, refused or switched off is still
 //! forwarded. Programs and maps are pinned: they work on while this process is away, and the next one adopts them.
 //!
-//! Deliberately not here: what should be forwarded where; source ranges, masquerading and drops, which stay with nftables.
+//! Deliberately not here: what should be forwarded where; source ranges, masquerading and drops, which stay with
+//! nftables.
 //!
 //! Source: kernel `Documentation/bpf/prog_cgroup_sockopt.rst` for order and effect of several programs in a cgroup,
 //! `map_hash.rst` for what an update is to a reader.
@@ -54,8 +55,8 @@ use binds::BindLog;
 use maps::{Clients, KernelMaps};
 use reconcile::Reconciler;
 
-/// Elements that an audit looks at: some milliseconds, in which no change is made. Of a thousand Services with ten endpoints
-/// all are looked at each time.
+/// Elements that an audit looks at: some milliseconds, in which no change is made. Of a thousand Services with ten
+/// endpoints all are looked at each time.
 const LOOK: usize = 16_384;
 
 /// How much the maps have room for. Room costs 16 bytes an element, what is in it a hundred more; for a connection both
@@ -143,8 +144,8 @@ pub struct Led {
 }
 
 impl Led {
-    /// What nftables would have counted for the same segments: with the headers of IP and TCP, as Linux writes them where
-    /// both sides have timestamps, which is the rule.
+    /// What nftables would have counted for the same segments: with the headers of IP and TCP, as Linux writes them
+    /// where both sides have timestamps, which is the rule.
     #[must_use]
     pub fn bytes_with_headers(&self, frontend: Frontend) -> u64 {
         let (ip, tcp) = (if frontend.family() == Family::V4 { 20 } else { 40 }, 32);
@@ -231,9 +232,9 @@ impl SockLb {
         }
     }
 
-    /// Looks at a part of the maps, each time at the next, and reads them back if something is amiss there, so that the next
-    /// `apply` of all Services repairs what somebody changed; attaches the programs anew where somebody took one off. Says
-    /// how much is to be repaired.
+    /// Looks at a part of the maps, each time at the next, and reads them back if something is amiss there, so that the
+    /// next `apply` of all Services repairs what somebody changed; attaches the programs anew where somebody took one
+    /// off. Says how much is to be repaired.
     ///
     /// # Errors
     /// When the maps cannot be read or the programs not attached.

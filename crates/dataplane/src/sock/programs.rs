@@ -1,9 +1,9 @@
 //! The built object -> programs attached to a cgroup, kept there by pinned links.
 //!
 //! Invariants: whoever comes next adopts the maps as they are and puts its programs behind the links that are there, so
-//! that every socket meets either the old program or the new one. A build with another layout of the maps has a directory
-//! and links of its own, and the old ones go on until the new are complete; a socket that meets both takes no harm,
-//! because what one has translated is nothing to the other.
+//! that every socket meets either the old program or the new one. A build with another layout of the maps has a
+//! directory and links of its own, and the old ones go on until the new are complete; a socket that meets both takes no
+//! harm, because what one has translated is nothing to the other.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

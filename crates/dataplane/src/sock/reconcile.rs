@@ -1,8 +1,8 @@
 //! The upper half: Services' forwarding -> the writes for each of their frontends.
 //!
 //! Invariants: what this believes to be in the maps is what was read or written, write by write; a frontend that cannot
-//! be had whole is taken out of the maps, so that nftables underneath forwards it, and its Service is named; nothing found
-//! in the maps is removed before [`Reconciler::prune`], unless a Service has something else to say about it.
+//! be had whole is taken out of the maps, so that nftables underneath forwards it, and its Service is named; nothing
+//! found in the maps is removed before [`Reconciler::prune`], unless a Service has something else to say about it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;

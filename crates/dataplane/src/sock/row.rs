@@ -1,8 +1,8 @@
 //! One frontend as it is and as it should be -> the writes that lead from one to the other.
 //!
-//! Invariant: after each single write the frontend leads only to backends that it had or shall have, each slot in use is
-//! there, and a backend that somebody shall stay with is a member before it can be chosen. So there is no moment at which a
-//! socket finds nothing, and stopping anywhere, by an error or by death, leaves something that works.
+//! Invariant: after each single write the frontend leads only to backends that it had or shall have, each slot in use
+//! is there, and a backend that somebody shall stay with is a member before it can be chosen. So there is no moment at
+//! which a socket finds nothing, and stopping anywhere, by an error or by death, leaves something that works.
 //!
 //! Deliberately not here: swapping a whole array (map in map). Replacing an inner map makes the writer wait until no
 //! program can still be running, which takes milliseconds; writing two elements takes two microseconds.

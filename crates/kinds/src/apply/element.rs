@@ -1,7 +1,7 @@
 //! Elements of field paths <-> their text in `fieldsV1`, and paths as messages name them.
 //!
-//! `f:` is followed by a field's name, `k:` by the keys of a list's item as JSON sorted by name, `v:` by a set's item as
-//! JSON, `i:` by a place in a list.
+//! `f:` is followed by a field's name, `k:` by the keys of a list's item as JSON sorted by name, `v:` by a set's item
+//! as JSON, `i:` by a place in a list.
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,5 @@
-//! The table of fields, or the schema of a defined kind -> how the parts of a value are owned: each on its own, or all as one.
+//! The table of fields, or the schema of a defined kind -> how the parts of a value are owned: each on its own, or all
+//! as one.
 //!
 //! Source: the list, map and struct types of "server-side apply" in Kubernetes' documentation.
 

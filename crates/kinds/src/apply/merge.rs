@@ -1,7 +1,7 @@
 //! A live object and a configuration -> the object with the configuration's fields put over it.
 //!
-//! Lists of items owned one by one keep the items that the configuration does not name; those that it names stand in its
-//! order. Everything else is replaced.
+//! Lists of items owned one by one keep the items that the configuration does not name; those that it names stand in
+//! its order. Everything else is replaced.
 
 use std::collections::{BTreeMap, BTreeSet};
 

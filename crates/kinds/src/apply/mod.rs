@@ -88,8 +88,9 @@ pub struct Owners {
     pub changed: bool,
 }
 
-/// Who owns what after an update of `old`, or a creation if there is none. `held` are the managed fields of `old`, `sent`
-/// those that came with `new`, or null, and both objects are without. Objects whose owners nobody tracked stay untracked.
+/// Who owns what after an update of `old`, or a creation if there is none. `held` are the managed fields of `old`,
+/// `sent` those that came with `new`, or null, and both objects are without. Objects whose owners nobody tracked stay
+/// untracked.
 pub fn update(
     kind: &Kind,
     (old, held): (Option<&Value>, Value),
@@ -221,8 +222,8 @@ fn ignored(kind: &Kind, subresource: &str) -> &'static [&'static [&'static str]]
 }
 
 /// Applies a configuration to a live object, or makes one of it if there is none. `held` are the managed fields of the
-/// live object, which itself is without. What comes out is neither decoded nor defaulted: of what the configuration says,
-/// word for word.
+/// live object, which itself is without. What comes out is neither decoded nor defaulted: of what the configuration
+/// says, word for word.
 ///
 /// # Errors
 /// 400 for a configuration of another kind, with managed fields, or with fields that the kind has not; 409 when another

@@ -1,8 +1,8 @@
 //! Sets of field paths, and what becomes of two of them.
 //!
-//! A set is the trie that `fieldsV1` is in JSON, and nothing else, so that reading and writing one costs nothing: a member
-//! of the map is a path's next element, with what lies below it. An element that is in the set itself holds `.`, or
-//! nothing at all when nothing lies below. Invariant: no element is without both.
+//! A set is the trie that `fieldsV1` is in JSON, and nothing else, so that reading and writing one costs nothing: a
+//! member of the map is a path's next element, with what lies below it. An element that is in the set itself holds `.`,
+//! or nothing at all when nothing lies below. Invariant: no element is without both.
 //!
 //! Source: `FieldsV1` of `meta/v1`.
 

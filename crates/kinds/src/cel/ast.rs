@@ -1,4 +1,5 @@
-//! The tree of a rule. Macros stand in it as what they mean (`Fold`), not as the loops that the language defines them by.
+//! The tree of a rule. Macros stand in it as what they mean (`Fold`), not as the loops that the language defines them
+//! by.
 
 /// A part of a rule.
 #[derive(Debug)]

@@ -1,8 +1,10 @@
-//! What a rule costs: at worst, by the sizes that the schema allows, and in one evaluation, by the sizes that there are.
+//! What a rule costs: at worst, by the sizes that the schema allows, and in one evaluation, by the sizes that there
+//! are.
 //!
-//! A unit is about 50 ns on a server of 2021. The figures decide which definitions may be written, so they are upstream's.
-//! Deliberately not here: lower bounds, of which nothing depends.
-//! Source: `checker/cost.go` and `interpreter/runtimecost.go` of cel-go, `library/cost.go` of `k8s.io/apiserver/pkg/cel`.
+//! A unit is about 50 ns on a server of 2021. The figures decide which definitions may be written, so they are
+//! upstream's. Deliberately not here: lower bounds, of which nothing depends.
+//! Source: `checker/cost.go` and `interpreter/runtimecost.go` of cel-go, `library/cost.go` of
+//! `k8s.io/apiserver/pkg/cel`.
 
 use std::collections::HashMap;
 

@@ -1,7 +1,7 @@
 //! Whether two values are equal, and which of two comes first.
 //!
-//! Values of different types are unequal, but for numbers. Lists of an object that its schema calls sets or maps do not care
-//! for order.
+//! Values of different types are unequal, but for numbers. Lists of an object that its schema calls sets or maps do not
+//! care for order.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;

@@ -1,7 +1,7 @@
 //! A checked tree and its variables -> what it yields, within a budget.
 //!
-//! Two things are counted: the cost, as upstream reckons it and tells of it; and the work, which is what this program really
-//! does, where upstream reckons it as nothing. Running out of either ends the evaluation.
+//! Two things are counted: the cost, as upstream reckons it and tells of it; and the work, which is what this program
+//! really does, where upstream reckons it as nothing. Running out of either ends the evaluation.
 //! Source: the language's definition; `interpreter/runtimecost.go` of cel-go.
 
 use std::collections::{BTreeMap, HashMap};

@@ -1,7 +1,7 @@
 //! Which functions rules may call, with which types: what the checker knows of them.
 //!
-//! Source: the language's standard definitions; the extensions strings (version 2), lists (3), sets and optionals of cel-go;
-//! Kubernetes' own libraries, as of 1.36.
+//! Source: the language's standard definitions; the extensions strings (version 2), lists (3), sets and optionals of
+//! cel-go; Kubernetes' own libraries, as of 1.36.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;

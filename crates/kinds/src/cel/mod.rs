@@ -1,12 +1,13 @@
 //! A rule in the Common Expression Language, and the schema of what it is about -> whether a value keeps the rule.
 //!
-//! The way of a rule: `lex` and `parse` (text -> tree, macros read as what they mean), `check` (every name and call has a
-//! type), `cost` (what it may cost at worst), `evaluate` over values that borrow the object (`value`), with `functions`.
+//! The way of a rule: `lex` and `parse` (text -> tree, macros read as what they mean), `check` (every name and call has
+//! a type), `cost` (what it may cost at worst), `evaluate` over values that borrow the object (`value`), with
+//! `functions`.
 //!
-//! Invariants: what was checked is evaluated within a budget of work, whatever the object; depth is bounded where a rule is
-//! read, so nothing here runs out of stack; nothing allocates more than the budget pays for.
-//! Why not a crate: those there are have no type checker, which Kubernetes' refusals of bad rules are made of, and no bound
-//! on what an evaluation costs.
+//! Invariants: what was checked is evaluated within a budget of work, whatever the object; depth is bounded where a
+//! rule is read, so nothing here runs out of stack; nothing allocates more than the budget pays for.
+//! Why not a crate: those there are have no type checker, which Kubernetes' refusals of bad rules are made of, and no
+//! bound on what an evaluation costs.
 //! Deliberately not here: messages in Protocol Buffers; the authorizer, which rules in definitions cannot ask.
 //! Source: the language's definition (cel-spec), and "Common Expression Language in Kubernetes", whose words these are.
 

@@ -1,7 +1,7 @@
 //! Tokens -> the tree of a rule.
 //!
-//! Invariant: no tree is ever deeper than [`DEEPEST`], so what walks it, or drops it, may recurse. Chains of `&&` and `||`, which people write
-//! long, are kept balanced.
+//! Invariant: no tree is ever deeper than [`DEEPEST`], so what walks it, or drops it, may recurse. Chains of `&&` and
+//! `||`, which people write long, are kept balanced.
 //! Deliberately not here: more than the first mistake in syntax.
 
 use super::ast::{Expr, Fold, Literal, Node, What};

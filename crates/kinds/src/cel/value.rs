@@ -1,5 +1,5 @@
-//! What an expression yields. Lists and maps of the object are borrowed from its JSON and converted item by item, when a rule
-//! looks at them.
+//! What an expression yields. Lists and maps of the object are borrowed from its JSON and converted item by item, when
+//! a rule looks at them.
 //!
 //! Source: `UnstructuredToVal` of `k8s.io/apiserver/pkg/cel/common`.
 

@@ -1,11 +1,12 @@
 //! A custom resource and its schema -> what is wrong with the former, in the words of kube-apiserver.
 //!
-//! Invariants: the errors come in an order that depends on nothing else; a check takes a bounded number of steps, since a
-//! large schema over a large object is a product of the two.
+//! Invariants: the errors come in an order that depends on nothing else; a check takes a bounded number of steps, since
+//! a large schema over a large object is a product of the two.
 //! A value that an update left as it was keeps its mistakes (ratcheting), wherever it can be told which value it was.
-//! Deliberately not here: rules in CEL (`rules`); formats that Kubernetes itself got from Swagger and nobody uses (`isbn`,
-//! `creditcard` …), which let everything pass.
-//! Source: `k8s.io/kube-openapi/pkg/validation`, `pkg/apiserver/{validation,schema/listtype}` of apiextensions-apiserver.
+//! Deliberately not here: rules in CEL (`rules`); formats that Kubernetes itself got from Swagger and nobody uses
+//! (`isbn`, `creditcard` …), which let everything pass.
+//! Source: `k8s.io/kube-openapi/pkg/validation`, `pkg/apiserver/{validation,schema/listtype}` of
+//! apiextensions-apiserver.
 
 use std::collections::BTreeSet;
 
@@ -40,8 +41,8 @@ fn check_within(most_steps: usize, schema: &Schema, value: &Value, old: Option<&
     errors
 }
 
-/// What was found in one value, and how much of the schema it was held against: of several alternatives that do not fit,
-/// the one that was looked at most closely is told of.
+/// What was found in one value, and how much of the schema it was held against: of several alternatives that do not
+/// fit, the one that was looked at most closely is told of.
 #[derive(Default)]
 struct Found {
     errors: Vec<FieldError>,

@@ -1,7 +1,7 @@
 //! The rules of a definition's schema -> which of them do not compile, or may cost too much.
 //!
-//! A rule may cost at worst what it costs once, times how often its place can be in one object, as far as the schema bounds
-//! that; what is unbounded is bounded by the size of a request.
+//! A rule may cost at worst what it costs once, times how often its place can be in one object, as far as the schema
+//! bounds that; what is unbounded is bounded by the size of a request.
 //! Source: `pkg/apis/apiextensions/validation` of apiextensions-apiserver, whose words these are.
 
 use std::sync::Arc;

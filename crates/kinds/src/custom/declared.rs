@@ -1,7 +1,7 @@
 //! A structural schema -> what rules may say about values of it: their shape.
 //!
-//! Invariant: `None` for what rules cannot see, and so is not theirs to speak of: values without a type, and lists and maps
-//! of such.
+//! Invariant: `None` for what rules cannot see, and so is not theirs to speak of: values without a type, and lists and
+//! maps of such.
 //! Source: `SchemaDeclType` of `k8s.io/apiserver/pkg/cel/common`.
 
 use std::collections::BTreeMap;

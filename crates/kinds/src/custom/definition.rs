@@ -1,8 +1,8 @@
-//! A CustomResourceDefinition itself: what it is when nothing is said, what a client may not set in it, and what is wrong
-//! with it.
+//! A CustomResourceDefinition itself: what it is when nothing is said, what a client may not set in it, and what is
+//! wrong with it.
 //!
-//! Source: `pkg/apis/apiextensions/{v1/defaults,validation/validation}.go` and `pkg/registry/customresourcedefinition` of
-//! apiextensions-apiserver.
+//! Source: `pkg/apis/apiextensions/{v1/defaults,validation/validation}.go` and `pkg/registry/customresourcedefinition`
+//! of apiextensions-apiserver.
 
 use serde_json::{Value, json};
 

@@ -1,7 +1,7 @@
 //! Names of kinds -> names that live as long as the program, as those of its own kinds do.
 //!
-//! Invariant: equal names are kept once, and no more than a bounded number of bytes; what comes after that is refused. So
-//! definitions that come and go cost nothing but their first time.
+//! Invariant: equal names are kept once, and no more than a bounded number of bytes; what comes after that is refused.
+//! So definitions that come and go cost nothing but their first time.
 
 use std::collections::BTreeSet;
 use std::sync::{Mutex, PoisonError};

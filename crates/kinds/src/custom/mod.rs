@@ -1,11 +1,11 @@
-//! CustomResourceDefinitions -> kinds like any other: decoded, pruned, defaulted, checked, printed by the schema that somebody
-//! wrote down.
+//! CustomResourceDefinitions -> kinds like any other: decoded, pruned, defaulted, checked, printed by the schema that
+//! somebody wrote down.
 //!
 //! Invariants: whatever passed the checks on a definition (`definition`, `structural`) makes kinds that never panic and
-//! whose work on one object is bounded; objects are stored as one version and read as any (conversion `None`: nothing but
-//! `apiVersion` differs).
-//! Deliberately not here: conversion by webhook, which a definition is refused for; who deletes the objects of a definition
-//! that goes (the API server).
+//! whose work on one object is bounded; objects are stored as one version and read as any (conversion `None`: nothing
+//! but `apiVersion` differs).
+//! Deliberately not here: conversion by webhook, which a definition is refused for; who deletes the objects of a
+//! definition that goes (the API server).
 //! Source: "Extend the Kubernetes API with CustomResourceDefinitions", `k8s.io/apiextensions-apiserver`.
 
 mod check;

@@ -1,8 +1,8 @@
 //! A regular expression as Go reads it -> one that matches the same texts here.
 //!
-//! Invariant: matching takes time linear in the text, whatever the pattern. What differs is rewritten: `\d`, `\w`, `\s` and
-//! `\b` are ASCII's in Go; a brace that repeats nothing, and a bracket or `&&` inside of a class, stand for themselves.
-//! Deliberately not here: `\Q…\E` and `\C`, which are refused as if they were no regular expression.
+//! Invariant: matching takes time linear in the text, whatever the pattern. What differs is rewritten: `\d`, `\w`, `\s`
+//! and `\b` are ASCII's in Go; a brace that repeats nothing, and a bracket or `&&` inside of a class, stand for
+//! themselves. Deliberately not here: `\Q…\E` and `\C`, which are refused as if they were no regular expression.
 //! Source: RE2's syntax.
 
 use std::sync::OnceLock;

@@ -1,9 +1,9 @@
 //! The rules of a schema (`x-kubernetes-validations`), and an object, with what it was before -> which rules it breaks.
 //!
-//! Invariants: all rules together spend no more than one budget on an object; a value that an update left alone keeps what it
-//! breaks (ratcheting), but for rules about the change itself.
-//! Source: "Validation rules" in "Extend the Kubernetes API with CustomResourceDefinitions"; `pkg/apiserver/schema/cel` of
-//! apiextensions-apiserver, whose words these are.
+//! Invariants: all rules together spend no more than one budget on an object; a value that an update left alone keeps
+//! what it breaks (ratcheting), but for rules about the change itself.
+//! Source: "Validation rules" in "Extend the Kubernetes API with CustomResourceDefinitions"; `pkg/apiserver/schema/cel`
+//! of apiextensions-apiserver, whose words these are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

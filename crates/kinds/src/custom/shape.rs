@@ -1,7 +1,7 @@
 //! A custom resource as it came in -> one that has the fields its schema knows, and the defaults of those it left out.
 //!
-//! Invariants: what is preserved on purpose stays as it is; defaulting twice is defaulting once; the defaults put into one
-//! object are bounded, since a list of many items may ask for many large ones.
+//! Invariants: what is preserved on purpose stays as it is; defaulting twice is defaulting once; the defaults put into
+//! one object are bounded, since a list of many items may ask for many large ones.
 //! Source: `pkg/apiserver/schema/{pruning,defaulting,objectmeta}` of apiextensions-apiserver.
 
 use serde_json::{Map, Value};

@@ -1,8 +1,8 @@
-//! The OpenAPI documents that kubectl reads: one for each group and version, and one of all in the older version 2, made from
-//! the table of fields.
+//! The OpenAPI documents that kubectl reads: one for each group and version, and one of all in the older version 2,
+//! made from the table of fields.
 //!
-//! Invariants: everything a document refers to is in it; its hash in the index changes when it does. A document is built
-//! anew at every call, since clients keep it by that hash; only the hashes stay in memory.
+//! Invariants: everything a document refers to is in it; its hash in the index changes when it does. A document is
+//! built anew at every call, since clients keep it by that hash; only the hashes stay in memory.
 //! Source: `/openapi/v3` and `/openapi/v2` of kube-apiserver.
 
 mod defined;

@@ -1,7 +1,7 @@
 //! The documents of version 3 -> one of version 2, for clients that know no other.
 //!
-//! Version 2 cannot say all that version 3 does: of what may be null, or a number or a text, or anything, the type is left
-//! out, and alternatives are dropped, since kubectl takes the rest for all there is.
+//! Version 2 cannot say all that version 3 does: of what may be null, or a number or a text, or anything, the type is
+//! left out, and alternatives are dropped, since kubectl takes the rest for all there is.
 //! Source: `/openapi/v2` of kube-apiserver, `ToStructuralOpenAPIV2` of apiextensions-apiserver.
 
 use std::collections::BTreeSet;

@@ -1,8 +1,8 @@
 //! JSON Patch (RFC 6902): a list of operations, carried out one after another.
 //!
-//! Invariants: all of them are carried out or none; what copies add up to is bounded. Where Kubernetes is laxer than the
-//! RFC, so is this: what is to be replaced, tested or copied may be absent from an object, places in lists may be counted
-//! from the end, and all before a path's first slash is passed over.
+//! Invariants: all of them are carried out or none; what copies add up to is bounded. Where Kubernetes is laxer than
+//! the RFC, so is this: what is to be replaced, tested or copied may be absent from an object, places in lists may be
+//! counted from the end, and all before a path's first slash is passed over.
 //! Source: `github.com/evanphx/json-patch` v4, which kube-apiserver uses.
 
 use serde_json::{Map, Value};

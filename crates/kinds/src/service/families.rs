@@ -1,8 +1,8 @@
 //! Which IP families a Service has: what its author said, what its addresses say, what it had before, and what the
 //! cluster has.
 //!
-//! Invariants: a Service goes from one family to two, or back, only if its policy says so; what was inferred agrees with
-//! the addresses. Source: KEP-563, `pkg/registry/core/service/storage/alloc.go`.
+//! Invariants: a Service goes from one family to two, or back, only if its policy says so; what was inferred agrees
+//! with the addresses. Source: KEP-563, `pkg/registry/core/service/storage/alloc.go`.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,5 @@
-//! Bytes -> choices, and choices -> bodies for a schema of OpenAPI: mostly of the right types, with wrong ones mixed in.
+//! Bytes -> choices, and choices -> bodies for a schema of OpenAPI: mostly of the right types, with wrong ones mixed
+//! in.
 
 use serde_json::{Map, Value, json};
 

@@ -1,5 +1,5 @@
-//! Whatever a client sends, every kind handles it. The inputs are the same in each run; `PROPTEST_CASES=n` draws n others,
-//! and `fuzz/` runs the same functions for longer.
+//! Whatever a client sends, every kind handles it. The inputs are the same in each run; `PROPTEST_CASES=n` draws n
+//! others, and `fuzz/` runs the same functions for longer.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -11,7 +11,8 @@ use std::cell::Cell;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
-/// Runs `target` on `usual` inputs, unless the environment says how many. Of these, one in `rare` must come to something.
+/// Runs `target` on `usual` inputs, unless the environment says how many. Of these, one in `rare` must come to
+/// something.
 fn run(usual: u32, rare: u32, input: impl Strategy<Value = Vec<u8>>, target: fn(&[u8]) -> bool) {
     let asked = std::env::var("PROPTEST_CASES").ok().and_then(|cases| cases.parse().ok());
     let cases: u32 = asked.unwrap_or(usual);

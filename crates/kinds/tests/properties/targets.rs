@@ -61,7 +61,8 @@ fn any_stored(kind: &Kind, choices: &mut Choices<'_>) -> Option<Value> {
     Some(object)
 }
 
-/// A body of any kind goes through the whole write path. Tells whether it was worth sending: whether it could be decoded.
+/// A body of any kind goes through the whole write path. Tells whether it was worth sending: whether it could be
+/// decoded.
 pub(crate) fn bodies(bytes: &[u8]) -> bool {
     let mut choices = Choices::new(bytes);
     let kind = any_kind(&mut choices);
@@ -268,7 +269,8 @@ pub(crate) fn applies(bytes: &[u8]) -> bool {
     assert_eq!(again, made, "applying again changes nothing");
     // What nobody applied is somebody's only from the next apply on.
     assert!(held.is_null() || !owners.changed && owners.managed_fields == held);
-    // Another comes with another configuration, and then with none: it owns nothing any more that the first one may want.
+    // Another comes with another configuration, and then with none: it owns nothing any more that the first one may
+    // want.
     let other = configuration(kind, &any_body(kind, &mut choices));
     let second = Writer { manager: "n", ..WRITER };
     if let Ok((both, owners)) = applied(Some(&made), &held, &other, second) {

@@ -12,12 +12,12 @@ use super::{
 };
 use crate::{Diagnostic, Service, ServiceId, ServicePort, Snapshot, TrafficPolicy};
 
-/// Backends one frontend may have in each of its two sets. Beyond it the rest is left out, with a diagnostic: the size of
-/// a slot index, and a bound on what one Service may cost a node.
+/// Backends one frontend may have in each of its two sets. Beyond it the rest is left out, with a diagnostic: the size
+/// of a slot index, and a bound on what one Service may cost a node.
 pub const MAX_BACKENDS: usize = 1 << 17;
 
-/// A Service that is unknown, another proxy's or without a ClusterIP (headless, of type ExternalName, not allocated yet)
-/// forwards nothing, whatever other addresses it lists.
+/// A Service that is unknown, another proxy's or without a ClusterIP (headless, of type ExternalName, not allocated
+/// yet) forwards nothing, whatever other addresses it lists.
 #[must_use]
 pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (ServiceForwarding, Vec<Diagnostic>) {
     let mut forwarding = ServiceForwarding::default();

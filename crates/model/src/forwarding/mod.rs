@@ -1,9 +1,9 @@
 //! The snapshot -> what one node's kernel shall do with packets to Services, address by address.
 //!
 //! Invariants: [`compile`] is a pure function of the snapshot and the [`NodeContext`]; frontends and backends come out
-//! sorted and without duplicates; a backend has the family of its frontend; nonsense gives a [`Diagnostic`] and the rest
-//! of the Service stands. One truth for all implementations: [`trace`](crate::forwarding::trace) walks the same state
-//! that nftables is programmed from.
+//! sorted and without duplicates; a backend has the family of its frontend; nonsense gives a [`Diagnostic`] and the
+//! rest of the Service stands. One truth for all implementations: [`trace`](crate::forwarding::trace) walks the same
+//! state that nftables is programmed from.
 //!
 //! Deliberately not here: maps, chains or anything else of one implementation; who wins when two Services claim one
 //! frontend (a question about all Services, which [`Claims`] answers).
@@ -146,8 +146,8 @@ pub enum Masquerade {
 pub struct Affinity {
     /// For how long, counted from its latest connection.
     pub timeout: Duration,
-    /// The frontend that stands for all of the Service that remember together: those of one port and family which choose
-    /// among the same backends.
+    /// The frontend that stands for all of the Service that remember together: those of one port and family which
+    /// choose among the same backends.
     pub together: Frontend,
 }
 
@@ -173,8 +173,8 @@ pub struct ServiceForwarding {
     pub frontends: Vec<FrontendForwarding>,
     /// ClusterIPs: on these, ports that no Service has are refused. Sorted.
     pub cluster_ips: Vec<IpAddr>,
-    /// Backends that this node may send back to themselves: its own pods, and others where their address is kept towards
-    /// an external address. Sorted.
+    /// Backends that this node may send back to themselves: its own pods, and others where their address is kept
+    /// towards an external address. Sorted.
     pub hairpins: Vec<IpAddr>,
     /// Ready backends of any port that run on this node: what a load balancer's health check asks for.
     pub local_ready: usize,

@@ -1,7 +1,8 @@
 //! What the node itself answers over HTTPS: logs, and sessions with its pods; and who may ask.
 //!
-//! Invariant: a session is a part of its connection, so the bound on connections bounds both. A client must show a certificate that the cluster's CA signed, and every node and controller has one: so it must also
-//! be the API server's own, or an administrator's. Source: the kubelet's `server.go`.
+//! Invariant: a session is a part of its connection, so the bound on connections bounds both. A client must show a
+//! certificate that the cluster's CA signed, and every node and controller has one: so it must also be the API server's
+//! own, or an administrator's. Source: the kubelet's `server.go`.
 
 use std::io;
 use std::net::TcpListener;

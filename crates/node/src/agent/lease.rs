@@ -1,7 +1,7 @@
 //! This node's Lease: the word, every half second, that it lives; and until when that word is good.
 //!
-//! Invariant: whoever gives a node up does so no sooner than [`LEASE_EXPIRY`] after a renewal reached the API. A renewal is
-//! reckoned from before it was sent, and for less than that, so that the node knows first. Source:
+//! Invariant: whoever gives a node up does so no sooner than [`LEASE_EXPIRY`] after a renewal reached the API. A
+//! renewal is reckoned from before it was sent, and for less than that, so that the node knows first. Source:
 //! `component-helpers/apimachinery/lease`.
 
 use std::time::Duration;

@@ -1,8 +1,9 @@
 //! The node agent: the Kubernetes API's pods for this node -> running pods, and what became of them back.
 //!
 //! One worker per pod (`worker`), which asks `pod::plan` what to do and is told by the pod's shim and probes what
-//! happened. Around them: the Node object and its Lease (`node`), Events (`events`), the routes to other nodes' pods, and
-//! what the API server asks the node for itself (`endpoint`): container logs (`logs`) and sessions with pods (`streams`).
+//! happened. Around them: the Node object and its Lease (`node`), Events (`events`), the routes to other nodes' pods,
+//! and what the API server asks the node for itself (`endpoint`): container logs (`logs`) and sessions with pods
+//! (`streams`).
 //!
 //! Invariant: losing the API changes nothing that runs; ending the agent changes nothing either, and the next one
 //! takes over what it finds in the state directory.
@@ -86,7 +87,8 @@ pub struct AgentConfig {
 
 /// Whom a pod's namespaces concern besides the pod.
 pub trait Sandboxes: std::fmt::Debug + Send + Sync {
-    /// The pod has namespaces, made or taken over, and this process is in them. No container starts before this returns.
+    /// The pod has namespaces, made or taken over, and this process is in them. No container starts before this
+    /// returns.
     fn opened(&self, pod: &Pod, process: u32);
     /// The pod of this uid has none any more, or never had.
     fn closed(&self, uid: &str);
@@ -292,8 +294,8 @@ async fn run_pods(host: &Arc<Host>, pods: &Cache<Pod>) {
     }
 }
 
-/// Ends all pods of a node whose agent has stopped: their preStop hooks and signals, and SIGKILL after `grace`. The API is
-/// not told, as when a machine is shut down: the pods run again when the agent does.
+/// Ends all pods of a node whose agent has stopped: their preStop hooks and signals, and SIGKILL after `grace`. The API
+/// is not told, as when a machine is shut down: the pods run again when the agent does.
 ///
 /// # Errors
 /// When the state directory cannot be read, or an agent still runs.

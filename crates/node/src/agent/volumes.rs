@@ -1,8 +1,9 @@
 //! A pod's volumes -> directories on the node, and a container's mounts -> what is bound where.
 //!
 //! Volumes live in `volumes/<name>` of the pod's directory, but for host paths. Files of ConfigMaps and Secrets are
-//! written once, when the pod starts; tokens are renewed (`tokens`). Deliberately not here: persistent volumes; and parts (`subPath`) of volumes that containers write to, because a container
-//! could swap a directory for a link while it is being mounted.
+//! written once, when the pod starts; tokens are renewed (`tokens`). Deliberately not here: persistent volumes; and
+//! parts (`subPath`) of volumes that containers write to, because a container could swap a directory for a link while
+//! it is being mounted.
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -4,7 +4,8 @@
 //! kernel with the directory as root (`openat2`, RESOLVE_IN_ROOT), so a symbolic link that an archive brings along
 //! leads nowhere else; the last part of a name is never followed. Source: the OCI image specification, "layer".
 //!
-//! Deliberately not here: device nodes (containers get their own `/dev`), and extended attributes but file capabilities.
+//! Deliberately not here: device nodes (containers get their own `/dev`), and extended attributes but file
+//! capabilities.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;

@@ -1,8 +1,8 @@
 //! Ports of the node that lead to pods: `hostPort` in pods -> elements of the table's maps.
 //!
-//! A pod claims its ports before it has anything else, and one that asks for what another has is turned away, as a kubelet
-//! does; a pod in the node's own network claims those that it binds itself. What a claim leads to is known once the pod
-//! has an address.
+//! A pod claims its ports before it has anything else, and one that asks for what another has is turned away, as a
+//! kubelet does; a pod in the node's own network claims those that it binds itself. What a claim leads to is known once
+//! the pod has an address.
 //!
 //! Invariant: after each change the maps hold what the claims say and nothing else, whatever they held before; so an
 //! agent's restart, or a hand in the table, is put right with the next pod. They are read back for it: a node has few

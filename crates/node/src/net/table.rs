@@ -2,17 +2,17 @@
 //!
 //! | chain | hook | why there |
 //! |---|---|---|
-//! | `no-foreign-loopback` | prerouting, -300 | before connection tracking puts a local client's 127.0.0.1 back into an answer |
-//! | `host-ports-in`, `host-ports-out` | nat prerouting and output, -99 | after the Service table: a Service's port beats a pod's |
+//! | `no-foreign-loopback` | prerouting, -300 | before connection tracking puts a client's 127.0.0.1 back into an answer |
+//! | `host-ports-in`, `host-ports-out` | nat prerouting and output, -99 | after the Service table: its ports beat a pod's |
 //! | `egress` | nat postrouting, 101 | after the Service table's: what that one masquerades is settled then |
 //!
 //! Nobody out there knows the way back to a pod, so what leaves the pod networks over the uplink goes out under the
-//! node's own address. A pod with a host port can be asked by way of the node's 127.0.0.1 too, which is why its link may
-//! carry that address (`route_localnet`); what others send to that address ends at once.
+//! node's own address. A pod with a host port can be asked by way of the node's 127.0.0.1 too, which is why its link
+//! may carry that address (`route_localnet`); what others send to that address ends at once.
 //!
 //! Invariants: the rules are the same whatever the pods, what varies is in elements ([`super::HostPorts`]); traffic
-//! between pods keeps its addresses; laying the rules again changes nothing for connections that exist. Deliberately not
-//! here: anything about Services, whose rules are another table's.
+//! between pods keeps its addresses; laying the rules again changes nothing for connections that exist. Deliberately
+//! not here: anything about Services, whose rules are another table's.
 //!
 //! Source: the portmap plugin of CNI; CVE-2020-8558 for loopback.
 
@@ -66,8 +66,8 @@ impl Map {
     }
 }
 
-/// Lays the table in the calling thread's network namespace; rules that an earlier agent laid are replaced, its elements
-/// stay.
+/// Lays the table in the calling thread's network namespace; rules that an earlier agent laid are replaced, its
+/// elements stay.
 pub(crate) async fn lay_table(pod_networks: &[IpNet], uplink: &str) -> nlink::Result<()> {
     let networks: Vec<(IpAddr, u8)> =
         pod_networks.iter().filter(|net| net.addr().is_ipv4()).map(|net| (net.addr(), net.prefix_len())).collect();

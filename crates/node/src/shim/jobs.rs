@@ -1,7 +1,7 @@
 //! A container to start, or a command to run in one -> a process, made by a forked child.
 //!
-//! The child does what takes long, and says by a pipe which process came of it. That process is the shim's all the same,
-//! because the shim adopts what its children leave behind; it may end before its maker has spoken.
+//! The child does what takes long, and says by a pipe which process came of it. That process is the shim's all the
+//! same, because the shim adopts what its children leave behind; it may end before its maker has spoken.
 
 #![allow(unsafe_code, reason = "fork is unsafe; this process has one thread, so what follows it may do anything")]
 

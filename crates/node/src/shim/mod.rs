@@ -122,8 +122,8 @@ pub(crate) struct Input {
     pub(crate) tty: bool,
 }
 
-/// A way to a process in a container. As many pipe ends come with it as it says, in the order of its fields: one to read
-/// from, and two to write to.
+/// A way to a process in a container. As many pipe ends come with it as it says, in the order of its fields: one to
+/// read from, and two to write to.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Open {
     pub(crate) id: String,

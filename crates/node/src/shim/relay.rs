@@ -1,8 +1,8 @@
 //! Bytes on their way between a process and who is connected to it, moved without waiting.
 //!
-//! Invariant: what is on its way is bounded. An [`Inlet`] reads no more before the process has taken what was read; while
-//! an [`Outlet`] lags, nothing more is read from the process; and one that takes nothing for [`PATIENCE`] is closed, so
-//! that nobody who has stopped reading stops a process for ever.
+//! Invariant: what is on its way is bounded. An [`Inlet`] reads no more before the process has taken what was read;
+//! while an [`Outlet`] lags, nothing more is read from the process; and one that takes nothing for [`PATIENCE`] is
+//! closed, so that nobody who has stopped reading stops a process for ever.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};

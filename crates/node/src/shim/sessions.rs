@@ -1,7 +1,7 @@
 //! Who is connected to which process, and what passes between them.
 //!
-//! A command without a terminal has its client's pipes themselves, and only its end is told. All else goes through here:
-//! what containers' first processes write goes to their logs too, and a terminal has one end for all.
+//! A command without a terminal has its client's pipes themselves, and only its end is told. All else goes through
+//! here: what containers' first processes write goes to their logs too, and a terminal has one end for all.
 //!
 //! Invariant: a session ends with its client's connection. What a client leaves behind is told by its terminal's hangup
 //! or by pipes that are closed, and is otherwise left to run, as the kubelet leaves it.

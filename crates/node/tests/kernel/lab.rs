@@ -130,8 +130,8 @@ impl Lab {
         text.lines().filter_map(|line| line.splitn(4, ' ').nth(3)).map(|line| format!("{line}\n")).collect()
     }
 
-    /// Waits until the pod's app has said that it started. Before, it is running but not yet listening to signals, and the
-    /// first process of a PID namespace does not get those it has no handler for.
+    /// Waits until the pod's app has said that it started. Before, it is running but not yet listening to signals, and
+    /// the first process of a PID namespace does not get those it has no handler for.
     pub(crate) async fn started(&self, pod: &str) {
         let log = self.pod_dir(pod).join("logs/app/0.log");
         let deadline = Instant::now() + Duration::from_secs(20);

@@ -1,7 +1,8 @@
-//! `healthCheckNodePort`s -> a small server each, by which an external load balancer learns where a Service has endpoints.
+//! `healthCheckNodePort`s -> a small server each, by which an external load balancer learns where a Service has
+//! endpoints.
 //!
-//! Invariants: a port that cannot be had harms nothing else, is reported and tried again; a port opens and closes with its
-//! Service; answers are as fresh as the kernel's rules.
+//! Invariants: a port that cannot be had harms nothing else, is reported and tried again; a port opens and closes with
+//! its Service; answers are as fresh as the kernel's rules.
 //!
 //! Source: Kubernetes `pkg/proxy/healthcheck/service_health.go`.
 

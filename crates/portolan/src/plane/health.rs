@@ -3,7 +3,8 @@
 //! An update that stays undone for too long makes the node unhealthy; having nothing to do is healthy, however long it
 //! lasts. Whoever asks `/livez` wants to know whether a restart would help, so the Node's state is not in it.
 //!
-//! Each family is told of for itself: the kernel may take what the Services of one ask for and refuse those of the other.
+//! Each family is told of for itself: the kernel may take what the Services of one ask for and refuse those of the
+//! other.
 //!
 //! Invariant: pure; time is told and not asked for. Source: Kubernetes `pkg/proxy/healthcheck/proxy_health.go`.
 

@@ -10,8 +10,8 @@
 //!
 //! Invariants: events that arrived together are applied together; the kernel comes first, so that a name never leads to
 //! an address that does not forward yet; before all watches have listed nothing is told at all, so that what a
-//! predecessor left in the kernel goes on as it was. An API server that is away changes nothing, and one that comes back
-//! changes what differs.
+//! predecessor left in the kernel goes on as it was. An API server that is away changes nothing, and one that comes
+//! back changes what differs.
 //!
 //! Deliberately not here: who else follows ([`Follower`]), and where the settings come from.
 

@@ -1,7 +1,7 @@
 //! The plane's state -> `/healthz` and `/livez` for probes, `/metrics` and `/proxyMode` for scrapers.
 //!
-//! Invariant: an answer does not wait for the plane, so that one that hangs is told of. Only what the Services' traffic came
-//! to is the plane's to read; who asks for metrics waits a moment for it, and goes without if it does not come.
+//! Invariant: an answer does not wait for the plane, so that one that hangs is told of. Only what the Services' traffic
+//! came to is the plane's to read; who asks for metrics waits a moment for it, and goes without if it does not come.
 //!
 //! Source: Kubernetes `cmd/kube-proxy/app/server.go` and `pkg/proxy/healthcheck`.
 

@@ -1,8 +1,8 @@
 //! What the kernel counted for each frontend -> one row for each port of a Service, for scrapers.
 //!
-//! A port's addresses of one kind are counted together, whichever family they are of. What the socket programs led is told
-//! apart from what nftables translated, because it becomes known at another time: what nftables translates is counted
-//! packet by packet, what went over a led TCP connection once it has ended, so that its packets cost nothing.
+//! A port's addresses of one kind are counted together, whichever family they are of. What the socket programs led is
+//! told apart from what nftables translated, because it becomes known at another time: what nftables translates is
+//! counted packet by packet, what went over a led TCP connection once it has ended, so that its packets cost nothing.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

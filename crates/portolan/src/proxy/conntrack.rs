@@ -1,7 +1,7 @@
 //! What a configuration asks of the kernel's connection tracking -> sysctls.
 //!
-//! Invariants: nothing is ever lowered, because somebody raised it for a reason; what cannot be set is told and no reason
-//! to forward nothing. In a network namespace other than the first, the kernel keeps the table's size to itself.
+//! Invariants: nothing is ever lowered, because somebody raised it for a reason; what cannot be set is told and no
+//! reason to forward nothing. In a network namespace other than the first, the kernel keeps the table's size to itself.
 //!
 //! Source: Kubernetes `cmd/kube-proxy/app/{conntrack,server_linux}.go`; kernel `nf_conntrack-sysctl.rst`.
 

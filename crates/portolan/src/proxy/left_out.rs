@@ -1,12 +1,12 @@
 //! Pods of this node that ask not to be led -> the cgroups that the kubelet makes for them, left out.
 //!
-//! Invariants: nothing is polled: Pods are watched, and where somebody asks, the few directories that pods' cgroups are made
-//! in. A cgroup is left out from the moment that it is there and its pod is known to ask for it, until one of the two is
-//! over. Whoever may not see Pods leaves out nobody, and says once what is missing.
+//! Invariants: nothing is polled: Pods are watched, and where somebody asks, the few directories that pods' cgroups are
+//! made in. A cgroup is left out from the moment that it is there and its pod is known to ask for it, until one of the
+//! two is over. Whoever may not see Pods leaves out nobody, and says once what is missing.
 //!
 //! Deliberately not here: making a pod wait. The kubelet makes a pod's cgroup before it starts anything in it, and the
-//! cgroup is listed within milliseconds of that, but nobody holds the kubelet up. And machines whose kubelet uses cgroup
-//! v1 alone: there is no telling whose a socket is.
+//! cgroup is listed within milliseconds of that, but nobody holds the kubelet up. And machines whose kubelet uses
+//! cgroup v1 alone: there is no telling whose a socket is.
 //!
 //! Source: Kubernetes `pkg/kubelet/cm/pod_container_manager_linux.go` and `cgroup_manager_linux.go` for the names.
 
@@ -148,7 +148,8 @@ impl Keeper {
     }
 }
 
-/// The directories in a directory, which is watched first and read then, so that none is missed. One that is gone has none.
+/// The directories in a directory, which is watched first and read then, so that none is missed. One that is gone has
+/// none.
 fn watched(changes: &Changes, directory: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     let events = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_ONLYDIR;
     let entries = changes.watch(directory, events).and_then(|()| fs::read_dir(directory));

@@ -1,8 +1,9 @@
 //! `portolan proxy`: the data plane alone, on a node of any Kubernetes cluster, in kube-proxy's place.
 //!
-//! Invariants: it reads what kube-proxy reads, its configuration included, and needs no more rights than kube-proxy's role
-//! has, but for pods that want to be left out of socket load balancing; it forwards for the network namespace it runs in, and leaves what it made there when it ends, so that connections
-//! and rules outlive an upgrade. `--cleanup` removes it.
+//! Invariants: it reads what kube-proxy reads, its configuration included, and needs no more rights than kube-proxy's
+//! role has, but for pods that want to be left out of socket load balancing; it forwards for the network namespace it
+//! runs in, and leaves what it made there when it ends, so that connections and rules outlive an upgrade. `--cleanup`
+//! removes it.
 //!
 //! Deliberately not here: what kube-proxy made. Whoever changes over runs `kube-proxy --cleanup` first.
 
@@ -52,8 +53,8 @@ pub(crate) struct Arguments {
     /// machine's own network namespace, and otherwise nobody's]
     #[arg(long, value_name = "PATH")]
     socket_lb_cgroup: Option<String>,
-    /// Where the kubelet makes its pods' cgroups, by a path below the v2 hierarchy's root; it matters where the kubelet has a
-    /// cgroupRoot, and for pods that ask not to be led
+    /// Where the kubelet makes its pods' cgroups, by a path below the v2 hierarchy's root; it matters where the kubelet
+    /// has a cgroupRoot, and for pods that ask not to be led
     #[arg(long, default_value = "/", value_name = "PATH")]
     socket_lb_pods_cgroup: String,
     /// End TCP connections of led sockets so long after their backend left the Service; it breaks clients that wait for

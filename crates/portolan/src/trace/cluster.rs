@@ -134,8 +134,8 @@ impl Cluster {
         Some(Who { name: format!("node {}", node.name), node: Some(node.name.to_string()), unled: false })
     }
 
-    /// What the API's objects ask of the node for a packet that comes in by the link; `None` for a protocol that no Service
-    /// has.
+    /// What the API's objects ask of the node for a packet that comes in by the link; `None` for a protocol that no
+    /// Service has.
     pub(super) fn expect(&self, receiver: &Receiver<'_>, question: &Question, link: Option<&str>) -> Option<Expected> {
         let protocol = match question.transport {
             Transport::Tcp => Protocol::Tcp,

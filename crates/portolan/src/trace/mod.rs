@@ -1,8 +1,8 @@
-//! `portolan trace SOURCE DESTINATION`: a node's kernel, and the API if it is at hand -> step by step, what becomes of the
-//! first packet of a connection.
+//! `portolan trace SOURCE DESTINATION`: a node's kernel, and the API if it is at hand -> step by step, what becomes of
+//! the first packet of a connection.
 //!
-//! Invariant: what is said of the packet comes from the kernel alone, read back as it is (`portolan_dataplane::trace`); the
-//! API gives names, and what the kernel should have, which is compared.
+//! Invariant: what is said of the packet comes from the kernel alone, read back as it is (`portolan_dataplane::trace`);
+//! the API gives names, and what the kernel should have, which is compared.
 //!
 //! Deliberately not here: sending packets. `portolan explain` says what should be, and why, without a node.
 

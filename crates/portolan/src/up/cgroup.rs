@@ -68,7 +68,8 @@ pub(crate) fn enroll(node: &str, pid: libc::pid_t) -> io::Result<()> {
     Ok(())
 }
 
-/// Kills what still runs in a cluster's cgroups and removes them. Returns how many processes and directories there were.
+/// Kills what still runs in a cluster's cgroups and removes them. Returns how many processes and directories there
+/// were.
 pub(crate) fn sweep() -> io::Result<(usize, usize)> {
     let (mut processes, mut directories) = (0, 0);
     // Nodes are in some hierarchies; the runtime of the pods makes theirs in every one.

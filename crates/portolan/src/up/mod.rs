@@ -349,8 +349,8 @@ async fn retire_nodes(client: &kube::Client, plan: &Plan) -> Result<(), kube::Er
     Ok(())
 }
 
-/// The Service that pods send their DNS queries to. Each node's agent adds its own endpoint, and `internalTrafficPolicy:
-/// Local` keeps every query on the node it was asked on.
+/// The Service that pods send their DNS queries to. Each node's agent adds its own endpoint, and
+/// `internalTrafficPolicy: Local` keeps every query on the node it was asked on.
 async fn create_dns_service(client: &kube::Client, address: Ipv4Addr) -> Result<()> {
     let service: Service = serde_json::from_value(serde_json::json!({
         "metadata": {

@@ -22,8 +22,8 @@ use super::spawn::NodeProcess;
 use super::{Arguments, cgroup, data_dir};
 use crate::{agent, images, node_init};
 
-/// How long an ordered shutdown may take: the agent leaves every Service (1 s at most), and pods get 3 s and 2 s more for a
-/// hook that used them up. Then the power goes.
+/// How long an ordered shutdown may take: the agent leaves every Service (1 s at most), and pods get 3 s and 2 s more
+/// for a hook that used them up. Then the power goes.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(8);
 /// A node's log that grew beyond this is moved to `log.old`, and begins anew.
 const LARGEST_LOG: u64 = 4 << 20;

@@ -136,7 +136,8 @@ unsafe fn become_node(
     envp: *const *const libc::c_char,
 ) -> ! {
     const FAILED: libc::c_int = 126;
-    // SAFETY: only async-signal-safe system calls, on descriptors that this process holds and on memory it has a copy of.
+    // SAFETY: only async-signal-safe system calls, on descriptors that this process holds and on memory it has a copy
+    // of.
     unsafe {
         libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
         // Closing our copy of the writing end turns the parent's death into end-of-file below: should it have died

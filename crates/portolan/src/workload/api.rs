@@ -1,5 +1,5 @@
-//! A path of the Kubernetes API -> what it answers to this pod, as one line of JSON: the code, and the message of a refusal
-//! or the kind of what came.
+//! A path of the Kubernetes API -> what it answers to this pod, as one line of JSON: the code, and the message of a
+//! refusal or the kind of what came.
 //!
 //! The pod's token, the authority and the address are found as any client's in a pod are: in the files and variables
 //! that every pod has. The token is read anew as often as the client library does.

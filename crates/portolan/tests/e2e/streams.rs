@@ -1,5 +1,5 @@
-//! Sessions with pods and requests through `/proxy`, as every stock kubectl on the PATH asks for them: those before 1.31
-//! speak SPDY, later ones WebSockets.
+//! Sessions with pods and requests through `/proxy`, as every stock kubectl on the PATH asks for them: those before
+//! 1.31 speak SPDY, later ones WebSockets.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};

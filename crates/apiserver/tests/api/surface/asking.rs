@@ -1,5 +1,5 @@
-//! Choices -> requests, drawn from what the server says of itself: every path of its discovery and OpenAPI documents, by
-//! every method, with bodies that are valid, nearly so, or nothing of the kind.
+//! Choices -> requests, drawn from what the server says of itself: every path of its discovery and OpenAPI documents,
+//! by every method, with bodies that are valid, nearly so, or nothing of the kind.
 
 use http::Method;
 use serde_json::{Map, Value, json};

@@ -1,5 +1,5 @@
-//! Whatever is asked, the server answers in time, with no error of its own; and whatever it has acknowledged can be read,
-//! each way there is, also by the next process.
+//! Whatever is asked, the server answers in time, with no error of its own; and whatever it has acknowledged can be
+//! read, each way there is, also by the next process.
 //!
 //! Requests are the same in each run; `PROPTEST_CASES=n` asks n others, and `fuzz/` more.
 

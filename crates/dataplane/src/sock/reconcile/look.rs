@@ -1,8 +1,8 @@
 //! What is believed to be in the maps -> whether it is there, a part at a time.
 //!
-//! Nothing tells whether somebody else wrote to a map, and to read large ones takes hundreds of milliseconds, in which no
-//! change would be made. So an audit looks at a bounded number of elements and the next one goes on after them; whoever
-//! finds one amiss has everything read.
+//! Nothing tells whether somebody else wrote to a map, and to read large ones takes hundreds of milliseconds, in which
+//! no change would be made. So an audit looks at a bounded number of elements and the next one goes on after them;
+//! whoever finds one amiss has everything read.
 //!
 //! Deliberately not here: elements of no frontend. They lead nobody anywhere, and go when everything is read.
 
@@ -16,8 +16,9 @@ use super::super::maps::Maps;
 use super::Reconciler;
 
 impl<M: Maps> Reconciler<M> {
-    /// Looks at about so many elements, those of one Service together, from where it stopped the last time. Says whether all
-    /// of them are as they were left. When it comes to the end, it also looks for frontends that are nobody's.
+    /// Looks at about so many elements, those of one Service together, from where it stopped the last time. Says
+    /// whether all of them are as they were left. When it comes to the end, it also looks for frontends that are
+    /// nobody's.
     ///
     /// # Errors
     /// When the maps cannot be read.

@@ -1,9 +1,9 @@
 //! A client's request for a session with a pod -> bytes between the two: exec, attach, port-forward, and plain
 //! connections for the API server's proxy.
 //!
-//! A request is agreed on (`negotiate`), its connection changes protocol (`websocket`, `spdy`), and what is left of it is
-//! channels, which lead to a process (`process`) or to a port (`forward`). The API server passes all of it on as it comes,
-//! so every protocol that clients speak ends here.
+//! A request is agreed on (`negotiate`), its connection changes protocol (`websocket`, `spdy`), and what is left of it
+//! is channels, which lead to a process (`process`) or to a port (`forward`). The API server passes all of it on as it
+//! comes, so every protocol that clients speak ends here.
 //!
 //! Invariants: a session ends when its client's connection does; queues are short, and who does not read is waited for.
 //! Source: the kubelet's streaming server (`cri-streaming`), KEP-4006.

@@ -148,8 +148,8 @@ async fn tell(output: Option<pipe::Receiver>, sink: Option<Sink>, over: &Cancell
     let mut buffer = vec![0; CHUNK];
     loop {
         let is_over = over.is_cancelled();
-        // What has ended has written all it will, and others that have the pipe are not waited for: then the descriptor is
-        // asked itself, and not what the runtime remembers of it.
+        // What has ended has written all it will, and others that have the pipe are not waited for: then the descriptor
+        // is asked itself, and not what the runtime remembers of it.
         let read = if is_over {
             nix::unistd::read(&output, &mut buffer).map_err(io::Error::from)
         } else {

@@ -1,4 +1,5 @@
-//! A WebSocket -> numbered channels, each message beginning with its channel's number; or the bytes of another protocol.
+//! A WebSocket -> numbered channels, each message beginning with its channel's number; or the bytes of another
+//! protocol.
 //!
 //! Source: `k8s.io/streaming` `wsstream`; KEP-4006 for `v5` and for SPDY in WebSockets.
 

@@ -1,4 +1,5 @@
-//! What a worker knows -> the pod's status in the API, the containers that have logs, and in the end the object's deletion.
+//! What a worker knows -> the pod's status in the API, the containers that have logs, and in the end the object's
+//! deletion.
 //!
 //! Invariant: one write at a time, and none that the API has taken and not kept.
 

@@ -1,14 +1,14 @@
 //! A KubeProxyConfiguration v1alpha1, or the flags that stand for one -> what this proxy goes by.
 //!
 //! Every field that kube-proxy knows is known here. One that means nothing here is named in a warning if it is set to
-//! something; one that nobody knows is named in a warning too, as kube-proxy does after its strict reading failed; a value
-//! that makes no sense is an error, and all errors are told at once. With a file, flags count for nothing, except for a
-//! few; that is said.
+//! something; one that nobody knows is named in a warning too, as kube-proxy does after its strict reading failed; a
+//! value that makes no sense is an error, and all errors are told at once. With a file, flags count for nothing, except
+//! for a few; that is said.
 //!
 //! Invariant: pure; one reader for both ways, so that they cannot come to differ.
 //!
-//! Source: `k8s.io/kube-proxy/config/v1alpha1` types.go, and Kubernetes `pkg/proxy/apis/config` for defaults and what is
-//! valid.
+//! Source: `k8s.io/kube-proxy/config/v1alpha1` types.go, and Kubernetes `pkg/proxy/apis/config` for defaults and what
+//! is valid.
 
 mod flags;
 mod section;

@@ -1,7 +1,7 @@
 //! Untyped settings -> typed ones, with everything that is wrong with them named at once.
 //!
-//! A field is zero when it is null, empty, false, 0 or "0s", or holds only such: whoever writes a configuration out whole
-//! writes those too and means nothing by them.
+//! A field is zero when it is null, empty, false, 0 or "0s", or holds only such: whoever writes a configuration out
+//! whole writes those too and means nothing by them.
 //!
 //! Invariant: pure.
 

@@ -1,6 +1,7 @@
 //! What this proxy goes by -> the KubeProxyConfiguration that says so.
 //!
-//! Invariant: read again, it gives the same, but for a server that a flag has switched off: a file has no word for that.
+//! Invariant: read again, it gives the same, but for a server that a flag has switched off: a file has no word for
+//! that.
 //!
 //! Deliberately not here: fields that mean nothing here.
 

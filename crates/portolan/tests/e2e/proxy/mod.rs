@@ -1,5 +1,5 @@
-//! `portolan proxy` on a node of its own: against a bare API server, which is stopped and started, and with backends that
-//! echo. No cluster is needed for that, and no machine to itself; one test has both.
+//! `portolan proxy` on a node of its own: against a bare API server, which is stopped and started, and with backends
+//! that echo. No cluster is needed for that, and no machine to itself; one test has both.
 //!
 //! ```text
 //! node 192.0.2.2 ──────── 192.0.2.1 away
@@ -188,8 +188,9 @@ impl Lab {
         self.metric("portolan_kernel_operations_total").unwrap()
     }
 
-    /// Everything that forwards, with the handles of tables, chains and maps, which change when one is made anew; `None`
-    /// without `nft`. Rules go without theirs: they are a constant few, and a new proxy writes its own in one transaction.
+    /// Everything that forwards, with the handles of tables, chains and maps, which change when one is made anew;
+    /// `None` without `nft`. Rules go without theirs: they are a constant few, and a new proxy writes its own in one
+    /// transaction.
     fn ruleset(&self) -> Option<Vec<String>> {
         let listed = self.node.command("nft", &["-a", "list", "ruleset"])?;
         assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));

@@ -1,8 +1,8 @@
 //! SPDY/3.1 frames <-> bytes. Pure.
 //!
 //! Invariant: whatever arrives, no more than a control frame is held ([`MAX_CONTROL`]), and no more of its headers than
-//! [`MAX_HEADERS`]: data is given on as it comes, however long its frame says it is. Flow control is not here because the
-//! clients there are (Kubernetes' own, through `spdystream`) know none: TCP's has to do.
+//! [`MAX_HEADERS`]: data is given on as it comes, however long its frame says it is. Flow control is not here because
+//! the clients there are (Kubernetes' own, through `spdystream`) know none: TCP's has to do.
 //!
 //! Source: SPDY protocol, drafts 3 and 3.1.
 
@@ -256,8 +256,8 @@ mod tests {
         digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap()).collect()
     }
 
-    /// What Go's `spdystream` sends for streams 1 and 3 with `streamType: error` and `streamType: stdin`, then `hi` on 3
-    /// as its last, and a ping.
+    /// What Go's `spdystream` sends for streams 1 and 3 with `streamType: error` and `streamType: stdin`, then `hi` on
+    /// 3 as its last, and a ping.
     const GOLDEN: &str = "800300010000002a0000000100000000000078f9e3c6a7c26260606004a7b392a2d4c45c6851c29a5a54945f04000000ffff\
         800300010000001700000003000000000000c22e555c92929907000000ffff000000030100000268698003000600000004\
         00000001";
