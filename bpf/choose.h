@@ -35,6 +35,15 @@ INLINE int is_v4(const struct address *a)
 	return !a->words[0] && !a->words[1] && a->words[2] == V4_PREFIX;
 }
 
+/* What an element says now, a word at a time: it may become another's meanwhile. */
+INLINE void read_address(struct address *to, const volatile struct address *from)
+{
+	to->words[0] = from->words[0];
+	to->words[1] = from->words[1];
+	to->words[2] = from->words[2];
+	to->words[3] = from->words[3];
+}
+
 /* No address in particular, of the family of `like`. */
 INLINE struct address any(const struct address *like)
 {
@@ -63,17 +72,11 @@ INLINE int find_exactly(const struct frontend_key *key, struct frontend *found)
 	found->count = frontend->count;
 	found->affinity_seconds = frontend->affinity_seconds;
 	found->verdict = frontend->verdict;
-	found->key.address.words[0] = frontend->key.address.words[0];
-	found->key.address.words[1] = frontend->key.address.words[1];
-	found->key.address.words[2] = frontend->key.address.words[2];
-	found->key.address.words[3] = frontend->key.address.words[3];
+	read_address(&found->key.address, &frontend->key.address);
 	found->key.port = frontend->key.port;
 	found->key.protocol = frontend->key.protocol;
 	if (found->affinity_seconds) {
-		found->together.address.words[0] = frontend->together.address.words[0];
-		found->together.address.words[1] = frontend->together.address.words[1];
-		found->together.address.words[2] = frontend->together.address.words[2];
-		found->together.address.words[3] = frontend->together.address.words[3];
+		read_address(&found->together.address, &frontend->together.address);
 		found->together.port = frontend->together.port;
 		found->together.protocol = frontend->together.protocol;
 		found->together.zero = 0;
@@ -99,10 +102,7 @@ INLINE int slot(__u32 id, __u32 index, struct endpoint *backend)
 	const volatile struct slot *slot = bpf_map_lookup_elem(&slots, &key);
 	if (!slot)
 		return 0;
-	backend->address.words[0] = slot->backend.address.words[0];
-	backend->address.words[1] = slot->backend.address.words[1];
-	backend->address.words[2] = slot->backend.address.words[2];
-	backend->address.words[3] = slot->backend.address.words[3];
+	read_address(&backend->address, &slot->backend.address);
 	backend->port = slot->backend.port;
 	backend->zero = 0;
 	return slot->key.id == id && slot->key.index == index;

@@ -2,8 +2,9 @@
 /*
  * What the maps hold: keys, values and records.
  *
- * An element found may be reused for another key while it is being read, so every value of `frontends` and `slots` begins
- * with its own key and is taken for what it says only if that is still the key asked for when the rest has been read.
+ * An element found may be reused for another key while it is being read, so every value of `frontends` and `slots`
+ * begins with its own key and is taken for what it says only if that is still the key asked for when the rest has been
+ * read.
  *
  * The same layout is read by crates/dataplane/src/sock/wire.rs; who changes one changes both, and the layout's number
  * there.

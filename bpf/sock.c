@@ -18,8 +18,8 @@
 /* As long as conntrack keeps an answered UDP flow, so that a socket stays with its backend under either. */
 #define FLOW_SECONDS 120
 
-/* How deep below its hierarchy's root a cgroup may be to be left out; the kubelet's pods are on the third or fourth level,
- * and a few deeper where a whole node is a container. */
+/* How deep below its hierarchy's root a cgroup may be to be left out; the kubelet's pods are on the third or fourth
+ * level, and a few deeper where a whole node is a container. */
 #define LEVELS 16
 
 /* Whether the process is in a cgroup that is left out, or below one. */
@@ -238,7 +238,7 @@ INLINE int is_node_port(struct bpf_sock *ctx, struct address family)
 	return bpf_map_lookup_elem(&frontends, &key) != 0;
 }
 
-/* A socket of the node itself may not take a port that a Service has on every node: its clients would never reach it. */
+/* A socket of the node itself may not take a port that a Service has on every node: no client would reach it. */
 INLINE int may_bind(struct bpf_sock *ctx, struct address address, int is_any, int is_both)
 {
 	if (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP)
