@@ -21,8 +21,8 @@ enum Mood {
     FlushLies,
 }
 
-/// The database and the files of the log, and how the disk is.
-type Disk = ([Vec<u8>; 3], Mood);
+/// The database and the files of the log, how the disk is, and how often the database was opened.
+type Disk = ([Vec<u8>; 3], Mood, usize);
 
 /// One of the files.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ fn full() -> io::Error {
 
 impl Device {
     fn new(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(([bytes, Vec::new(), Vec::new()], Mood::Well))), 0)
+        Self(Arc::new(Mutex::new(([bytes, Vec::new(), Vec::new()], Mood::Well, 0))), 0)
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
@@ -90,6 +90,7 @@ impl StorageBackend for Device {
 
 impl Place for Device {
     fn open(&self) -> Result<Database, DiskError> {
+        self.disk().2 += 1;
         Database::builder().create_with_backend(self.clone()).map_err(opening)
     }
 
@@ -158,6 +159,8 @@ async fn a_database_that_cannot_be_written_is_made_up_for_by_the_log() {
         assert!(written < 10_000, "the log has no bound");
     }
     assert!(written > 100, "{written} writes do not fill the log");
+    let tries = device.disk().2;
+    assert!((2..written / 10).contains(&tries), "the database was tried {tries} times during {written} writes");
     device.set(Mood::Well);
     let deadline = Instant::now() + Duration::from_secs(30);
     while store.write(put("b", "2")).await.is_err() {

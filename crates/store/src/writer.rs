@@ -180,6 +180,7 @@ impl Writer {
                 Ok(())
             }
             Err(error) if must => Err(error),
+            // There is room, and the keeper has said what is wrong.
             Ok(false) | Err(_) => Ok(()),
         }
     }
