@@ -130,6 +130,7 @@ fn what_went_over_a_connection_is_counted_as_nftables_counts_it() {
                 let deadline = Instant::now() + Duration::from_secs(10);
                 while led().bytes < 5 * 2 * 20 * 201 {
                     assert!(Instant::now() < deadline, "{:?}", led());
+                    // Nothing else tells: the other side's last packet is on its way meanwhile.
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
                 let led = led();
@@ -144,6 +145,7 @@ fn what_went_over_a_connection_is_counted_as_nftables_counts_it() {
                     if counts.packets >= 5 * 48 || Instant::now() > deadline {
                         break counts;
                     }
+                    // As above: packets that end a connection are counted when they come.
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 };
                 assert_eq!(translated.connections, led.connections);
@@ -232,7 +234,8 @@ fn a_session_stays_until_its_backend_goes_or_its_time_is_over() {
                 let second = share();
                 assert!(second.len() == 1 && second.is_disjoint(&first), "{first:?}, then {second:?}");
                 assert!(sockets.apply(&sticky(&left, 1), &here()).is_empty());
-                // Each pause is a chance of one in two to see that it is forgotten.
+                // The kernel's clock, which no test can set, has to go past the second; then there is a chance of one
+                // in two to see that the client is forgotten.
                 let deadline = Instant::now() + Duration::from_secs(60);
                 loop {
                     tokio::time::sleep(Duration::from_millis(1_200)).await;

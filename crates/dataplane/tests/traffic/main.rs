@@ -1,7 +1,9 @@
-//! What a row cannot say: shares, sessions, and flows that must end.
+//! What a row cannot say: shares, sessions, counts, and flows that must end.
 #![allow(clippy::unwrap_used, reason = "test code outside of test functions")]
 
+#[path = "../lab/mod.rs"]
 mod lab;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
@@ -9,11 +11,10 @@ use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 use lab::Lab;
-use nlink::netlink::{Connection, Nftables};
 use portolan_dataplane::{Counted, Counts, DataPlane, LocalTraffic, NodePortAddresses, ProxyConfig};
 use portolan_model::Snapshot;
 use portolan_model::forwarding::FrontendKind;
-use portolan_testkit::{Dial, Netns, Outcome, Transport, require_root, skip};
+use portolan_testkit::{Dial, Netns, Outcome, Transport, require_root};
 
 fn address(text: &str) -> SocketAddr {
     text.parse().unwrap()
@@ -75,153 +76,6 @@ fn connections_spread_evenly() {
     assert_eq!(share.len(), 3, "{share:?}");
     // 500 each; seven standard deviations (of 18.3) are out of reach of chance.
     assert!(share.values().all(|count| count.abs_diff(500) < 128), "{share:?}");
-}
-
-#[test]
-fn a_session_stays_until_its_backend_goes() {
-    require_root!();
-    let lab = Lab::new();
-    let (node, client) = (lab.at("node-1"), lab.at("pod-x"));
-    node.block_on(|| async {
-        let mut snapshot = Snapshot::default();
-        let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        delta.merge(lab::apply(&mut snapshot, CART));
-        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b"])));
-        let mut projection = DataPlane::open(lab::config()).await.unwrap();
-        projection.apply(&snapshot, &delta).await;
-
-        for (from, dial) in [
-            (client, Dial::tcp(address("10.96.1.1:80"))),
-            (client, Dial::udp(address("10.96.1.1:53"))),
-            (client, Dial::tcp(address("10.203.0.11:30100"))),
-            (lab.at("outside"), Dial::tcp(address("10.203.0.11:30100"))),
-            (node, Dial::tcp(address("10.96.1.1:80"))),
-        ] {
-            let delta = lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b"]));
-            projection.apply(&snapshot, &delta).await;
-            let first = share(from, &dial, 20);
-            assert_eq!(first.len(), 1, "{dial:?}: {first:?}");
-            // Another backend comes: nobody moves.
-            let delta = lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b", "pod-c"]));
-            projection.apply(&snapshot, &delta).await;
-            assert_eq!(share(from, &dial, 20), first, "{dial:?}");
-            // Its own goes: it moves on, and stays where it went.
-            let own = first.keys().next().unwrap().clone();
-            let left: Vec<&str> = ["pod-a", "pod-b", "pod-c"].into_iter().filter(|pod| *pod != own).collect();
-            let delta = lab::apply(&mut snapshot, &cart_slice(&left));
-            projection.apply(&snapshot, &delta).await;
-            // A new socket may get the port of an earlier one, and follow its flow while that is still known.
-            projection.settled().await;
-            let next = share(from, &dial, 20);
-            assert!(next.len() == 1 && !next.contains_key(&own), "{dial:?}: {first:?} then {next:?}");
-        }
-    });
-}
-
-#[test]
-fn a_client_is_remembered_at_every_address_of_a_port() {
-    require_root!();
-    let lab = Lab::new();
-    let client = lab.at("pod-x");
-    lab.at("node-1").block_on(|| async {
-        let mut snapshot = Snapshot::default();
-        let mut delta = lab::apply(&mut snapshot, lab::OBJECTS);
-        delta
-            .merge(lab::apply(&mut snapshot, &CART.replace("clusterIPs", "externalIPs: [10.203.0.241]\n  clusterIPs")));
-        let mut projection = DataPlane::open(lab::config()).await.unwrap();
-        projection.apply(&snapshot, &delta).await;
-        let mut pods = vec!["pod-a", "pod-b", "pod-c"];
-        // By chance alone they agree in one round of four or nine.
-        for round in 0..8 {
-            let delta = lab::apply(&mut snapshot, &cart_slice(&pods));
-            projection.apply(&snapshot, &delta).await;
-            projection.settled().await;
-            let at = ["10.96.1.1:80", "10.203.0.11:30100", "10.203.0.241:80"];
-            let by: Vec<_> = at.into_iter().map(|at| share(client, &Dial::tcp(address(at)), 4)).collect();
-            assert_eq!(by[0].len(), 1, "round {round}: {by:?}");
-            assert!(by.iter().all(|by| *by == share(client, &Dial::tcp(address(at[0])), 4)), "round {round}: {by:?}");
-            pods = ["pod-a", "pod-b", "pod-c"].into_iter().filter(|pod| !by[0].contains_key(*pod)).collect();
-        }
-    });
-}
-
-#[test]
-fn clients_of_a_backend_that_went_are_forgotten_together() {
-    require_root!();
-    let lab = Lab::new();
-    let node = lab.at("node-1");
-    node.block_on(|| async {
-        let mut snapshot = Snapshot::default();
-        let mut delta = lab::apply(&mut snapshot, CART);
-        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a"])));
-        let mut projection = DataPlane::open(lab::config()).await.unwrap();
-        projection.synced(&snapshot).await;
-        assert_eq!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).once()).by(), Some("pod-a"));
-        let listed = || {
-            let listed = node.command("nft", &["list", "map", "ip", "portolan", "affinity"])?;
-            Some(String::from_utf8(listed.stdout).unwrap())
-        };
-        let Some(one) = listed() else { return skip("needs nft, to remember clients by hand") };
-        let number = one.split("10.244.1.9 . ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
-        // Some of them run out about when they are to be forgotten.
-        let client = |n: usize| {
-            let timeout = if n.is_multiple_of(50) { "300ms" } else { "10m" };
-            format!("10.99.{}.{} . {number} timeout {timeout} : 10.244.1.2 . 8080", n / 256, n % 256)
-        };
-        for clients in (0..6_000).map(client).collect::<Vec<_>>().chunks(500) {
-            let clients = format!("{{ {} }}", clients.join(", "));
-            assert!(
-                node.command("nft", &["add", "element", "ip", "portolan", "affinity", &clients])
-                    .unwrap()
-                    .status
-                    .success()
-            );
-        }
-        let other = format!("{{ 10.99.99.99 . {number} timeout 10m : 10.244.1.3 . 8080 }}");
-        assert!(
-            node.command("nft", &["add", "element", "ip", "portolan", "affinity", &other]).unwrap().status.success()
-        );
-        projection.audit(&snapshot).await.unwrap();
-        let generation = async || Connection::<Nftables>::new().unwrap().generation().await.unwrap();
-        let before = generation().await;
-        delta = lab::apply(&mut snapshot, &cart_slice(&["pod-b"]));
-        projection.apply(&snapshot, &delta).await;
-        projection.settled().await;
-        let commits = generation().await - before;
-        // Each of the 120 that run out meanwhile may cost as many as its part of the clients can be halved.
-        assert!(commits < 2 + 120 * 13, "{commits} commits for six thousand clients");
-        let left = listed().unwrap();
-        assert!(!left.contains(": 10.244.1.2"), "{left}");
-        assert!(left.contains("10.99.99.99 "), "another backend's client: {left}");
-        assert_eq!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.1.1:80")).once()).by(), Some("pod-b"));
-        assert_eq!(projection.audit(&snapshot).await.unwrap().repaired, 0);
-    });
-}
-
-#[test]
-fn sessions_run_out() {
-    require_root!();
-    let lab = Lab::new();
-    let client = lab.at("pod-x");
-    lab.at("node-1").block_on(|| async {
-        let mut snapshot = Snapshot::default();
-        let mut delta = lab::apply(&mut snapshot, &CART.replace("timeoutSeconds: 600", "timeoutSeconds: 1"));
-        delta.merge(lab::apply(&mut snapshot, &cart_slice(&["pod-a", "pod-b", "pod-c"])));
-        let mut projection = DataPlane::open(lab::config()).await.unwrap();
-        projection.apply(&snapshot, &delta).await;
-        let dial = Dial::tcp(address("10.96.1.1:80"));
-        let first = share(client, &dial, 10);
-        assert_eq!(first.len(), 1, "{first:?}");
-        // It is forgotten a second after its latest connection; each pause is a chance of two in three to see it.
-        let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
-            tokio::time::sleep(Duration::from_millis(1_200)).await;
-            if share(client, &dial, 1) != first {
-                break;
-            }
-            assert!(Instant::now() < deadline, "the client was still remembered");
-        }
-    });
 }
 
 /// Sends from one and the same socket until `wanted` answers. On a thread of its own, as the proxy has work to do.
