@@ -176,6 +176,7 @@ impl World {
         tokio::select! {
             found = met => found,
             () = driver => unreachable!("the watch goes on for ever"),
+            // The deadline.
             () = tokio::time::sleep(PATIENCE) => {
                 let seen: Vec<_> = cache.list().iter().map(|object| serde_json::to_string(&**object).unwrap()).collect();
                 panic!("waited in vain for {what}; there is:\n{}", seen.join("\n"))
@@ -183,7 +184,7 @@ impl World {
         }
     }
 
-    /// Holds for `time`, or panics with what broke it.
+    /// Holds for `time`, or panics with what broke it. Something that must not happen is given that long to.
     pub(crate) async fn holds<K>(
         &self,
         what: &str,
