@@ -76,22 +76,26 @@ fn an_api_server_that_is_gone_without_a_word_is_noticed() {
         add rule ip cut out tcp sport 6443 ct mark 0 drop";
     let Some(cut) = lab.away.command("nft", &[rules]) else { return skip("needs nft, to lose packets") };
     assert!(cut.status.success(), "{}", String::from_utf8_lossy(&cut.stderr));
+    notices_in_time(&lab);
+    proxy.stop();
+    server.stop();
+}
+
+/// That the proxy hears nothing from now on by the connections that it has: a Service that comes is forwarded all the
+/// same, within the time that client-go takes.
+fn notices_in_time(lab: &Lab) {
     let began = Instant::now();
-    let late = lab.away.run(|| {
-        let api = Api::new(lab.path(&format!("kubeconfig-{API_PORT}")));
+    let late = lab.api(API_PORT, |api| {
         api.post(SLICES, &slice("late", "node1", 9001));
-        service(&api, "late")
+        service(api, "late")
     });
-    let deadline = Duration::from_secs(60);
-    eventually("the proxy asks anew", deadline, || match lab.dial(cluster_ip(&late)) {
+    eventually("the proxy asks anew", Duration::from_secs(60), || match lab.dial(cluster_ip(&late)) {
         outcome if outcome.by() == Some("a") => Ok(()),
         other => Err(format!("{other:?}")),
     });
     let took = began.elapsed();
     assert!(took < Duration::from_secs(45), "client-go is as fast: {took:?}");
     eprintln!("noticed after {took:?}");
-    proxy.stop();
-    server.stop();
 }
 
 /// Between the proxy and the API server: passes on what comes, until it is told to swallow it.
@@ -184,18 +188,7 @@ fn an_api_server_that_lives_and_does_not_answer_is_left_and_a_quiet_one_is_not()
     assert_eq!(relay.connections(), connections);
 
     relay.swallow();
-    let began = Instant::now();
-    let late = lab.api(API_PORT, |api| {
-        api.post(SLICES, &slice("late", "node1", 9001));
-        service(api, "late")
-    });
-    eventually("the proxy asks anew", Duration::from_secs(60), || match lab.dial(cluster_ip(&late)) {
-        outcome if outcome.by() == Some("a") => Ok(()),
-        other => Err(format!("{other:?}")),
-    });
-    let took = began.elapsed();
-    assert!(took < Duration::from_secs(45), "client-go is as fast: {took:?}");
-    eprintln!("noticed after {took:?}");
+    notices_in_time(&lab);
     proxy.stop();
     server.stop();
 }
