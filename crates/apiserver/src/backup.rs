@@ -19,7 +19,7 @@ use portolan_store::{Entry, Key, Limits, List, OpenError, Page, Prefix, Revision
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::show::{PIECE, Pieces};
+use crate::listing::{PIECE, Pieces};
 
 /// Counts up when what the lines mean changes.
 const FORMAT: u64 = 1;

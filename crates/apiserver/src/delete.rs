@@ -11,10 +11,11 @@ use portolan_kinds::{Kind, Status};
 use portolan_store::{Expect, Op, Page};
 use serde_json::{Value, json};
 
-use crate::accept::Form;
+use crate::accept::View;
 use crate::admission;
 use crate::custom;
 use crate::filter::Filter;
+use crate::listing::Listing;
 use crate::object;
 use crate::options::{DeleteOptions, Propagation};
 use crate::read;
@@ -22,7 +23,7 @@ use crate::respond::{self, Reply};
 use crate::route::Target;
 use crate::server::Server;
 use crate::services::{self, Allocation};
-use crate::show::{self, Listing};
+use crate::show;
 use crate::write::{Asked, Unwritten, commit};
 
 const TRIES: usize = 64;
@@ -205,17 +206,17 @@ fn returns_object(kind: &Kind) -> bool {
     kind.group.is_empty() && matches!(kind.plural, "pods" | "services" | "serviceaccounts")
 }
 
-pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, form: Form) -> Result<Reply, Status> {
+pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, view: View) -> Result<Reply, Status> {
     let kind = asked.kind();
     let deleted = delete(server, asked).await?;
     if deleted.removed && !returns_object(kind) {
         let uid = object::text(&object::decode(&deleted.stored), "/metadata/uid").to_owned();
-        return Ok(respond::success(200, kind.group, kind.plural, asked.name(), &uid));
+        return Ok(respond::object(200, view.media, &respond::success(kind.group, kind.plural, asked.name(), &uid)));
     }
-    Ok(respond::json(200, show::one(kind, &deleted.stored, form)))
+    Ok(respond::bytes(200, view.media, show::one(kind, &deleted.stored, view)))
 }
 
-pub(crate) async fn collection(server: &Server, asked: Asked<'_>, form: Form) -> Result<Reply, Status> {
+pub(crate) async fn collection(server: &Server, asked: Asked<'_>, view: View) -> Result<Reply, Status> {
     let kind = asked.kind();
     let filter = Filter::parse(&asked.target.kind, None, asked.options)?;
     let page = Page { limit: asked.options.limit, ..Page::default() };
@@ -234,7 +235,8 @@ pub(crate) async fn collection(server: &Server, asked: Asked<'_>, form: Form) ->
     }));
     let outcomes: Vec<_> = outcomes.buffer_unordered(TOGETHER).collect().await;
     outcomes.into_iter().collect::<Result<Vec<()>, Status>>()?;
-    Ok(respond::json(200, Listing::new(&asked.target.kind, entries, &meta, form).whole()))
+    let listing = Listing::new(&asked.target.kind, entries, &meta, view);
+    Ok(respond::bytes(200, view.media, listing.whole()))
 }
 
 /// The DeleteOptions that an eviction carries.

@@ -5,7 +5,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use portolan_kinds::{Catalog, Kind};
+use portolan_kinds::{Catalog, Kind, Question};
 use serde_json::{Value, json};
 
 use crate::accept::Discovery;
@@ -63,14 +63,14 @@ impl<'a> Resource<'a> {
     }
 
     fn asked(review: Review) -> Self {
-        let (group, kind, plural) = review.kind();
+        let Question { group, kind, plural, namespaced, .. } = *review.question();
         Self {
             group,
             version: "v1",
             kind,
             plural,
             singular: plural.strip_suffix('s').unwrap_or(plural),
-            namespaced: review == Review::LocalAccess,
+            namespaced,
             verbs: &["create"],
             stored: None,
         }

@@ -36,7 +36,12 @@ fn bound(pod: &Value, node: &str, now: &str) -> Result<Value, Status> {
     Ok(pod)
 }
 
-pub(crate) async fn bind(server: &Server, asked: Asked<'_>, binding: &Value) -> Result<Reply, Status> {
+/// That what was asked for is done.
+fn done() -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201})
+}
+
+pub(crate) async fn bind(server: &Server, asked: Asked<'_>, binding: &Value) -> Result<Value, Status> {
     let node = object::text(binding, "/target/name");
     let kind = object::text(binding, "/target/kind");
     if node.is_empty() || !matches!(kind, "" | "Node") {
@@ -44,26 +49,16 @@ pub(crate) async fn bind(server: &Server, asked: Asked<'_>, binding: &Value) -> 
     }
     let now = object::time(jiff::Timestamp::now());
     write::bind(server, asked, |pod| bound(pod, node, &now)).await?;
-    Ok(respond::value(
-        201,
-        &json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201
-        }),
-    ))
+    Ok(done())
 }
 
 /// Eviction is deletion, since there are no disruption budgets.
-pub(crate) async fn evict(server: &Server, asked: Asked<'_>, eviction: &Value) -> Result<Reply, Status> {
+pub(crate) async fn evict(server: &Server, asked: Asked<'_>, eviction: &Value) -> Result<Value, Status> {
     let mut options = asked.options.clone();
     options.take_delete_body(&delete::eviction_options(eviction))?;
     let target = Target { sub: Sub::None, ..asked.target.clone() };
     delete::delete(server, Asked { target: &target, options: &options, ..asked }).await?;
-    Ok(respond::value(
-        201,
-        &json!({
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201
-        }),
-    ))
+    Ok(done())
 }
 
 /// The container that is meant: the one named, or the only one.

@@ -15,15 +15,16 @@ use portolan_kinds::{FieldError, Status};
 use portolan_store::{Key, List, Page, Revision, Store};
 use serde::{Deserialize, Serialize};
 
-use crate::accept::Form;
+use crate::accept::View;
 use crate::filter::Filter;
+use crate::listing::{ListMeta, Listing, PIECE_OBJECTS, Pieces};
 use crate::object;
 use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::Target;
 use crate::sending;
 use crate::server::Server;
-use crate::show::{self, ListMeta, Listing, PIECE_OBJECTS, Pieces};
+use crate::show;
 
 /// How long a request waits for a revision that does not exist yet.
 const FRESHNESS: Duration = Duration::from_secs(3);
@@ -48,10 +49,10 @@ pub(crate) fn stored(store: &Store, target: &Target) -> Result<(Key, portolan_st
     }
 }
 
-pub(crate) async fn get(store: &Store, target: &Target, options: &Options, form: Form) -> Result<Reply, Status> {
+pub(crate) async fn get(store: &Store, target: &Target, options: &Options, view: View) -> Result<Reply, Status> {
     wait_for(store, options.revision()?).await?;
     let (_, entry) = stored(store, target)?;
-    Ok(respond::json(200, show::one(&target.kind, &entry.value, form)))
+    Ok(respond::bytes(200, view.media, show::one(&target.kind, &entry.value, view)))
 }
 
 /// Where the next page begins. The form is ours alone; clients hand it back as it is.
@@ -106,7 +107,7 @@ pub(crate) async fn list(
     asker: &str,
     target: &Target,
     options: &Options,
-    form: Form,
+    view: View,
     accept_encoding: &str,
 ) -> Result<Reply, Status> {
     let store = &server.store;
@@ -133,16 +134,20 @@ pub(crate) async fn list(
     }
     let filter = Filter::parse(&target.kind, None, options)?;
     let (entries, meta) = select(server, asker, target, &filter, page, !options.continue_token.is_empty()).await?;
-    let mut listing = Listing::new(&target.kind, entries, &meta, form);
+    let mut listing = Listing::new(&target.kind, entries, &meta, view);
     let packed = respond::packs(listing.size(), accept_encoding);
+    while listing.is_to_measure() {
+        let _turn = server.admission.pieces.request(asker, 1).await?;
+        listing.measure();
+    }
     let turn = server.admission.pieces.request(asker, 1).await?;
     let first = listing.piece();
     drop(turn);
     if listing.is_over() {
-        return Ok(respond::json(200, first));
+        return Ok(respond::bytes(200, view.media, first));
     }
     let body = sending::body(server, asker, first, listing, packed)?;
-    Ok(respond::json_pieces(body, packed))
+    Ok(respond::pieces(view.media, body, packed))
 }
 
 type Entries = Vec<(Key, portolan_store::Entry)>;

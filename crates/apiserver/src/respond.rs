@@ -5,12 +5,15 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 use http::header::{
-    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, HeaderValue, RETRY_AFTER, VARY, WARNING,
+    CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE, ETAG, EXPIRES, HeaderValue, LOCATION, RETRY_AFTER, VARY, WARNING,
 };
 use http::{Response, StatusCode};
 use http_body_util::{BodyExt, Full, combinators::UnsyncBoxBody};
 use portolan_kinds::Status;
 use serde_json::{Value, json};
+
+use crate::accept::Media;
+use crate::encode;
 
 pub(crate) type BodyError = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) type Body = UnsyncBoxBody<Bytes, BodyError>;
@@ -31,12 +34,20 @@ fn reply(code: u16, content_type: &'static str, body: Body) -> Reply {
     response
 }
 
-pub(crate) fn json(code: u16, bytes: impl Into<Bytes>) -> Reply {
-    reply(code, "application/json", full(bytes))
+/// What is in that media type already.
+pub(crate) fn bytes(code: u16, media: Media, bytes: impl Into<Bytes>) -> Reply {
+    reply(code, media.as_str(), full(bytes))
 }
 
+/// An object that stands for itself: no kind's, or not stored.
+pub(crate) fn object(code: u16, media: Media, object: &Value) -> Reply {
+    let (media, encoded) = encode::value(media, object);
+    bytes(code, media, encoded)
+}
+
+/// A document that is JSON to everybody.
 pub(crate) fn value(code: u16, value: &Value) -> Reply {
-    json(code, value.to_string())
+    bytes(code, Media::Json, value.to_string())
 }
 
 pub(crate) fn typed(content_type: &'static str, bytes: impl Into<Bytes>) -> Reply {
@@ -47,8 +58,8 @@ pub(crate) fn stream(content_type: &'static str, body: Body) -> Reply {
     reply(200, content_type, body)
 }
 
-pub(crate) fn failure(status: &Status) -> Reply {
-    let mut response = value(status.code(), &status.to_json());
+pub(crate) fn failure(media: Media, status: &Status) -> Reply {
+    let mut response = object(status.code(), media, &status.to_json());
     // client-go waits this long before it tries again.
     if matches!(status.code(), 429 | 503) {
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
@@ -57,13 +68,12 @@ pub(crate) fn failure(status: &Status) -> Reply {
 }
 
 /// The Status that says that something was done, with what it was done to.
-pub(crate) fn success(code: u16, group: &str, plural: &str, name: &str, uid: &str) -> Reply {
+pub(crate) fn success(group: &str, plural: &str, name: &str, uid: &str) -> Value {
     let mut details = json!({"name": name, "kind": plural, "uid": uid});
     if !group.is_empty() {
         details["group"] = group.into();
     }
-    let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details, "code": code});
-    value(code, &status)
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details, "code": 200})
 }
 
 /// Characters of all warnings together, and of each once that is not enough: clients refuse long heads.
@@ -111,6 +121,15 @@ pub(crate) fn tagged(mut response: Reply, tag: &str) -> Reply {
     response
 }
 
+/// That the document is elsewhere by now.
+pub(crate) fn moved(url: &str) -> Reply {
+    let mut response = reply(StatusCode::MOVED_PERMANENTLY.as_u16(), "text/html; charset=utf-8", full(Bytes::new()));
+    if let Ok(url) = HeaderValue::from_str(url) {
+        response.headers_mut().insert(LOCATION, url);
+    }
+    response
+}
+
 /// What will never be different under the same URL.
 pub(crate) fn keep_for_ever(response: &mut Reply) {
     let year = jiff::SignedDuration::from_hours(365 * 24);
@@ -131,9 +150,9 @@ pub(crate) fn packs(size: usize, accept_encoding: &str) -> bool {
     size >= GZIP_FROM && takes_gzip
 }
 
-/// JSON that comes piece by piece, and is compressed or not.
-pub(crate) fn json_pieces(body: Body, is_packed: bool) -> Reply {
-    let response = stream("application/json", body);
+/// What comes piece by piece, and is compressed or not.
+pub(crate) fn pieces(media: Media, body: Body, is_packed: bool) -> Reply {
+    let response = stream(media.as_str(), body);
     if is_packed { packed(response) } else { response }
 }
 

@@ -7,7 +7,6 @@ use crate::apply;
 use crate::object;
 use crate::patch::Patch;
 use crate::read;
-use crate::respond::{self, Reply};
 use crate::server::Server;
 use crate::write::{self, Asked, Changed};
 
@@ -87,22 +86,23 @@ fn scaled(kind: &Kind, old: &Value, scale: &Value) -> Result<Value, Status> {
     Ok(new)
 }
 
-pub(crate) fn get(server: &Server, asked: Asked<'_>) -> Result<Reply, Status> {
-    let (_, entry) = read::stored(&server.store, asked.target)?;
-    Ok(respond::value(200, &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&entry.value)))))
+fn seen(kind: &Kind, stored: &[u8]) -> Value {
+    scale_of(kind, &object::from_stored(kind, object::decode(stored)))
 }
 
-pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> Result<Reply, Status> {
+pub(crate) fn get(server: &Server, asked: Asked<'_>) -> Result<Value, Status> {
+    let (_, entry) = read::stored(&server.store, asked.target)?;
+    Ok(seen(asked.kind(), &entry.value))
+}
+
+pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> Result<Value, Status> {
     write::check_named(&asked, scale)?;
     let strict = !object::text(scale, "/metadata/resourceVersion").is_empty();
     let written = write::change(server, asked, strict, |old, _| Ok(scaled(asked.kind(), old, scale)?.into())).await?;
-    Ok(respond::value(
-        200,
-        &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&written.stored))),
-    ))
+    Ok(seen(asked.kind(), &written.stored))
 }
 
-pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Reply, Status> {
+pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Value, Status> {
     let patch = Patch::parse(asked.kind(), media, body)?;
     let written = write::change(server, asked, false, |old, _| {
         let scale = match &patch {
@@ -116,14 +116,11 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: 
         Ok(scaled(asked.kind(), old, &scale)?.into())
     })
     .await?;
-    Ok(respond::value(
-        200,
-        &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&written.stored))),
-    ))
+    Ok(seen(asked.kind(), &written.stored))
 }
 
 /// Server-side apply of a Scale: the replicas are a field of the object, so who applies them owns that field.
-pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Result<Reply, Status> {
+pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Result<Value, Status> {
     let (config, _) = apply::configuration(asked, body)?;
     let (version, sent) = (object::text(&config, "/apiVersion"), object::text(&config, "/kind"));
     if (version, sent) != ("autoscaling/v1", "Scale") {
@@ -140,10 +137,7 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Res
         Ok(Changed { object: scaled(kind, &changed.object, &scale)?, ..changed })
     })
     .await?;
-    Ok(respond::value(
-        200,
-        &scale_of(asked.kind(), &object::from_stored(asked.kind(), object::decode(&written.stored))),
-    ))
+    Ok(seen(asked.kind(), &written.stored))
 }
 
 #[cfg(test)]

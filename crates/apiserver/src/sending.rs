@@ -11,9 +11,9 @@ use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use portolan_kinds::Status;
 
+use crate::listing::Pieces;
 use crate::respond::{Body, BodyError};
 use crate::server::Server;
-use crate::show::Pieces;
 use crate::turns::LargeList;
 
 /// `first` and then the rest of `source`, compressed if it is `packed`.

@@ -10,13 +10,13 @@ use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
 use portolan_kinds::select::FieldSelector;
-use portolan_kinds::{Catalog, FieldValidation, Status};
+use portolan_kinds::{Catalog, FieldValidation, Question, Status};
 use portolan_store::Store;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::accept::{self, Discovery, Form};
+use crate::accept::{self, Discovery, Media, View};
 use crate::allocate::Allocator;
 use crate::authz::{Authorizer, Request as Access};
 use crate::backup::Backup;
@@ -24,11 +24,11 @@ use crate::body::{self, Budget};
 use crate::custom::Kinds;
 use crate::documents::Documents;
 use crate::listen::Standing;
+use crate::listing::Pieces;
 use crate::nodes::Nodes;
 use crate::options::Options;
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
-use crate::show::Pieces;
 use crate::tokens::{self, Tokens};
 use crate::turns::{self, Admission};
 use crate::user::User;
@@ -99,13 +99,22 @@ impl Server {
 
     pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
         let (parts, body) = request.into_parts();
-        match self.answer(parts, body, &peer).await {
+        // Of what has no form but its own, errors above all. Who takes none of that gets JSON all the same.
+        let media = accept::whole(header(&parts, ACCEPT));
+        let of_failures = *media.as_ref().unwrap_or(&Media::Json);
+        match self.answer(parts, body, &peer, media).await {
             Ok(reply) => reply,
-            Err(status) => respond::failure(&status),
+            Err(status) => respond::failure(of_failures, &status),
         }
     }
 
-    async fn answer(self: Arc<Self>, parts: Parts, body: Incoming, peer: &Peer) -> Result<Reply, Status> {
+    async fn answer(
+        self: Arc<Self>,
+        parts: Parts,
+        body: Incoming,
+        peer: &Peer,
+        media: Result<Media, Status>,
+    ) -> Result<Reply, Status> {
         let user = self.authenticate(&parts, peer)?;
         let path = parts.uri.path();
         // Whoever asks whether the server is well may know.
@@ -124,22 +133,22 @@ impl Server {
                 let kind = target.kind.clone();
                 let answer = self.object(&asker, user, target, parts, body, peer).await;
                 // Who asks for what is not there is told as well.
-                let mut reply = answer.unwrap_or_else(|status| respond::failure(&status));
+                let mut reply = answer.unwrap_or_else(|status| respond::failure(media.unwrap_or_default(), &status));
                 respond::warn(&mut reply, kind.deprecation().map(str::to_owned).as_slice());
                 Ok(reply)
             }
             Ok(Route::Review(review, namespace)) => {
-                let (group, _, resource) = review.kind();
+                let Question { group, plural: resource, .. } = *review.question();
                 let namespace = namespace.unwrap_or_default();
                 let request = Access { verb: "create", group, resource, namespace: &namespace, ..Access::default() };
                 self.access.authorize(&user, &request)?;
                 if parts.method != Method::POST {
                     return Err(Status::unknown_resource());
                 }
-                accept::whole(header(&parts, ACCEPT))?;
+                let media = media?;
                 let bytes = body::read(&parts, body, &self.budget).await?;
                 let (asked, _) = body::object(&body::media_type(&parts), &bytes)?;
-                Ok(respond::value(201, &review.answer(&self, &user, &namespace, asked)?))
+                Ok(respond::object(201, media, &review.answer(&self, &user, &namespace, asked)?))
             }
             route => {
                 // Strangers learn not even what exists.
@@ -154,7 +163,7 @@ impl Server {
                 if path == BACKUP {
                     return self.backup(&asker).await;
                 }
-                self.document(&catalog, route?, &parts)
+                self.document(&catalog, route?, &parts, media.unwrap_or_default()).await
             }
         }
     }
@@ -192,13 +201,19 @@ impl Server {
     }
 
     /// What the server says about itself.
-    fn document(&self, catalog: &Catalog, route: Route, parts: &Parts) -> Result<Reply, Status> {
+    async fn document(
+        &self,
+        catalog: &Arc<Catalog>,
+        route: Route,
+        parts: &Parts,
+        media: Media,
+    ) -> Result<Reply, Status> {
         let (accept, query) = (header(parts, ACCEPT), parts.uri.query().unwrap_or_default());
         let core = route == Route::CoreVersions;
         Ok(match route {
             Route::CoreVersions | Route::Groups => match accept::discovery(accept) {
-                Discovery::Plain if core => respond::value(200, &discovery::core_versions(&self.address)),
-                Discovery::Plain => respond::value(200, &discovery::group_list(catalog)),
+                Discovery::Plain if core => respond::object(200, media, &discovery::core_versions(&self.address)),
+                Discovery::Plain => respond::object(200, media, &discovery::group_list(catalog)),
                 form => {
                     let content_type = match form {
                         Discovery::AggregatedV2Beta1 => {
@@ -212,25 +227,17 @@ impl Server {
             },
             Route::Index => respond::value(200, &discovery::index(catalog)),
             Route::Group(name) => {
-                respond::value(200, &discovery::group(catalog, &name).ok_or_else(Status::unknown_resource)?)
+                respond::object(200, media, &discovery::group(catalog, &name).ok_or_else(Status::unknown_resource)?)
             }
             Route::Resources { group, version } => {
-                respond::value(200, &discovery::resources(catalog, &group, &version))
+                respond::object(200, media, &discovery::resources(catalog, &group, &version))
             }
-            Route::OpenApiV2 => {
-                let (encodings, known) = (header(parts, ACCEPT_ENCODING), header(parts, IF_NONE_MATCH));
-                self.documents.answer(catalog, accept, encodings, known)?
+            Route::OpenApiV2 => self.documents.v2(catalog, &parts.headers).await?,
+            Route::OpenApiV3Index => {
+                let index = self.documents.index(catalog).await?.to_json().to_string();
+                respond::unless_known("application/json", index, header(parts, IF_NONE_MATCH))
             }
-            Route::OpenApiV3Index => respond::value(200, &portolan_kinds::openapi::v3_index(catalog)),
-            Route::OpenApiV3(path) => {
-                let document = portolan_kinds::openapi::v3(catalog, &path).ok_or_else(Status::unknown_resource)?;
-                let mut reply = respond::value(200, &document);
-                // The index names each document by its hash, so that clients can keep it.
-                if query.contains("hash=") {
-                    respond::keep_for_ever(&mut reply);
-                }
-                reply
-            }
+            Route::OpenApiV3(path) => self.documents.v3(catalog, path, query, &parts.headers).await?,
             Route::Health => respond::typed("text/plain; charset=utf-8", "ok"),
             Route::Version => respond::value(200, &discovery::version()),
             Route::Issuer => respond::value(200, &self.tokens.configuration()),
@@ -281,22 +288,30 @@ impl Server {
         if target.sub == Sub::Proxy {
             return proxy::forward(&self, &user, &target, parts, body, peer).await;
         }
-        let form = accept::form(header(&parts, ACCEPT), options.include_object);
+        // A Scale is the program's own, whatever it is a scale of.
+        let own = !target.kind.is_custom() || target.sub == Sub::Scale;
+        let view = accept::view(header(&parts, ACCEPT), options.include_object, own);
         match (verb, target.sub) {
-            ("watch", _) => return watch::watch(&self, asker, &target, &options, form?, peer.shutdown.clone()).await,
+            ("watch", _) => {
+                let view = accept::watched(view?)?;
+                return watch::watch(&self, asker, &target, &options, view, peer.shutdown.clone()).await;
+            }
             ("get", Sub::Log) => {
                 let asked = Asked { user: &user, target: &target, options: &options };
                 return pods::logs(&self, asked, parts.uri.query().unwrap_or_default()).await;
             }
-            ("get", Sub::Scale) => return scale::get(&self, Asked { user: &user, target: &target, options: &options }),
-            ("get", _) => return read::get(&self.store, &target, &options, form?).await,
+            ("get", Sub::Scale) => {
+                let scale = scale::get(&self, Asked { user: &user, target: &target, options: &options })?;
+                return Ok(respond::object(200, view?.media, &scale));
+            }
+            ("get", _) => return read::get(&self.store, &target, &options, view?).await,
             ("list", _) => {
                 let accept_encoding = header(&parts, ACCEPT_ENCODING);
-                return read::list(&self, asker, &target, &options, form?, accept_encoding).await;
+                return read::list(&self, asker, &target, &options, view?, accept_encoding).await;
             }
             _ => {}
         }
-        let form = form?;
+        let view = view?;
         // Before its turn: who sends slowly must not keep others from theirs.
         let bytes = body::read(&parts, body, &self.budget).await?;
         let media = body::media_type(&parts);
@@ -307,7 +322,7 @@ impl Server {
         let turn = turns.request(asker, 1 + bytes.len() as u64 / BODY_COST).await?;
         let server = self.clone();
         let write = async move {
-            let reply = server.write(&user, verb, &target, &options, form, &media, bytes).await;
+            let reply = server.write(&user, verb, &target, &options, view, &media, bytes).await;
             drop(turn);
             reply
         };
@@ -324,7 +339,7 @@ impl Server {
         verb: &str,
         target: &Target,
         options: &Options,
-        form: Form,
+        view: View,
         media: &str,
         bytes: Bytes,
     ) -> Result<Reply, Status> {
@@ -336,7 +351,7 @@ impl Server {
         target.kind.refuse_repeated(&body, &warnings, options.field_validation)?;
         let shown = |written: Written| {
             let code = if written.created { 201 } else { 200 };
-            let mut reply = respond::json(code, show::one(&target.kind, &written.stored, form));
+            let mut reply = respond::bytes(code, view.media, show::one(&target.kind, &written.stored, view));
             if options.field_validation != FieldValidation::Warn {
                 warnings.clear();
             }
@@ -344,6 +359,7 @@ impl Server {
             respond::warn(&mut reply, &warnings);
             reply
         };
+        let done = |code| move |done: Value| respond::object(code, view.media, &done);
         let applies = media == apply::MEDIA_TYPE;
         match verb {
             "create" => options.check_write("CreateOptions")?,
@@ -353,17 +369,17 @@ impl Server {
         }
         match (verb, target.sub) {
             ("create", Sub::None) => write::create(self, asked, body).await.map(shown),
-            ("create", Sub::Binding) => pods::bind(self, asked, &body).await,
-            ("create", Sub::Eviction) => pods::evict(self, asked, &body).await,
-            ("create", Sub::Token) => tokens::request(self, asked, body).map(|done| respond::value(201, &done)),
-            ("update", Sub::Scale) => scale::update(self, asked, &body).await,
+            ("create", Sub::Binding) => pods::bind(self, asked, &body).await.map(done(201)),
+            ("create", Sub::Eviction) => pods::evict(self, asked, &body).await.map(done(201)),
+            ("create", Sub::Token) => tokens::request(self, asked, body).map(done(201)),
+            ("update", Sub::Scale) => scale::update(self, asked, &body).await.map(done(200)),
             ("update", _) => write::update(self, asked, body).await.map(shown),
-            ("patch", Sub::Scale) if applies => scale::apply(self, asked, &bytes).await,
+            ("patch", Sub::Scale) if applies => scale::apply(self, asked, &bytes).await.map(done(200)),
             ("patch", _) if applies => apply::apply(self, asked, &bytes).await.map(shown),
-            ("patch", Sub::Scale) => scale::patch(self, asked, media, &bytes).await,
+            ("patch", Sub::Scale) => scale::patch(self, asked, media, &bytes).await.map(done(200)),
             ("patch", _) => patch::patch(self, asked, media, &bytes).await.map(shown),
-            ("delete", _) => delete::reply_one(self, asked, form).await,
-            ("deletecollection", _) => delete::collection(self, asked, form).await,
+            ("delete", _) => delete::reply_one(self, asked, view).await,
+            ("deletecollection", _) => delete::collection(self, asked, view).await,
             _ => Err(Status::method_not_allowed()),
         }
     }

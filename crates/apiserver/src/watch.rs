@@ -17,15 +17,17 @@ use portolan_store::{Batch, Entry, Event, Expired, Key, Page, Prefix, Revision, 
 use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::Form;
+use crate::accept::{Form, Media, View};
+use crate::encode;
 use crate::filter::{Facts, Filter};
+use crate::listing::{PIECE, PIECE_OBJECTS};
 use crate::object;
 use crate::options::Options;
 use crate::read;
 use crate::respond::{self, BodyError, Reply};
 use crate::route::Target;
 use crate::server::Server;
-use crate::show::{self, PIECE, PIECE_OBJECTS};
+use crate::show;
 
 /// How often an idle watch says how far it is.
 const BOOKMARKS: Duration = Duration::from_secs(30);
@@ -66,7 +68,7 @@ pub(crate) async fn watch(
     asker: &str,
     target: &Target,
     options: &Options,
-    form: Form,
+    view: View,
     shutdown: CancellationToken,
 ) -> Result<Reply, Status> {
     validate(options)?;
@@ -103,7 +105,7 @@ pub(crate) async fn watch(
     bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let feed = Feed {
         kind: target.kind.clone(),
-        form,
+        view,
         filter,
         watch,
         initial,
@@ -117,12 +119,12 @@ pub(crate) async fn watch(
         let piece = feed.next().await?;
         Some((Ok::<_, BodyError>(Frame::data(piece)), feed))
     });
-    Ok(respond::stream("application/json", StreamBody::new(body).boxed_unsync()))
+    Ok(respond::stream(view.media.streamed(), StreamBody::new(body).boxed_unsync()))
 }
 
 struct Feed {
     kind: KindRef,
-    form: Form,
+    view: View,
     filter: Filter,
     /// `None` once the stream has said its last.
     watch: Option<Watch>,
@@ -210,7 +212,8 @@ impl Feed {
         while piece.len() < PIECE {
             let Some((key, entry)) = initial.entries.next() else { break };
             if self.filter.matches(&key, &entry.value) {
-                show::push_event("ADDED", &show::one(&self.kind, &entry.value, self.form), &mut piece);
+                let shown = show::one(&self.kind, &entry.value, self.view);
+                show::push_event(self.view.media, "ADDED", &shown, &mut piece);
             }
             initial.page.after = Some(key);
         }
@@ -222,8 +225,8 @@ impl Feed {
 
     fn bookmark(&self, revision: Revision, initial_events_end: bool) -> Bytes {
         let mut line = Vec::new();
-        let object = show::bookmark(&self.kind, revision, initial_events_end, self.form);
-        show::push_event("BOOKMARK", &object, &mut line);
+        let object = show::bookmark(&self.kind, revision, initial_events_end, self.view);
+        show::push_event(self.view.media, "BOOKMARK", &object, &mut line);
         line.into()
     }
 
@@ -231,7 +234,8 @@ impl Feed {
         self.watch = None;
         let mut line = Vec::new();
         let status = Status::expired(read::too_old(expired)).to_json();
-        show::push_event("ERROR", status.to_string().as_bytes(), &mut line);
+        let (_, status) = encode::value(self.view.media, &status);
+        show::push_event(self.view.media, "ERROR", &status, &mut line);
         line.into()
     }
 
@@ -259,8 +263,15 @@ impl Feed {
             Some(seen) => seen.deleted.get_or_init(restamp).clone(),
             None => restamp(),
         };
-        let shown = show::one(&self.kind, &stored, self.form);
-        show::push_event(name, &shown, piece);
+        let shown = || show::one(&self.kind, &stored, self.view);
+        let shown = match seen {
+            Some(seen) if self.view == IN_PROTOBUF => {
+                let memo = if is { &seen.new_protobuf } else { &seen.deleted_protobuf };
+                memo.get_or_init(shown).clone()
+            }
+            _ => shown(),
+        };
+        show::push_event(self.view.media, name, &shown, piece);
     }
 }
 
@@ -292,7 +303,13 @@ struct Seen {
     new_facts: OnceLock<Facts>,
     old_facts: OnceLock<Facts>,
     deleted: OnceLock<Bytes>,
+    /// The whole objects, if anybody watches them in protobuf; shorter than what is stored.
+    new_protobuf: OnceLock<Bytes>,
+    deleted_protobuf: OnceLock<Bytes>,
 }
+
+/// What Go's typed clients ask for.
+const IN_PROTOBUF: View = View { form: Form::Whole, media: Media::Protobuf };
 
 #[cfg(test)]
 mod tests {

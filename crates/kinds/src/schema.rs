@@ -7,6 +7,8 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::sync::OnceLock;
 
+use serde_json::Value;
+
 const TABLE: &str = include_str!("../schema/fields.txt");
 const DESCRIPTIONS: &[u8] = include_bytes!("../schema/descriptions.txt.gz");
 
@@ -18,6 +20,8 @@ pub(crate) struct Type {
     pub(crate) atomic: bool,
     /// Sorted by name.
     pub(crate) fields: Vec<Field>,
+    /// Which of them protobuf has, as indices in the order of their numbers.
+    numbered: Vec<usize>,
 }
 
 #[derive(Debug)]
@@ -42,12 +46,14 @@ pub(crate) struct Field {
     /// `set` or `atomic`: whether appliers own its items or all of it.
     pub(crate) list_type: Option<&'static str>,
     pub(crate) list_map_keys: Vec<&'static str>,
-    /// Its number in protobuf; `2.4` is field 4 of a message that only protobuf has, in field 2.
-    pub(crate) tag: Option<&'static str>,
+    /// Its number in protobuf; `[2, 4]` is field 4 of a message that only protobuf has, in field 2.
+    pub(crate) tag: Vec<u64>,
     /// `atomic` or `granular`: whether appliers own it as a whole.
     pub(crate) map_type: Option<&'static str>,
-    /// What it is, as a key of a list's items, where an item leaves it out.
-    pub(crate) default: Option<&'static str>,
+    /// What it is where it is left out, as OpenAPI says and keys of lists have it; if not what is empty of its shape.
+    pub(crate) default: Option<Value>,
+    /// Required, but a pointer, so that nothing is its default.
+    pub(crate) undefaulted: bool,
     /// All values that it, or each of its items, may have; empty if they are not enumerated.
     pub(crate) choices: Vec<&'static str>,
 }
@@ -82,6 +88,11 @@ pub(crate) enum Shape {
 impl Type {
     pub(crate) fn field(&self, name: &str) -> Option<&Field> {
         self.fields.binary_search_by(|field| field.name.cmp(name)).ok().map(|index| &self.fields[index])
+    }
+
+    /// The fields that protobuf has, in the order of their numbers.
+    pub(crate) fn numbered(&self) -> impl Iterator<Item = &Field> {
+        self.numbered.iter().map(|index| &self.fields[*index])
     }
 
     /// Go's name: `v1.ServicePort`; all packages here end in their version.
@@ -124,9 +135,13 @@ fn parse(text: &'static str) -> Table {
             (Some(field), Some(owner)) => owner.fields.push(parse_field(field, &names)),
             _ => {
                 let (name, atomic) = header(line);
-                types.push(Type { name, atomic, fields: Vec::new() });
+                types.push(Type { name, atomic, fields: Vec::new(), numbered: Vec::new() });
             }
         }
+    }
+    for Type { fields, numbered, .. } in &mut types {
+        numbered.extend((0..fields.len()).filter(|index| !fields[*index].tag.is_empty()));
+        numbered.sort_by_key(|index| &fields[*index].tag);
     }
     Table { types }
 }
@@ -146,9 +161,10 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
         retain_keys: false,
         list_type: None,
         list_map_keys: Vec::new(),
-        tag: None,
+        tag: Vec::new(),
         map_type: None,
         default: None,
+        undefaulted: false,
         choices: Vec::new(),
     };
     for word in words {
@@ -170,9 +186,10 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
             Some(("keys", keys)) => field.list_map_keys = keys.split(',').collect(),
             Some(("list", kind)) => field.list_type = Some(kind),
             Some(("map", kind)) => field.map_type = Some(kind),
-            Some(("default", value)) => field.default = Some(value),
+            None if word == "~" => field.undefaulted = true,
+            Some(("default", value)) => field.default = serde_json::from_str(value).ok(),
             Some(("enum", choices)) => field.choices = choices.split(',').collect(),
-            Some(("pb", tag)) => field.tag = Some(tag),
+            Some(("pb", tag)) => field.tag = tag.split('.').filter_map(|number| number.parse().ok()).collect(),
             _ => {}
         }
     }
@@ -243,7 +260,7 @@ mod tests {
         assert!(port.field("port").unwrap().required);
         let ports = table.find("core.v1.ServiceSpec").unwrap().field("ports").unwrap();
         assert_eq!((ports.merge_key, ports.list_map_keys.as_slice()), (Some("port"), ["port", "protocol"].as_slice()));
-        assert_eq!(port.field("protocol").unwrap().default, Some("TCP"));
+        assert_eq!(port.field("protocol").unwrap().default, Some("TCP".into()));
         let references = ["core.v1.ObjectReference", "meta.v1.OwnerReference", "meta.v1.LabelSelector"];
         assert!(references.iter().all(|name| table.find(name).unwrap().atomic));
         assert!(!port.atomic);

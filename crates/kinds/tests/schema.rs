@@ -4,7 +4,7 @@
 //! `k8s-openapi` (as text) says which fields a type has, of which type, and what they mean; the doc comments of
 //! `k8s-pb` carry the markers for patches and lists and the protobuf tags; `schema/go-facts.txt` says what only the Go
 //! types know: names of string types, which scalars are pointers (`*`), which are always written (`+`), which may be
-//! left out (`-`), and which structs stand in their owner itself (`=`).
+//! left out (`-`), which structs stand in their owner itself (`=`), and what OpenAPI has for a default.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -135,8 +135,10 @@ fn table_is_current() {
                 for word in fact.split(' ') {
                     match word {
                         "-" => {}
-                        "*" | "+" | "=" => write!(line, " {word}").unwrap(),
-                        tag if tag.starts_with("pb=") || tag.starts_with("enum=") => write!(line, " {tag}").unwrap(),
+                        "*" | "+" | "=" | "!" | "~" => write!(line, " {word}").unwrap(),
+                        tag if ["pb=", "enum=", "default="].iter().any(|name| tag.starts_with(name)) => {
+                            write!(line, " {tag}").unwrap();
+                        }
                         go => write!(line, " go={go}").unwrap(),
                     }
                 }
@@ -406,9 +408,9 @@ fn write_marks(line: &mut String, marks: &Marks) {
     if !marks.map.is_empty() {
         write!(line, " map={}", marks.map).unwrap();
     }
-    // Of the defaults, those that keys of lists have.
-    if marks.default == "\"TCP\"" || marks.default == "\"\"" {
-        write!(line, " default={}", marks.default.trim_matches('"')).unwrap();
+    // Others name a constant, whose value is among the facts.
+    if marks.default.starts_with('"') && !line.contains(" default=") {
+        write!(line, " default={}", marks.default).unwrap();
     }
     if !marks.tag.is_empty() {
         write!(line, " pb={}", marks.tag).unwrap();

@@ -24,6 +24,7 @@ use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use portolan_kinds::Status;
 
+use crate::accept::Media;
 use crate::nodes;
 use crate::respond::{self, Body, BodyError, Reply};
 use crate::route::{self, Target};
@@ -66,7 +67,7 @@ pub(crate) async fn forward(
 ) -> Result<Reply, Status> {
     match ask(server, user, target, parts, body, peer).await {
         Err(status) if status.code() == StatusCode::SERVICE_UNAVAILABLE => {
-            let mut reply = respond::failure(&status);
+            let mut reply = respond::failure(Media::Json, &status);
             // It is the backend that is not there: clients that are told to try again would, ten times.
             reply.headers_mut().remove(RETRY_AFTER);
             Ok(reply)
@@ -201,7 +202,9 @@ async fn answer(response: Response<Incoming>, links: &Links, way: Way) -> Reply 
             parts.headers.insert(CONTENT_LENGTH, page.len().into());
             Response::from_parts(parts, respond::full(page))
         }
-        Err(why) => respond::failure(&Status::unavailable(format!("error trying to reach service: {why}"))),
+        Err(why) => {
+            respond::failure(Media::Json, &Status::unavailable(format!("error trying to reach service: {why}")))
+        }
     }
 }
 

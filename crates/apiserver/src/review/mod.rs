@@ -5,7 +5,7 @@
 mod selectors;
 
 use jiff::Timestamp;
-use portolan_kinds::{FieldError, Status};
+use portolan_kinds::{FieldError, QUESTIONS, Question, Status};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -25,38 +25,21 @@ pub(crate) enum Review {
     Token,
 }
 
-const AUTHORIZATION: &str = "authorization.k8s.io";
-const AUTHENTICATION: &str = "authentication.k8s.io";
-
 impl Review {
-    /// In the order of groups and plurals.
+    /// In the order of [`QUESTIONS`].
     pub(crate) const ALL: [Self; 6] =
         [Self::Myself, Self::Token, Self::LocalAccess, Self::MyAccess, Self::MyRules, Self::Access];
 
     /// By what stands in the path after `/apis`.
     pub(crate) fn of(group: &str, version: &str, plural: &str, namespaced: bool) -> Option<Self> {
-        match (group, version, plural) {
-            (AUTHORIZATION, "v1", "localsubjectaccessreviews") => namespaced.then_some(Self::LocalAccess),
-            _ if namespaced => None,
-            (AUTHORIZATION, "v1", "selfsubjectaccessreviews") => Some(Self::MyAccess),
-            (AUTHORIZATION, "v1", "selfsubjectrulesreviews") => Some(Self::MyRules),
-            (AUTHORIZATION, "v1", "subjectaccessreviews") => Some(Self::Access),
-            (AUTHENTICATION, "v1", "selfsubjectreviews") => Some(Self::Myself),
-            (AUTHENTICATION, "v1", "tokenreviews") => Some(Self::Token),
-            _ => None,
-        }
+        let asked = |question: &Question| {
+            (question.group, "v1", question.plural, question.namespaced) == (group, version, plural, namespaced)
+        };
+        Self::ALL.into_iter().find(|review| asked(review.question()))
     }
 
-    /// Group, kind and plural.
-    pub(crate) fn kind(self) -> (&'static str, &'static str, &'static str) {
-        match self {
-            Self::MyAccess => (AUTHORIZATION, "SelfSubjectAccessReview", "selfsubjectaccessreviews"),
-            Self::MyRules => (AUTHORIZATION, "SelfSubjectRulesReview", "selfsubjectrulesreviews"),
-            Self::Access => (AUTHORIZATION, "SubjectAccessReview", "subjectaccessreviews"),
-            Self::LocalAccess => (AUTHORIZATION, "LocalSubjectAccessReview", "localsubjectaccessreviews"),
-            Self::Myself => (AUTHENTICATION, "SelfSubjectReview", "selfsubjectreviews"),
-            Self::Token => (AUTHENTICATION, "TokenReview", "tokenreviews"),
-        }
+    pub(crate) fn question(self) -> &'static Question {
+        &QUESTIONS[Self::ALL.iter().position(|review| *review == self).unwrap_or_default()]
     }
 
     /// # Errors
@@ -68,7 +51,7 @@ impl Review {
         namespace: &str,
         mut asked: Value,
     ) -> Result<Value, Status> {
-        let (group, kind, _) = self.kind();
+        let Question { group, kind, .. } = *self.question();
         portolan_kinds::check(group, "v1", kind, &mut asked)?;
         let mut metadata = json!({});
         let spec = &asked["spec"];
@@ -102,7 +85,7 @@ impl Review {
     }
 
     fn validate(self, asked: &Value, namespace: &str) -> Result<(), Status> {
-        let (group, kind, _) = self.kind();
+        let Question { group, kind, .. } = *self.question();
         let (spec, metadata) = (&asked["spec"], &asked["metadata"]);
         let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
         let mut errors = Vec::new();

@@ -182,7 +182,7 @@ async fn forms() {
     assert_eq!(partial["items"][1]["kind"], "PartialObjectMetadata");
     assert_eq!(partial["items"][1]["data"], Value::Null);
     assert_eq!(partial["items"][1]["metadata"]["name"], "c01");
-    assert_eq!(get(CONFIG_MAPS.into(), "application/vnd.kubernetes.protobuf").await.code, 406);
+    assert_eq!(get(CONFIG_MAPS.into(), "text/html").await.code, 406);
 }
 
 #[tokio::test]

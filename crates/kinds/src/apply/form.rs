@@ -156,7 +156,7 @@ impl<'a> List<'a> {
     pub(super) fn default(self, key: &str) -> Option<Value> {
         match self {
             Self::Set => None,
-            Self::Keyed { item, .. } => item.field(key)?.default.map(Value::from),
+            Self::Keyed { item, .. } => item.field(key)?.default.clone(),
             Self::Defined(schema) => schema.items.as_ref()?.properties.get(key)?.default.clone(),
         }
     }

@@ -7,57 +7,15 @@
 use serde_json::Value;
 
 use crate::look::Look;
+use crate::protobuf::Message;
 
 /// The media type of the protobuf form.
 pub const MEDIA_TYPE: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
-/// A message being written.
-#[derive(Default)]
-struct Message(Vec<u8>);
-
 impl Message {
-    fn varint(&mut self, mut number: u64) {
-        while number >= 0x80 {
-            self.0.push(number.to_le_bytes()[0] | 0x80);
-            number >>= 7;
-        }
-        self.0.push(number.to_le_bytes()[0]);
-    }
-
-    fn bytes(&mut self, tag: u64, bytes: &[u8]) {
-        self.varint(tag << 3 | 2);
-        self.varint(bytes.len() as u64);
-        self.0.extend_from_slice(bytes);
-    }
-
-    fn message(&mut self, tag: u64, message: &Self) {
-        self.bytes(tag, &message.0);
-    }
-
-    fn text(&mut self, tag: u64, text: &str) {
-        if !text.is_empty() {
-            self.bytes(tag, text.as_bytes());
-        }
-    }
-
     fn flag(&mut self, tag: u64, flag: bool) {
         if flag {
-            self.varint(tag << 3);
-            self.varint(1);
-        }
-    }
-
-    fn whole(&mut self, tag: u64, number: Option<u64>) {
-        if let Some(number) = number {
-            self.varint(tag << 3);
-            self.varint(number);
-        }
-    }
-
-    fn float(&mut self, tag: u64, number: Option<f64>) {
-        if let Some(number) = number {
-            self.varint(tag << 3 | 1);
-            self.0.extend_from_slice(&number.to_le_bytes());
+            self.varint(tag, 1);
         }
     }
 
@@ -177,7 +135,9 @@ fn schema(of: &Value) -> Message {
         made.text(tag, of.text(field));
     }
     for (tag, field) in [(6, "multipleOf"), (7, "maximum"), (9, "minimum")] {
-        made.float(tag, of[field].as_f64());
+        if let Some(number) = of[field].as_f64() {
+            made.float(tag, number);
+        }
     }
     for (tag, field) in [(8, "exclusiveMaximum"), (10, "exclusiveMinimum"), (16, "uniqueItems")] {
         made.flag(tag, of.flag(field));
@@ -191,7 +151,9 @@ fn schema(of: &Value) -> Message {
         (18, "minProperties"),
     ];
     for (tag, field) in counts {
-        made.whole(tag, of[field].as_u64());
+        if let Some(number) = of[field].as_u64() {
+            made.varint(tag, number);
+        }
     }
     made.texts(19, of.list("required"));
     of.list("enum").iter().for_each(|choice| made.message(20, &any(choice)));

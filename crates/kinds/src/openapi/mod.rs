@@ -1,8 +1,8 @@
 //! The OpenAPI documents that kubectl reads: one for each group and version, and one of all in the older version 2,
 //! made from the table of fields.
 //!
-//! Invariants: everything a document refers to is in it; its hash in the index changes when it does. A document is
-//! built anew at every call, since clients keep it by that hash; only the hashes stay in memory.
+//! Invariants: everything a document refers to is in it; its hash in the index changes when it does.
+//! Deliberately not here: keeping documents, each of which takes milliseconds to make.
 //! Source: `/openapi/v3` and `/openapi/v2` of kube-apiserver.
 
 mod defined;
@@ -12,11 +12,12 @@ mod schemas;
 mod v2;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
 
 use serde_json::{Map, Value, json};
 
-use crate::{Catalog, Kind};
+use crate::schema::descriptions;
+use crate::{Catalog, Kind, QUESTIONS, Question};
+use schemas::{Other, Words};
 
 pub use v2::v2;
 
@@ -24,38 +25,69 @@ const TITLE: &str = "Kubernetes";
 const VERSION: &str = "v1.36.2";
 
 /// The path of a group and version: `api/v1`, `apis/apps/v1`.
-fn path_of(kind: &Kind) -> String {
-    if kind.group.is_empty() {
-        format!("api/{}", kind.version)
-    } else {
-        format!("apis/{}/{}", kind.group, kind.version)
-    }
+fn path_of(group: &str, version: &str) -> String {
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
-/// `/openapi/v3`: where each group's document is. Of defined kinds the definitions are hashed, and not the documents.
-pub fn v3_index(catalog: &Catalog) -> Value {
-    static HASHES: OnceLock<BTreeMap<String, u64>> = OnceLock::new();
-    let own = HASHES.get_or_init(|| {
-        let paths: BTreeSet<String> = crate::all().iter().map(path_of).collect();
+/// Whether there is a document at `/openapi/v3/<path>`.
+pub fn serves(catalog: &Catalog, path: &str) -> bool {
+    paths_of(catalog).contains(path)
+}
+
+/// The paths of all documents.
+fn paths_of(catalog: &Catalog) -> BTreeSet<String> {
+    let kinds = catalog.iter().map(|kind| path_of(kind.group, kind.version));
+    kinds.chain(QUESTIONS.iter().map(|question| path_of(question.group, "v1"))).collect()
+}
+
+/// Where each group's document is, and a number that changes when it does. Of defined kinds the definitions are hashed,
+/// and not the documents.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Index(BTreeMap<String, u64>);
+
+impl Index {
+    /// Of the program's own kinds alone. It makes all their documents, which takes a while.
+    pub fn own() -> Self {
+        let (catalog, words) = (Catalog::default(), descriptions());
         let hash =
-            |path: &str| v3(&Catalog::default(), path).map_or(0, |document| hash(document.to_string().as_bytes()));
-        paths.into_iter().map(|path| (path.clone(), hash(&path))).collect()
-    });
-    let mut hashes = own.clone();
-    for kind in catalog.iter() {
-        if let Some(custom) = &kind.custom {
-            let hash = hashes.entry(path_of(kind)).or_default();
-            *hash = hash.rotate_left(1) ^ custom.fingerprint();
-        }
+            |path: &str| document(&catalog, path, &words).map_or(0, |document| hash(document.to_string().as_bytes()));
+        Self(paths_of(&catalog).into_iter().map(|path| (path.clone(), hash(&path))).collect())
     }
-    let paths: Map<String, Value> = hashes
-        .iter()
-        .map(|(path, hash)| {
-            let url = format!("/openapi/v3/{path}?hash={hash:016X}");
-            (path.clone(), json!({ "serverRelativeURL": url }))
-        })
-        .collect();
-    json!({ "paths": paths })
+
+    /// With the kinds that somebody defined.
+    #[must_use]
+    pub fn with(&self, catalog: &Catalog) -> Self {
+        let mut hashes = self.0.clone();
+        for kind in catalog.iter() {
+            if let Some(custom) = &kind.custom {
+                let hash = hashes.entry(path_of(kind.group, kind.version)).or_default();
+                *hash = hash.rotate_left(1) ^ custom.fingerprint();
+            }
+        }
+        Self(hashes)
+    }
+
+    /// The number of the document at `/openapi/v3/<path>`.
+    pub fn hash(&self, path: &str) -> Option<u64> {
+        self.0.get(path).copied()
+    }
+
+    /// The number of all documents together.
+    pub fn whole(&self) -> u64 {
+        hash(self.to_json().to_string().as_bytes())
+    }
+
+    /// Where the document of this path and number is.
+    pub fn url(path: &str, hash: u64) -> String {
+        format!("/openapi/v3/{path}?hash={hash:016X}")
+    }
+
+    /// `/openapi/v3`.
+    pub fn to_json(&self) -> Value {
+        let entry =
+            |(path, hash): (&String, &u64)| (path.clone(), json!({"serverRelativeURL": Self::url(path, *hash)}));
+        json!({"paths": self.0.iter().map(entry).collect::<Map<_, _>>()})
+    }
 }
 
 /// FNV-1a: it only has to differ when the document does.
@@ -65,16 +97,26 @@ pub(crate) fn hash(bytes: &[u8]) -> u64 {
 
 /// The document at `/openapi/v3/<path>`, where path is such as `api/v1` or `apis/apps/v1`.
 pub fn v3(catalog: &Catalog, path: &str) -> Option<Value> {
-    let kinds: Vec<&Kind> = catalog.iter().filter(|kind| path_of(kind) == path).collect();
-    if kinds.is_empty() {
+    document(catalog, path, &descriptions())
+}
+
+fn document(catalog: &Catalog, path: &str, words: &Words) -> Option<Value> {
+    let kinds: Vec<&Kind> = catalog.iter().filter(|kind| path_of(kind.group, kind.version) == path).collect();
+    let questions: Vec<&Question> = QUESTIONS.iter().filter(|question| path_of(question.group, "v1") == path).collect();
+    if kinds.is_empty() && questions.is_empty() {
         return None;
     }
     let mut all_paths = Map::new();
     for kind in &kinds {
         paths::add(&mut all_paths, path, kind);
     }
-    let (defined, own): (Vec<&Kind>, Vec<&Kind>) = kinds.into_iter().partition(|kind| kind.is_custom());
-    let mut components = schemas::components(&own);
+    for question in &questions {
+        paths::ask(&mut all_paths, path, question);
+    }
+    let (defined, own): (Vec<&Kind>, Vec<&Kind>) = kinds.iter().partition(|kind| kind.is_custom());
+    let asked = questions.into_iter().map(paths::asked);
+    let others: Vec<Other> = kinds.iter().flat_map(|kind| paths::others(kind)).chain(asked).collect();
+    let mut components = schemas::components(&own, &others, words);
     for kind in defined {
         defined::add(&mut components, kind);
     }
@@ -107,9 +149,9 @@ mod tests {
 
     #[test]
     fn documents_are_whole() {
-        let index = v3_index(&Catalog::default());
+        let index = Index::own().to_json();
         let paths = index["paths"].as_object().unwrap();
-        assert_eq!(paths.len(), 8);
+        assert_eq!(paths.len(), 10);
         for (path, entry) in paths {
             assert!(entry["serverRelativeURL"].as_str().unwrap().starts_with(&format!("/openapi/v3/{path}?hash=")));
             let document = v3(&Catalog::default(), path).unwrap();

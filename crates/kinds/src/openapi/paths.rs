@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::schemas::{full_name, reference};
-use crate::Kind;
+use super::schemas::{Other, full_name, reference};
+use crate::look::Look;
+use crate::{Kind, Question};
 
 /// Adds the paths of `kind` below `/<root>`.
 pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
@@ -46,14 +47,58 @@ pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
         paths.insert(format!("{collection}/{{name}}/status"), writable(&object));
     }
     if kind.has_scale {
-        let scale = reference(&full_name("autoscaling.v1.Scale"));
-        let mut methods = writable(&scale);
-        let gvk = json!({"group": "autoscaling", "version": "v1", "kind": "Scale"});
+        let mut methods = writable(&reference(&full_name(SCALE)));
         for method in ["get", "put", "patch"] {
-            methods[method]["x-kubernetes-group-version-kind"] = gvk.clone();
+            methods[method]["x-kubernetes-group-version-kind"] = gvk("autoscaling", "Scale");
         }
         paths.insert(format!("{collection}/{{name}}/scale"), methods);
     }
+    for (sub, (name, gvk)) in subresources(kind) {
+        let of = reference(&full_name(name));
+        let post = operation_of(gvk, "post", &of, Some(&of), &WRITE);
+        paths.insert(format!("{collection}/{{name}}/{sub}"), json!({"post": post, "parameters": item}));
+    }
+}
+
+/// Adds the path of a question below `/<root>`.
+pub(super) fn ask(paths: &mut Map<String, Value>, root: &str, question: &Question) {
+    let of = reference(&full_name(question.type_name));
+    let (place, parameters) =
+        if question.namespaced { ("namespaces/{namespace}/", vec![in_path("namespace")]) } else { ("", Vec::new()) };
+    let post = operation_of(gvk(question.group, question.kind), "post", &of, Some(&of), &WRITE);
+    let path = format!("/{root}/{place}{}", question.plural);
+    paths.insert(path, json!({"post": post, "parameters": parameters}));
+}
+
+/// The type that a question is of.
+pub(super) fn asked(question: &Question) -> Other {
+    (question.type_name, gvk(question.group, question.kind))
+}
+
+const SCALE: &str = "autoscaling.v1.Scale";
+
+fn gvk(group: &str, kind: &str) -> Value {
+    json!({"group": group, "version": "v1", "kind": kind})
+}
+
+/// What can only be asked of an object of the kind.
+fn subresources(kind: &Kind) -> Vec<(&'static str, Other)> {
+    match (kind.group, kind.plural) {
+        ("", "pods") => vec![
+            ("binding", ("core.v1.Binding", gvk("", "Binding"))),
+            ("eviction", ("policy.v1.Eviction", gvk("policy", "Eviction"))),
+        ],
+        ("", "serviceaccounts") => {
+            vec![("token", ("authentication.v1.TokenRequest", gvk("authentication.k8s.io", "TokenRequest")))]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// The types that the kind's subresources are of, where they are not the kind's own.
+pub(super) fn others(kind: &Kind) -> impl Iterator<Item = Other> {
+    let scale = kind.has_scale.then(|| (SCALE, gvk("autoscaling", "Scale")));
+    subresources(kind).into_iter().map(|(_, other)| other).chain(scale)
 }
 
 const WRITE: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];
@@ -84,12 +129,17 @@ fn content(schema: &Value) -> Value {
 }
 
 fn operation(kind: &Kind, action: &str, answer: &Value, body: Option<&Value>, parameters: &[&str]) -> Value {
+    let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
+    operation_of(gvk, action, answer, body, parameters)
+}
+
+fn operation_of(gvk: Value, action: &str, answer: &Value, body: Option<&Value>, parameters: &[&str]) -> Value {
     let mut operation = json!({
-        "operationId": format!("{action}{}{}", kind.version, kind.kind),
+        "operationId": format!("{action}{}{}", gvk.text("version"), gvk.text("kind")),
         "parameters": parameters.iter().map(|name| in_query(name)).collect::<Vec<_>>(),
         "responses": {"200": {"description": "OK", "content": content(answer)}},
         "x-kubernetes-action": action,
-        "x-kubernetes-group-version-kind": {"group": kind.group, "version": kind.version, "kind": kind.kind},
+        "x-kubernetes-group-version-kind": gvk,
     });
     if let Some(body) = body {
         operation["requestBody"] = json!({"content": {"*/*": {"schema": body}}});

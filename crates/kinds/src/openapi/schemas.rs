@@ -5,7 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Map, Value, json};
 
 use crate::Kind;
-use crate::schema::{Field, Scalar, Shape, Type, descriptions, table};
+use crate::decode::empty_of;
+use crate::schema::{Field, Scalar, Shape, Type, table};
 
 /// Types that requests and answers carry beside the kinds themselves.
 const BESIDE: [&str; 4] = ["meta.v1.DeleteOptions", "meta.v1.ListMeta", "meta.v1.ObjectMeta", "meta.v1.Status"];
@@ -29,27 +30,32 @@ pub(super) fn reference(name: &str) -> Value {
     json!({"$ref": format!("#/components/schemas/{name}")})
 }
 
-/// All that the kinds refer to, and their lists.
-pub(super) fn components(kinds: &[&Kind]) -> Map<String, Value> {
-    let mut todo: Vec<&str> = kinds.iter().map(|kind| kind.type_name()).chain(BESIDE).collect();
-    if kinds.iter().any(|kind| kind.has_scale) {
-        todo.push("autoscaling.v1.Scale");
-    }
+/// Descriptions, by type and by field.
+pub(super) type Words = BTreeMap<String, BTreeMap<String, String>>;
+
+/// A type that is no kind with a list, and group, version and kind of its objects.
+pub(super) type Other = (&'static str, Value);
+
+/// All that the kinds and `others` refer to, and the kinds' lists.
+pub(super) fn components(kinds: &[&Kind], others: &[Other], words: &Words) -> Map<String, Value> {
+    let own = kinds.iter().map(|kind| kind.type_name());
+    let mut todo: Vec<&str> = own.chain(others.iter().map(|(name, _)| *name)).chain(BESIDE).collect();
     let mut wanted = BTreeSet::new();
     while let Some(name) = todo.pop() {
         if let Some(schema) = table().find(name).filter(|_| wanted.insert(name)) {
             todo.extend(schema.fields.iter().filter_map(|field| target(&field.shape)));
         }
     }
-    let words = descriptions();
     let empty = BTreeMap::new();
     let mut all = scalars();
     for name in wanted {
         let Some(schema) = table().find(name) else { continue };
         all.insert(full_name(name), object(schema, words.get(name).unwrap_or(&empty)));
     }
-    if let Some(scale) = all.get_mut(&full_name("autoscaling.v1.Scale")) {
-        scale["x-kubernetes-group-version-kind"] = json!([{"group": "autoscaling", "version": "v1", "kind": "Scale"}]);
+    for (name, gvk) in others {
+        if let Some(schema) = all.get_mut(&full_name(name)) {
+            schema["x-kubernetes-group-version-kind"] = json!([gvk]);
+        }
     }
     for kind in kinds {
         let name = full_name(kind.type_name());
@@ -66,8 +72,8 @@ pub(super) fn components(kinds: &[&Kind]) -> Map<String, Value> {
                 "properties": {
                     "apiVersion": {"type": "string"},
                     "kind": {"type": "string"},
-                    "metadata": {"allOf": [reference(&full_name("meta.v1.ListMeta"))]},
-                    "items": {"type": "array", "items": {"allOf": [reference(&name)]}},
+                    "metadata": {"allOf": [reference(&full_name("meta.v1.ListMeta"))], "default": {}},
+                    "items": {"type": "array", "items": reference(&name)},
                 },
                 "x-kubernetes-group-version-kind": gvk("List"),
             }),
@@ -118,6 +124,9 @@ fn object(schema: &Type, words: &BTreeMap<String, String>) -> Value {
         if let Some(description) = words.get(field.name).filter(|text| !text.is_empty()) {
             property["description"] = description.as_str().into();
         }
+        if let Some(default) = default(field) {
+            property["default"] = default;
+        }
         marks(&mut property, field);
         properties.insert(field.name.to_owned(), property);
     }
@@ -133,6 +142,18 @@ fn object(schema: &Type, words: &BTreeMap<String, String>) -> Value {
         object["description"] = description.as_str().into();
     }
     object
+}
+
+/// What the field is where nobody says: what Go writes of it, unless something else is known.
+fn default(field: &Field) -> Option<Value> {
+    let written = (field.required || field.always || field.by_value) && !field.pointer && !field.undefaulted;
+    field.default.clone().or_else(|| match &field.shape {
+        Shape::Object(_)
+        | Shape::Scalar(Scalar::String | Scalar::Bool | Scalar::Int32 | Scalar::Int64 | Scalar::Float64) => {
+            written.then(|| empty_of(&field.shape))
+        }
+        _ => None,
+    })
 }
 
 fn shape(shape_of: &Shape) -> Value {

@@ -4,22 +4,21 @@
 //! left out, and alternatives are dropped, since kubectl takes the rest for all there is.
 //! Source: `/openapi/v2` of kube-apiserver, `ToStructuralOpenAPIV2` of apiextensions-apiserver.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value, json};
 
-use super::{TITLE, VERSION, path_of, v3};
+use super::{TITLE, VERSION, document, paths_of};
 use crate::Catalog;
 use crate::look::Look;
+use crate::schema::descriptions;
 
 const MEDIA: [&str; 2] = ["application/json", "application/yaml"];
 
 /// `/openapi/v2`: all kinds in one document.
 pub fn v2(catalog: &Catalog) -> Value {
     let (mut paths, mut definitions) = (Map::new(), Map::new());
-    let groups: BTreeSet<String> = catalog.iter().map(path_of).collect();
-    for group in groups {
-        let Some(mut document) = v3(catalog, &group) else { continue };
+    let words = descriptions();
+    for path in paths_of(catalog) {
+        let Some(mut document) = document(catalog, &path, &words) else { continue };
         if let Value::Object(all) = document["paths"].take() {
             paths.extend(all.into_iter().map(|(path, item)| (path, path_item(&item))));
         }

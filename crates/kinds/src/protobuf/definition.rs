@@ -5,7 +5,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Failure, Fields, WRONG, Wire, message, text};
+use super::{Failure, Fields, Message, WRONG, Wire, encode, message, text};
 use crate::schema::{Field, Type, table};
 
 const SCHEMA: &str = "apiextensions.v1.JSONSchemaProps";
@@ -58,11 +58,52 @@ pub(super) fn set(
     Ok(true)
 }
 
+/// Writes `value` if it is one of these.
+pub(super) fn put(message: &mut Message, number: u64, (owner, field): (&Type, &Field), value: &Value) -> bool {
+    let made = match (owner.name, field.name) {
+        (SUBRESOURCES, "status") => Message::default(),
+        (SCHEMA, "additionalItems" | "additionalProperties") => either(Beside::Bool, value),
+        (SCHEMA, "items") => either(Beside::Schemas, value),
+        (SCHEMA, "dependencies") => {
+            for (name, value) in value.as_object().into_iter().flatten() {
+                let mut entry = Message::default();
+                entry.bytes(1, name.as_bytes());
+                entry.message(2, &either(Beside::Words, value));
+                message.message(number, &entry);
+            }
+            return true;
+        }
+        _ => return false,
+    };
+    message.message(number, &made);
+    true
+}
+
+/// What [`schema_or`] reads.
+fn either(beside: Beside, value: &Value) -> Message {
+    let mut made = Message::default();
+    let schema = |value| encode::typed(SCHEMA, value);
+    match (beside, value) {
+        (Beside::Schemas, Value::Array(several)) => several.iter().for_each(|value| made.message(2, &schema(value))),
+        (Beside::Words, Value::Array(words)) => {
+            words.iter().filter_map(Value::as_str).for_each(|word| made.bytes(2, word.as_bytes()));
+        }
+        (Beside::Bool, Value::Bool(allows)) => made.varint(1, u64::from(*allows)),
+        (Beside::Bool, value) => {
+            // Where there is a schema, something is allowed.
+            made.varint(1, 1);
+            made.message(2, &schema(value));
+        }
+        (_, value) => made.message(1, &schema(value)),
+    }
+    made
+}
+
 fn schema_or(beside: Beside, bytes: &[u8], depth: usize) -> Result<Value, Failure> {
     let schema = |bytes| -> Result<Value, Failure> {
         let mut schema = Map::new();
         let of_schemas = table().find(SCHEMA).ok_or(WRONG)?;
-        message(of_schemas, bytes, "", &mut schema, depth + 1)?;
+        message(of_schemas, bytes, &[], &mut schema, depth + 1)?;
         // Nobody tidies up here: to the table of fields this is any JSON.
         schema.retain(|name, value| {
             let is_pointer = of_schemas.fields.iter().any(|field| field.name == name && field.pointer);
@@ -95,7 +136,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::tests::bytes;
-    use super::super::to_json;
+    use super::super::{from_json, to_json};
     use super::*;
     use crate::{FieldValidation, all};
 
@@ -126,6 +167,8 @@ mod tests {
         let (object, _) = kind.decode(to_json(&bytes(GOLDEN)).unwrap(), FieldValidation::Strict).unwrap();
         let expected: Value = serde_json::from_str(SPEC).unwrap();
         assert_eq!(object["spec"], expected);
+        let (again, _) = kind.decode(to_json(&from_json(&object).unwrap()).unwrap(), FieldValidation::Strict).unwrap();
+        assert_eq!(again, object);
         assert_eq!(object["metadata"]["name"], "widgets.example.com");
     }
 
@@ -139,12 +182,15 @@ mod tests {
             "82020f0a0163120a0a082a06737472696e67",
         ];
         let mut schema = Map::new();
-        message(table().find(SCHEMA).unwrap(), &bytes(&sent.concat()), "", &mut schema, 0).unwrap();
+        message(table().find(SCHEMA).unwrap(), &bytes(&sent.concat()), &[], &mut schema, 0).unwrap();
         let text = json!({"type": "string"});
         let expected = json!({
             "additionalProperties": false, "additionalItems": true, "items": [text, text],
             "dependencies": {"a": ["b"], "c": text},
         });
         assert_eq!(Value::Object(schema), expected);
+        let mut again = Map::new();
+        message(table().find(SCHEMA).unwrap(), &encode::typed(SCHEMA, &expected).0, &[], &mut again, 0).unwrap();
+        assert_eq!(Value::Object(again), expected);
     }
 }

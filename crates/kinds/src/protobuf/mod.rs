@@ -1,6 +1,6 @@
-//! Turns a body in Kubernetes' protobuf envelope into the JSON object that means the same.
+//! Kubernetes' protobuf envelope <-> the JSON object that means the same.
 //!
-//! `kubectl create` and Go controllers send it and do not try again in JSON; answers may stay JSON. Numbers of fields
+//! `kubectl create` and Go controllers send it and do not try again in JSON; `encode` answers them. Numbers of fields
 //! come from the table of fields, where a path such as `2.4` is a field that Go embeds and protobuf nests.
 //!
 //! Invariant: never panics, never reads past its input, allocates no more than a small multiple of it; unknown fields
@@ -8,6 +8,11 @@
 //! Source: `runtime.Unknown` in apimachinery, the protobuf wire format.
 
 mod definition;
+mod encode;
+mod wire;
+
+pub use encode::{from_json, item, list_head, watch_event};
+pub(crate) use wire::Message;
 
 use serde_json::{Map, Value};
 
@@ -52,7 +57,7 @@ pub fn to_json(body: &[u8]) -> Result<Value, Status> {
         return Err(Status::bad_request(format!("no kind \"{kind}\" is registered for version \"{version}\"")));
     };
     let mut object = Map::new();
-    message(schema, raw, "", &mut object, 0).map_err(|why| {
+    message(schema, raw, &[], &mut object, 0).map_err(|why| {
         Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: proto: {why}"))
     })?;
     object.insert("apiVersion".to_owned(), version.into());
@@ -63,10 +68,12 @@ pub fn to_json(body: &[u8]) -> Result<Value, Status> {
 /// The type of an `apiVersion` and `kind`.
 pub(crate) fn find(version: &str, kind: &str) -> Option<&'static Type> {
     let (group, version) = version.split_once('/').unwrap_or(("core", version));
-    let group = group.split('.').next().unwrap_or_default();
+    // Groups that somebody defined keep their dots, and so are no types' here.
+    let group = [".authorization.k8s.io", ".k8s.io"].iter().find_map(|end| group.strip_suffix(end)).unwrap_or(group);
     let found = table().find(&format!("{group}.{version}.{kind}"));
-    // Options of requests belong to every group.
-    found.or_else(|| table().find(&format!("meta.{version}.{kind}")).filter(|_| kind.ends_with("Options")))
+    // Options of requests and what became of them belong to every group.
+    let is_everywhere = kind == "Status" || kind.ends_with("Options");
+    found.or_else(|| table().find(&format!("meta.{version}.{kind}")).filter(|_| is_everywhere))
 }
 
 type Failure = &'static str;
@@ -148,11 +155,11 @@ fn text(bytes: &[u8]) -> Result<String, Failure> {
 }
 
 /// Reads the fields of a message into `object`. `prefix` is the path to a message that protobuf nests and JSON does
-/// not, such as `2.`.
+/// not, such as `[2]`.
 fn message(
     schema: &'static Type,
     bytes: &[u8],
-    prefix: &str,
+    prefix: &[u64],
     object: &mut Map<String, Value>,
     depth: usize,
 ) -> Result<(), Failure> {
@@ -161,18 +168,15 @@ fn message(
     }
     for field in Fields(bytes) {
         let (number, wire) = field?;
-        let path = format!("{prefix}{number}");
-        if let Some(field) = schema.fields.iter().find(|field| field.tag == Some(&path)) {
-            if !definition::set(schema, field, wire, object, depth)? {
-                set(field, wire, object, depth)?;
+        let below =
+            |field: &&'static Field| field.tag.strip_prefix(prefix).filter(|rest| rest.first() == Some(&number));
+        let Some((field, rest)) = schema.numbered().find_map(|field| Some((field, below(&field)?))) else { continue };
+        if rest.len() > 1 {
+            if let Wire::Bytes(inner) = wire {
+                message(schema, inner, &[prefix, &[number]].concat(), object, depth + 1)?;
             }
-            continue;
-        }
-        let nested = format!("{path}.");
-        if let Wire::Bytes(inner) = wire
-            && schema.fields.iter().any(|field| field.tag.is_some_and(|tag| tag.starts_with(&nested)))
-        {
-            message(schema, inner, &nested, object, depth + 1)?;
+        } else if !definition::set(schema, field, wire, object, depth)? {
+            set(field, wire, object, depth)?;
         }
     }
     Ok(())
@@ -224,10 +228,19 @@ fn value(shape: &'static Shape, wire: Wire<'_>, depth: usize) -> Result<Value, F
         Shape::Object(index) => {
             let Wire::Bytes(bytes) = wire else { return Err(WRONG) };
             let mut object = Map::new();
-            message(&table().types[*index], bytes, "", &mut object, depth + 1)?;
+            message(&table().types[*index], bytes, &[], &mut object, depth + 1)?;
             return Ok(Value::Object(object));
         }
-        Shape::List(_) | Shape::Map(_) => return Err("a list in a list"),
+        // A map's value that is a list is a message of its own, as `ExtraValue` is.
+        Shape::List(item) => {
+            let Wire::Bytes(bytes) = wire else { return Err(WRONG) };
+            let items = Fields(bytes).map(|field| match field? {
+                (1, wire) => value(item, wire, depth + 1).map(Some),
+                _ => Ok(None),
+            });
+            return items.filter_map(Result::transpose).collect::<Result<Vec<_>, _>>().map(Value::Array);
+        }
+        Shape::Map(_) => return Err("a map in a list"),
     };
     Ok(match (scalar, wire) {
         (Scalar::Bool, Wire::Varint(number)) => (number != 0).into(),

@@ -42,6 +42,11 @@ fn every_body_is_handled() {
 }
 
 #[test]
+fn every_object_is_the_same_after_protobuf() {
+    run(4000, 6, choices(), targets::encoder);
+}
+
+#[test]
 fn every_patch_is_carried_out_or_refused() {
     run(2000, 6, choices(), targets::patches);
 }

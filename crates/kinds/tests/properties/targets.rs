@@ -91,6 +91,37 @@ pub(crate) fn bodies(bytes: &[u8]) -> bool {
     true
 }
 
+/// A stored object goes through protobuf and comes back. Tells whether the choices made one.
+pub(crate) fn encoder(bytes: &[u8]) -> bool {
+    let mut choices = Choices::new(bytes);
+    let kind = any_kind(&mut choices);
+    let Some(mut stored) = any_stored(kind, &mut choices) else { return false };
+    // Only where a definition is valid are its schemas schemas.
+    if kind.kind == "CustomResourceDefinition" && !kind.validate_create(&stored).is_empty() {
+        return false;
+    }
+    let encoded = protobuf::from_json(&stored).unwrap();
+    let (mut object, unknown) = kind.decode(protobuf::to_json(&encoded).unwrap(), FieldValidation::Strict).unwrap();
+    assert!(unknown.is_empty());
+    // Of lists and maps, protobuf cannot tell an empty one from none.
+    drop_empty(&mut stored);
+    drop_empty(&mut object);
+    assert_eq!(object, stored);
+    true
+}
+
+fn drop_empty(value: &mut Value) {
+    let is_empty = |value: &Value| value.is_null() || value == &json!([]) || value == &json!({});
+    match value {
+        Value::Object(map) => {
+            map.values_mut().for_each(drop_empty);
+            map.retain(|_, value| !is_empty(value));
+        }
+        Value::Array(items) => items.iter_mut().for_each(drop_empty),
+        _ => {}
+    }
+}
+
 /// A stored object is patched three ways. Tells whether any patch could be carried out.
 pub(crate) fn patches(bytes: &[u8]) -> bool {
     let mut choices = Choices::new(bytes);

@@ -45,12 +45,13 @@ const PATCHES: [&str; 5] = [
     "application/apply-patch+yaml",
     "application/json",
 ];
-const ACCEPT: [&str; 7] = [
+const ACCEPT: [&str; 8] = [
     "*/*",
     "application/json;as=Table;v=v1;g=meta.k8s.io,application/json",
     "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io",
     "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
     "application/yaml",
+    "application/vnd.kubernetes.protobuf",
     "text/html",
     "",
 ];
@@ -124,9 +125,7 @@ impl Surface {
             }
         }
         let others = ["/api", "/apis", "/version", "/readyz", "/openapi/v2", "/openapi/v3", "/", "/apis/none/v1/none"];
-        let reviews = ["authentication.k8s.io/v1/tokenreviews", "authorization.k8s.io/v1/selfsubjectaccessreviews"];
-        let reviews = reviews.map(|path| format!("/apis/{path}"));
-        for path in others.map(str::to_owned).into_iter().chain(reviews) {
+        for path in others.map(str::to_owned) {
             surface.places.push(Place { path, kind: Value::Null, schema: Value::Null });
         }
         surface

@@ -15,6 +15,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
+use portolan_kinds::protobuf;
 use serde_json::Value;
 
 use self::asking::{Asking, Surface};
@@ -133,18 +134,27 @@ async fn judged(line: &mut Line, asking: &Asking, answer: &Answer, closely: bool
         return false;
     }
     if answer.code >= 400 {
-        let status: Value = serde_json::from_slice(&answer.bytes).unwrap_or_else(|_| panic!("no JSON: {}", told()));
+        let status = read(answer).unwrap_or_else(|| panic!("not what it says it is: {}", told()));
         assert!(status["kind"] == "Status" && status["code"] == answer.code, "{}", told());
         assert_ne!(status["message"].as_str().unwrap_or_default(), "", "{}", told());
         return false;
     }
-    let is_json = answer.headers["content-type"] == "application/json";
-    let writes = is_json && matches!(asking.method, Method::POST | Method::PUT | Method::PATCH);
+    let is_text = answer.headers["content-type"].as_bytes().starts_with(b"text/");
+    let writes = !is_text && matches!(asking.method, Method::POST | Method::PUT | Method::PATCH);
     if !writes || asking.query.contains("dryRun=All") {
         return false;
     }
-    let written: Value = serde_json::from_slice(&answer.bytes).unwrap_or_else(|_| panic!("no JSON: {}", told()));
+    let written = read(answer).unwrap_or_else(|| panic!("not what it says it is: {}", told()));
     written_is_read(line, asking, &written, closely).await.unwrap_or_else(|why| panic!("{why}\n{}", told()))
+}
+
+/// What an answer says, in whichever media type.
+fn read(answer: &Answer) -> Option<Value> {
+    match answer.headers["content-type"].to_str().ok()? {
+        "application/yaml" => serde_saphyr::from_slice(&answer.bytes).ok(),
+        protobuf::MEDIA_TYPE => protobuf::to_json(&answer.bytes).ok(),
+        _ => serde_json::from_slice(&answer.bytes).ok(),
+    }
 }
 
 fn escaped(text: &str) -> String {
@@ -178,7 +188,7 @@ async fn written_is_read(line: &mut Line, asking: &Asking, written: &Value, clos
     if got.code != 200 || object["metadata"]["resourceVersion"] != metadata["resourceVersion"] {
         return Err(format!("get: {} {object}", got.code));
     }
-    let is_whole = written["kind"] == object["kind"];
+    let is_whole = written["kind"] == object["kind"] && asking.accept != protobuf::MEDIA_TYPE;
     if is_whole && object != *written {
         return Err(format!("get gives another object: {object}"));
     }
