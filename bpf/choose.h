@@ -115,7 +115,9 @@ INLINE int remembered(const struct session_key *key, __u32 id, __u32 seconds, st
 	if (!session)
 		return 0;
 	__u64 now = bpf_ktime_get_coarse_ns();
-	if (now - session->used_at_ns > seconds * NANOSECONDS)
+	__u64 used_at = session->used_at_ns;
+	/* Another processor may have used it after this one looked at the time. */
+	if (now > used_at && now - used_at > seconds * NANOSECONDS)
 		return 0;
 	struct member_key member = { id, session->backend };
 	if (!bpf_map_lookup_elem(&members, &member))
