@@ -8,7 +8,8 @@
 //! had lost its power, stays for two minutes, and the next connection from the same port would follow it to the dead.
 //! An answered connection is left alone: its backend may be finishing what it began.
 //!
-//! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for. The kernel
+//! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for; what fails is
+//! tried again, since a client that goes on talking would else be lost for ever. The kernel
 //! has no index by backend: each look walks its whole table, some milliseconds whatever is looked for. So what has come
 //! in meanwhile is looked for together, and after each look comes a pause of some times its length: under a storm of
 //! changes this takes a bounded share of one core, and a flow is ended at most [`LONGEST_PAUSE`] later than at once.
@@ -33,6 +34,11 @@ use crate::Error;
 /// So many attempts are looked at once more, each for itself, before they are ended. Of more at once, whoever answered
 /// has gone with all the others: no answer comes that could cross the deletion.
 const LOOK_AGAIN: usize = 16;
+
+/// How often a look that failed is tried again, and how soon: after this pause, which doubles each time. That makes two
+/// minutes, in which a kernel that is out of memory may come round; one without connection tracking never does.
+const TRIES_AGAIN: u32 = 7;
+const FIRST_TRY_AGAIN: Duration = Duration::from_secs(1);
 
 /// The pause after a look, in lengths of that look.
 const PAUSE_RATIO: u32 = 20;
@@ -82,38 +88,15 @@ impl Cleaner {
     pub(crate) fn start() -> Result<Self, Error> {
         let connection = Connection::<Netfilter>::new()
             .map_err(|source| Error::Socket { what: "connection tracking", source: Box::new(source) })?;
-        let (work, mut queue) = mpsc::unbounded_channel();
+        let (work, queue) = mpsc::unbounded_channel();
         let ended = Arc::new(Mutex::new(FlowsEnded::default()));
-        let tally = ended.clone();
         let mut task = JoinSet::new();
-        task.spawn(async move {
-            while let Some(first) = queue.recv().await {
-                let (mut stale, mut waiting) = (Vec::new(), Vec::new());
-                for work in std::iter::once(first).chain(std::iter::from_fn(|| queue.try_recv().ok())) {
-                    match work {
-                        Work::End(more) => stale.extend(more),
-                        Work::Settle(done) => waiting.push(done),
-                    }
-                }
-                let start = Instant::now();
-                let mut flows = [0; 2];
-                if let Err(error) = end(&connection, &stale, &mut flows).await {
-                    tracing::warn!(%error, "stale flows could not be ended; they go on until their clients pause");
-                }
-                if !stale.is_empty() {
-                    let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-                    tally.looks.push(start.elapsed());
-                    tally.flows.iter_mut().zip(flows).for_each(|(sum, flows)| *sum += flows);
-                }
-                for done in waiting {
-                    // Whoever asked may have stopped waiting.
-                    let _ = done.send(());
-                }
-                if !stale.is_empty() {
-                    tokio::time::sleep((start.elapsed() * PAUSE_RATIO).min(LONGEST_PAUSE)).await;
-                }
-            }
-        });
+        task.spawn(run(
+            queue,
+            ended.clone(),
+            FIRST_TRY_AGAIN,
+            async move |stale: &HashSet<Stale>, flows: &mut [u64; 2]| end(&connection, stale, flows).await,
+        ));
         Ok(Self { work, ended, _task: task })
     }
 
@@ -139,12 +122,69 @@ impl Cleaner {
     }
 }
 
+async fn run(
+    mut queue: mpsc::UnboundedReceiver<Work>,
+    ended: Arc<Mutex<FlowsEnded>>,
+    first_try_again: Duration,
+    end: impl AsyncFn(&HashSet<Stale>, &mut [u64; 2]) -> nlink::Result<()>,
+) {
+    // What was asked for and is not done yet, and how often it failed.
+    let (mut stale, mut waiting, mut failures) = (HashSet::new(), Vec::new(), 0);
+    loop {
+        let first = match stale.is_empty() {
+            true => match queue.recv().await {
+                Some(work) => Some(work),
+                None => return,
+            },
+            false => None,
+        };
+        for work in first.into_iter().chain(std::iter::from_fn(|| queue.try_recv().ok())) {
+            match work {
+                Work::End(more) => stale.extend(more),
+                Work::Settle(done) => waiting.push(done),
+            }
+        }
+        let start = Instant::now();
+        let mut flows = [0; 2];
+        let mut pause = Duration::ZERO;
+        if !stale.is_empty() {
+            let outcome = end(&stale, &mut flows).await;
+            let took = start.elapsed();
+            let mut tally = ended.lock().unwrap_or_else(PoisonError::into_inner);
+            tally.looks.push(took);
+            tally.flows.iter_mut().zip(flows).for_each(|(sum, flows)| *sum += flows);
+            match outcome {
+                Err(error) if failures < TRIES_AGAIN => {
+                    tracing::debug!(%error, "stale flows could not be ended; trying again");
+                    pause = first_try_again * 2_u32.pow(failures);
+                    failures += 1;
+                }
+                outcome => {
+                    if let Err(error) = outcome {
+                        tracing::warn!(%error, "stale flows could not be ended; they go on until their clients pause");
+                    }
+                    pause = (took * PAUSE_RATIO).min(LONGEST_PAUSE);
+                    failures = 0;
+                    stale.clear();
+                }
+            }
+        }
+        if stale.is_empty() {
+            for done in waiting.drain(..) {
+                // Whoever asked may have stopped waiting.
+                let _ = oneshot::Sender::send(done, ());
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
 /// Counts what it ended by family.
-async fn end(connection: &Connection<Netfilter>, stale: &[Stale], ended: &mut [u64; 2]) -> nlink::Result<()> {
-    let wanted: HashSet<Stale> = stale.iter().copied().collect();
-    let protocols: BTreeSet<Protocol> = stale.iter().map(|stale| stale.protocol).collect();
+async fn end(connection: &Connection<Netfilter>, wanted: &HashSet<Stale>, ended: &mut [u64; 2]) -> nlink::Result<()> {
+    let protocols: BTreeSet<Protocol> = wanted.iter().map(|stale| stale.protocol).collect();
+    let only_one = wanted.iter().next().filter(|_| wanted.len() == 1);
     for protocol in protocols {
-        let filter = if let [one] = stale { only(one) } else { endable(protocol) };
+        let filter = only_one.map_or_else(|| endable(protocol), only);
         let mut found = connection.get_conntrack_matching(&filter).await?;
         found.retain(|entry| kinds_of(protocol, entry).iter().any(|kind| wanted.contains(kind)));
         let look_again = protocol != Protocol::Udp && found.len() <= LOOK_AGAIN;
@@ -212,5 +252,71 @@ async fn delete(connection: &Connection<Netfilter>, entry: &ConntrackEntry) -> n
     match connection.del_conntrack_entry(entry).await {
         Err(error) if !error.is_not_found() => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    fn stale(port: u16) -> Stale {
+        Stale { protocol: Protocol::Udp, destination: None, port, flow: StaleFlow::Untranslated(Family::V4) }
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_tried_again_with_what_comes_meanwhile() {
+        let (work, queue) = mpsc::unbounded_channel();
+        let looks = Arc::new(Mutex::new(Vec::new()));
+        let seen = looks.clone();
+        let later = work.clone();
+        let mut task = JoinSet::new();
+        task.spawn(run(
+            queue,
+            Arc::default(),
+            Duration::from_millis(1),
+            async move |stale: &HashSet<Stale>, _: &mut [u64; 2]| {
+                let mut seen = seen.lock().unwrap();
+                seen.push(stale.iter().map(|stale| stale.port).collect::<BTreeSet<_>>());
+                match seen.len() {
+                    1 => {
+                        later.send(Work::End(vec![self::stale(2)])).unwrap();
+                        Err(nlink::Error::from_errno(-nix::libc::ENOBUFS))
+                    }
+                    2 => Err(nlink::Error::from_errno(-nix::libc::ENOMEM)),
+                    _ => Ok(()),
+                }
+            },
+        ));
+        work.send(Work::End(vec![stale(1)])).unwrap();
+        let (done, is_done) = oneshot::channel();
+        work.send(Work::Settle(done)).unwrap();
+        is_done.await.unwrap();
+        assert_eq!(*looks.lock().unwrap(), [[1].into(), [1, 2].into(), [1, 2].into()]);
+    }
+
+    #[tokio::test]
+    async fn what_never_works_is_given_up_and_the_next_is_tried() {
+        let (work, queue) = mpsc::unbounded_channel();
+        let looks = Arc::new(AtomicUsize::new(0));
+        let seen = looks.clone();
+        let mut task = JoinSet::new();
+        task.spawn(run(
+            queue,
+            Arc::default(),
+            Duration::from_millis(1),
+            async move |_: &HashSet<Stale>, _: &mut [u64; 2]| {
+                seen.fetch_add(1, Ordering::Relaxed);
+                Err(nlink::Error::from_errno(-nix::libc::EOPNOTSUPP))
+            },
+        ));
+        for round in 1..=2 {
+            work.send(Work::End(vec![stale(1)])).unwrap();
+            let (done, is_done) = oneshot::channel();
+            work.send(Work::Settle(done)).unwrap();
+            is_done.await.unwrap();
+            assert_eq!(looks.load(Ordering::Relaxed), round * 8);
+        }
     }
 }
