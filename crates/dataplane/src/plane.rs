@@ -55,10 +55,7 @@ impl DataPlane {
     /// refused.
     pub async fn open(config: ProxyConfig) -> Result<Self, Error> {
         let lock = crate::lock::take()?;
-        // A packet for a backend elsewhere, and the answer to it, cross this node.
-        ensure_sysctl("net.ipv4.ip_forward", "1", true)?;
-        // Absent where the kernel has no IPv6, and then there is nothing to forward.
-        ensure_sysctl("net.ipv6.conf.all.forwarding", "1", false)?;
+        let_forward()?;
         let addresses = Addresses::open().await?;
         let nft = Reconciler::restore(KernelRuleset::open(&config).await?, config.counters).await?;
         let cleaner = Cleaner::start()?;
@@ -117,11 +114,11 @@ impl DataPlane {
         self.realize(snapshot, None).await
     }
 
-    /// Reads the kernel back and repairs what differs from what was last realized, and what was refused. For a slow
-    /// background tick and after suspicion. The table is read only if anybody else has changed any nftables since the
-    /// latest time, which the number of the ruleset's generation tells; nothing tells that of the socket programs'
-    /// maps, so a bounded part of them is looked at, and the next part at the next call. Services are compiled anew
-    /// only if something was amiss.
+    /// Reads the kernel back and repairs what differs from what was last realized, and what was refused; lets the
+    /// namespace forward again where somebody has stopped it. For a slow background tick and after suspicion. The table
+    /// is read only if anybody else has changed any nftables since the latest time, which the number of the ruleset's
+    /// generation tells; nothing tells that of the socket programs' maps, so a bounded part of them is looked at, and
+    /// the next part at the next call. Services are compiled anew only if something was amiss.
     ///
     /// # Errors
     /// When the kernel cannot be read; nothing was changed then.
@@ -134,6 +131,10 @@ impl DataPlane {
         let nothing = Delta::default();
         let mut report = self.realize(snapshot, (amiss == 0).then_some(&nothing)).await;
         report.repaired += amiss;
+        match let_forward() {
+            Ok(changed) => report.repaired += changed,
+            Err(error) => tracing::warn!(%error, "what is not for this node itself goes no further"),
+        }
         Ok(report)
     }
 
@@ -225,16 +226,25 @@ pub async fn cleanup() -> Result<(), Error> {
     remove_everything().await
 }
 
+/// A packet for a backend elsewhere, and the answer to it, cross this node. Says how much had to be changed for that.
+fn let_forward() -> Result<usize, Error> {
+    let v4 = ensure_sysctl("net.ipv4.ip_forward", "1", true)?;
+    // Absent where the kernel has no IPv6, and then there is nothing to forward.
+    let v6 = ensure_sysctl("net.ipv6.conf.all.forwarding", "1", false)?;
+    Ok(usize::from(v4) + usize::from(v6))
+}
+
 /// Sets the sysctl unless it is set already, so that a read-only `/proc/sys` does no harm where nothing has to change.
-fn ensure_sysctl(key: &'static str, value: &'static str, required: bool) -> Result<(), Error> {
+/// Says whether it had to.
+fn ensure_sysctl(key: &'static str, value: &'static str, required: bool) -> Result<bool, Error> {
     let path = format!("/proc/sys/{}", key.replace('.', "/"));
     let mut found = String::new();
     let read = std::fs::File::open(&path).and_then(|mut file| file.read_to_string(&mut found));
     if read.is_ok() && found.trim() == value {
-        return Ok(());
+        return Ok(false);
     }
     match std::fs::write(&path, value) {
-        Err(error) if !required && error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other.map_err(|source| Error::Sysctl { key, value, source }),
+        Err(error) if !required && error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        other => other.map(|()| true).map_err(|source| Error::Sysctl { key, value, source }),
     }
 }

@@ -125,6 +125,43 @@ fn drift_is_found_and_repaired() {
 }
 
 #[test]
+fn an_audit_lets_the_node_forward_again() {
+    require_root!();
+    let netns = Netns::new();
+    let forwards = |key: &str| netns.run(|| std::fs::read_to_string(format!("/proc/sys/net/{key}")).unwrap());
+    netns.block_on(|| async {
+        let snapshot = Snapshot::default();
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
+        projection.synced(&snapshot).await;
+        for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            assert_eq!(forwards(key), "1\n", "{key}");
+            netns.sysctl(&format!("net.{}", key.replace('/', ".")), "0");
+            assert_eq!(projection.audit(&snapshot).await.unwrap().repaired, 1, "{key}");
+            assert_eq!(forwards(key), "1\n", "{key}");
+        }
+        assert_eq!(projection.audit(&snapshot).await.unwrap().repaired, 0);
+    });
+}
+
+#[test]
+fn where_ipv6_is_switched_off_ipv4_is_forwarded() {
+    require_root!();
+    let lab = Lab::new();
+    let node = lab.at("node-1");
+    node.sysctl("net.ipv6.conf.all.disable_ipv6", "1");
+    node.sysctl("net.ipv6.conf.default.disable_ipv6", "1");
+    node.block_on(|| async {
+        let mut snapshot = Snapshot::default();
+        lab::apply(&mut snapshot, lab::OBJECTS);
+        let mut projection = DataPlane::open(lab::config()).await.unwrap();
+        let report = projection.synced(&snapshot).await;
+        assert!(report.refused.is_empty(), "{:?}", report.refused);
+        assert_eq!(projection.audit(&snapshot).await.unwrap().repaired, 0);
+    });
+    assert!(lab.at("pod-x").run(|| Dial::tcp(address("10.96.0.1:80")).once()).by().is_some());
+}
+
+#[test]
 fn a_change_finds_its_way_over_drift() {
     require_root!();
     let netns = Netns::new();
