@@ -138,10 +138,9 @@ impl DataPlane {
         Ok(report)
     }
 
-    /// Waits until the flows, sessions and sockets that earlier changes made stale are ended, which `apply` leaves to
-    /// tasks of their own.
+    /// Waits until the flows and sockets that earlier changes made stale are ended, which `apply` leaves to tasks of
+    /// their own.
     pub async fn settled(&self) {
-        self.nft.settled().await;
         self.cleaner.settle().await;
         if let Some(sockets) = &self.sockets {
             sockets.settled().await;
@@ -170,10 +169,10 @@ impl DataPlane {
         self.sockets.as_ref().map(SockLb::led).unwrap_or_default()
     }
 
-    /// How large each map and set of nftables is, but for the clients of session affinity, whom only the kernel counts.
-    #[must_use]
-    pub fn sizes(&self) -> Vec<SetSize> {
-        self.nft.realized().sizes()
+    /// How large each map and set of nftables is; the one of clients with session affinity only where the kernel says so,
+    /// which newer ones do.
+    pub async fn sizes(&mut self) -> Vec<SetSize> {
+        self.nft.sizes().await
     }
 
     /// Of each map of the socket programs how full it is; empty where there are none. It costs a walk over the

@@ -12,10 +12,12 @@ pub struct Room {
     pub room: Option<u32>,
 }
 
-/// One map or set of nftables. The machine's memory is its only bound.
+/// One map or set of nftables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SetSize {
     pub set: &'static str,
     pub family: Family,
     pub elements: usize,
+    /// What it takes at most; `None` where the machine's memory is the only bound.
+    pub room: Option<u32>,
 }

@@ -36,6 +36,12 @@ fn stock_nft_prints_the_table() {
         "ct original ip daddr . meta l4proto . ct original proto-dst @traffic return",
         "10.96.0.1 . tcp . 80 counter packets 0 bytes 0",
         "dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 3 map @slots-8",
+        "meta priority set ip saddr . meta priority map @affinity",
+        "meta priority set meta priority | 2000:0",
+        "dnat ip to ip daddr . meta l4proto . th dport . meta priority map @slots-9",
+        "delete @affinity { ip saddr . meta priority : meta mark }",
+        "update @affinity { ip saddr . meta priority timeout 3h : jhash ip daddr . th dport mod 536870912 seed 0x0 offset 1073741824 }",
+        "update @affinity { ip6 saddr . meta priority timeout 3h : jhash ip6 daddr . th dport mod 536870912 seed 0x0 offset 1073741824 }",
     ] {
         assert!(listing.contains(line), "{line} is not in\n{listing}");
     }

@@ -334,8 +334,10 @@ fn every_kind_of_decision_is_told() {
                   -> meta priority set 300:4009, goto pick
                 pick: @picks { 300:4009 : goto sticky-pick-3-part-9 }
                   -> goto sticky-pick-3-part-9
-                sticky-pick-3-part-9: @sessions { 10.96.0.44 . tcp . 80 : 9d34:19c }
-                  -> meta priority set 9d34:19c
+                sticky-pick-3-part-9: @sessions { 10.96.0.44 . tcp . 80 : 9c01:349d }
+                  -> meta priority set 9c01:349d
+                sticky-pick-3-part-9: @sessions { 10.96.0.44 . tcp . 80 : 9c01:349d }
+                  -> meta priority set 9c01:349d, delete @affinity { 10.244.1.9 . 9c01:349d }  # it is given another, or its first
                 sticky-pick-3-part-9: @slots-9 { 10.96.0.44 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
                   -> dnat to 10.244.1.2:8080
               filter prerouting
@@ -345,8 +347,8 @@ fn every_kind_of_decision_is_told() {
                   -> meta priority set 302a:8000, goto remember-for  # session affinity
                 remember-for: @remembers { 302a:8000 : goto remember-10800 }
                   -> goto remember-10800
-                remember-10800: @sessions { 10.96.0.44 . tcp . 80 : 9d34:19c }
-                  -> meta priority set 9d34:19c, update @affinity { 10.244.1.9 . 9d34:19c timeout 10800s }
+                remember-10800: @sessions { 10.96.0.44 . tcp . 80 : 9c01:349d }
+                  -> meta priority set 9c01:349d, update @affinity { 10.244.1.9 . 9c01:349d timeout 10800s }
             1/3 10.244.1.2:8080
                 @slots-9 { 10.96.0.44 . tcp . 80 . 0x00000000 : 10.244.1.2 . 8080 }
             1/3 10.244.1.3:8080
@@ -361,8 +363,8 @@ fn every_kind_of_decision_is_told() {
 fn a_session_is_told_as_it_is_remembered() {
     require_root!();
     let node = node(lab::config());
-    // As the map `sessions` has it, in the order of this host's bytes.
-    let remember = "{ 10.244.1.9 . eef:9063 timeout 1h : 10.244.1.3 . 8080 }";
+    // As the map `sessions` has it, in the order of this host's bytes; and the number of the backend 10.244.1.3, in the other.
+    let remember = "{ 10.244.1.9 . e390:ef0e timeout 1h : 0x78b59a56 }";
     let Some(done) = node.command("nft", &["add", "element", "ip", "portolan", "affinity", remember]) else {
         return skip("needs nft");
     };
@@ -377,9 +379,11 @@ fn a_session_is_told_as_it_is_remembered() {
                   -> meta priority set 300:4006, goto pick
                 pick: @picks { 300:4006 : goto sticky-pick-3-part-6 }
                   -> goto sticky-pick-3-part-6
-                sticky-pick-3-part-6: @sessions { 10.96.0.43 . tcp . 80 : eef:9063 }
-                  -> meta priority set eef:9063
-                sticky-pick-3-part-6: @affinity { 10.244.1.9 . eef:9063 : 10.244.1.3 . 8080 }
+                sticky-pick-3-part-6: @sessions { 10.96.0.43 . tcp . 80 : e390:ef0e }
+                  -> meta priority set e390:ef0e
+                sticky-pick-3-part-6: @affinity { 10.244.1.9 . e390:ef0e : 0x569ab578 }
+                  -> meta priority set 569a:b578
+                sticky-pick-3-part-6: @slots-6 { 10.96.0.43 . tcp . 80 . 0x569ab578 : 10.244.1.3 . 8080 }
                   -> dnat to 10.244.1.3:8080  # as last time
               filter prerouting
                 filter-prerouting: jump after-nat
@@ -388,8 +392,8 @@ fn a_session_is_told_as_it_is_remembered() {
                   -> meta priority set 302a:8000, goto remember-for  # session affinity
                 remember-for: @remembers { 302a:8000 : goto remember-10800 }
                   -> goto remember-10800
-                remember-10800: @sessions { 10.96.0.43 . tcp . 80 : eef:9063 }
-                  -> meta priority set eef:9063, update @affinity { 10.244.1.9 . eef:9063 timeout 10800s }
+                remember-10800: @sessions { 10.96.0.43 . tcp . 80 : e390:ef0e }
+                  -> meta priority set e390:ef0e, update @affinity { 10.244.1.9 . e390:ef0e timeout 10800s }
             1/1 10.244.1.3:8080
         "#]],
     );

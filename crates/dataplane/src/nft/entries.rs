@@ -39,6 +39,8 @@ pub enum Key {
     Session(Frontend),
     /// -> [`Value::Backend`].
     Slot(Frontend, Reach, u32),
+    /// With session affinity, the backend by its [`seat`](super::seats::seat) -> [`Value::Backend`].
+    Seat(Frontend, Reach, u32),
     /// Open to [`Key::Admitted`] sources only.
     Restricted(Frontend),
     /// A single address, or a network of one of the [`lengths`](super::networks::lengths).
@@ -146,8 +148,9 @@ impl Key {
     pub fn frontend(&self) -> Option<Frontend> {
         match self {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => Some(*f),
-            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Session(f) | Self::Slot(f, ..) => Some(*f),
-            Self::Restricted(f) | Self::Admitted(f, _) | Self::Connections(f) | Self::Traffic(f) => Some(*f),
+            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Session(f) => Some(*f),
+            Self::Slot(f, ..) | Self::Seat(f, ..) | Self::Restricted(f) | Self::Admitted(f, _) => Some(*f),
+            Self::Connections(f) | Self::Traffic(f) => Some(*f),
             Self::ClusterIp(_) | Self::Hairpin(_) | Self::NodeAddress(_) | Self::Echo(_) => None,
             Self::ServiceCidr(_) | Self::PodNetwork(_) | Self::KeepsAddress(_) => None,
         }
@@ -169,8 +172,9 @@ impl Key {
     pub fn family(&self) -> Family {
         match self {
             Self::Service(f) | Self::Masqueraded(f) | Self::LocalOnly(f) | Self::Outside(f) => f.family(),
-            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Session(f) | Self::Slot(f, ..) => f.family(),
-            Self::Restricted(f) | Self::Admitted(f, _) | Self::Connections(f) | Self::Traffic(f) => f.family(),
+            Self::Refused(f) | Self::Dropped(f) | Self::Sticky(f) | Self::Session(f) => f.family(),
+            Self::Slot(f, ..) | Self::Seat(f, ..) | Self::Restricted(f) | Self::Admitted(f, _) => f.family(),
+            Self::Connections(f) | Self::Traffic(f) => f.family(),
             Self::ClusterIp(address) | Self::Hairpin(address) => Family::of(*address),
             Self::NodeAddress(address) | Self::Echo(address) => Family::of(*address),
             Self::ServiceCidr(net) | Self::PodNetwork(net) | Self::KeepsAddress(net) => Family::of(net.addr()),

@@ -1,23 +1,25 @@
 //! Rules, spelled in the kernel's expressions for one address family.
 //!
 //! Invariant: a key's parts are loaded into registers one after the other, as the map's key lays them out, and nothing
-//! here overlaps: the longest key with its value takes 15 of the 16 words.
+//! here overlaps: the longest key with its value takes 12 of the 16 words.
 //!
 //! Source: kernel `nf_tables.h`, `nft_payload.c`, `nft_nat.c`.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use nlink::netlink::nftables as nf;
 use nlink::netlink::nftables::{
-    ChainName, CmpOp, CtDirection, CtKey, Expr, FibFlags, FibResult, LookupExpr, MetaKey, NumgenKind, PayloadBase,
-    RawExpr, Register, Rule, Verdict,
+    ChainName, CmpOp, CtDirection, CtKey, DynsetExpr, DynsetOp, Expr, FibFlags, FibResult, LookupExpr, MetaKey,
+    NumgenKind, PayloadBase, RawExpr, Register, Rule, Verdict,
 };
 use portolan_model::forwarding::Family;
 
 use super::layout::ChainPlan;
 use super::maps::{Map, TABLE, nf_family};
 use super::networks::mark;
+use super::seats::compute_seat;
 
 const RTN_LOCAL: u32 = 2;
 const NAT_FULLY_RANDOM: u32 = 1 << 4;
@@ -132,6 +134,34 @@ impl Builder {
         rule
     }
 
+    /// Sets bits of the packet's priority.
+    pub(super) fn raise_priority(self, bits: u32) -> Vec<Expr> {
+        let (mut rule, _) = self.load(&[Part::Priority], 0);
+        rule.extend([bitwise(!bits, bits), Expr::MetaSet { key: MetaKey::Priority, sreg: reg(0) }]);
+        rule
+    }
+
+    /// Writes down for so long where the client was sent, under the number in the packet's priority.
+    pub(super) fn remember(self, timeout: Duration) -> Vec<Expr> {
+        let (mut rule, value) = self.load(&[Part::Saddr, Part::Priority], 0);
+        let (backend, end) = self.load(&[Part::Daddr, Part::Dport], value);
+        rule.extend(backend);
+        rule.push(compute_seat(reg(value), 4 * u32::from(end - value)));
+        let update = DynsetExpr::new(DynsetOp::Update, Map::Affinity.name(), reg(0));
+        rule.push(update.sreg_data(reg(value)).timeout(timeout).into());
+        rule
+    }
+
+    /// Forgets where the client was sent under the number in the packet's priority: an update prolongs what is there and
+    /// changes nothing of it.
+    pub(super) fn forget(self) -> Vec<Expr> {
+        let (mut rule, value) = self.load(&[Part::Saddr, Part::Priority], 0);
+        // The kernel asks for a value where it deletes from a map, too, and makes nothing of it.
+        rule.push(Expr::Meta { dreg: reg(value), key: MetaKey::Mark });
+        rule.push(DynsetExpr::new(DynsetOp::Delete, Map::Affinity.name(), reg(0)).sreg_data(reg(value)).into());
+        rule
+    }
+
     /// Goes where the map says for the packet's priority; goes on where it says nothing.
     pub(super) fn keyed_by_priority(self, map: Map) -> Vec<Expr> {
         let load = Expr::Meta { dreg: reg(0), key: MetaKey::Priority };
@@ -180,7 +210,7 @@ mod libc_af {
 }
 
 pub(super) fn reg(word: u8) -> Register {
-    // The longest key with its value is an IPv6 affinity lookup: 10 and 5 words of the 16 there are.
+    // The longest key with its value is an IPv6 slot: 7 and 5 words of the 16 there are.
     Register::word(word.into()).unwrap_or(Register::Verdict)
 }
 

@@ -10,8 +10,8 @@ use nlink::netlink::nftables::{Chain as NfChain, Set, SetElement};
 use nlink::netlink::{Connection, Nftables};
 use portolan_model::forwarding::{Family, Frontend};
 
+use super::clients::Clients;
 use super::entries::{Chain, ChainKind, Entry, Key, chain_of};
-use super::forgetter::{Forgetter, Session};
 use super::layout::{ChainPlan, dynamic_chain, fixed_chains};
 use super::maps::{Map, TABLE, classes, nf_family};
 use super::state::{Operations, State};
@@ -25,10 +25,8 @@ pub(crate) trait Ruleset: Send {
     /// says how much of that there was to do.
     fn read(&mut self) -> impl Future<Output = Result<(State, usize), Error>> + Send;
     fn commit(&mut self, operations: &Operations) -> impl Future<Output = Result<(), Error>> + Send;
-    /// Has forgotten, before long, which clients were sent to these backends.
-    fn forget(&mut self, sessions: BTreeSet<Session>);
-    /// Waits until all is forgotten that should be.
-    fn settled(&self) -> impl Future<Output = ()> + Send;
+    /// How many clients are remembered; `None` where the kernel does not say.
+    fn clients(&mut self, family: Family) -> impl Future<Output = Result<Option<u32>, Error>> + Send;
     /// What the counters of each frontend are at.
     fn counted(&mut self) -> impl Future<Output = Result<BTreeMap<Frontend, Counts>, Error>> + Send;
     /// Whether anybody else has committed anything since the latest `read`. May say so wrongly, but not the reverse.
@@ -40,17 +38,15 @@ pub(crate) trait Ruleset: Send {
 /// The table in the network namespace that this was opened in.
 pub(crate) struct KernelRuleset {
     writer: Writer,
+    clients: Clients,
     config: ProxyConfig,
-    forgetter: Forgetter,
 }
 
 impl KernelRuleset {
     /// Makes the maps and the rules, or brings the rules up to date with this build and configuration, in one
     /// transaction and without touching the elements.
     pub(crate) async fn open(config: &ProxyConfig) -> Result<Self, Error> {
-        let writer = Writer::open()?;
-        let forgetter = Forgetter::start(writer.another()?);
-        let mut ruleset = Self { writer, config: config.clone(), forgetter };
+        let mut ruleset = Self { writer: Writer::open()?, clients: Clients::open()?, config: config.clone() };
         ruleset.lay_out().await?;
         Ok(ruleset)
     }
@@ -204,12 +200,8 @@ impl Ruleset for KernelRuleset {
             .await
     }
 
-    fn forget(&mut self, sessions: BTreeSet<Session>) {
-        self.forgetter.forget(sessions);
-    }
-
-    async fn settled(&self) {
-        self.forgetter.settled().await;
+    async fn clients(&mut self, family: Family) -> Result<Option<u32>, Error> {
+        self.clients.count(family).await
     }
 
     async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {

@@ -10,7 +10,7 @@
 //! | `admission` | | lets only those on who may come: one look a length of network, not a network |
 //! | `external-local` | | sorts insiders from outsiders under `externalTrafficPolicy: Local` |
 //! | `pick` | | goes to the chain of the class that a map gave |
-//! | `…pick-<n>-part-<p>` | | rewrites the destination: a random one of n slots, or the one remembered |
+//! | `…pick-<n>-part-<p>` | | rewrites the destination: to whom it was last, if still there, or one of n at random |
 //! | `after-nat` | filter prerouting and output, -99 | rejects what found no backend, which no nat chain may |
 //! | `remember` | | likewise |
 //! | `…remember-<s>` | | writes down who was sent where, which is known only now |
@@ -22,7 +22,8 @@
 //! timeout, and not for each Service. The others give a class, a number, which waits for its lookup there in the
 //! packet's priority: the mark belongs to too many others, and routing sets the priority of forwarded packets afresh
 //! after this. What it was before is lost for the first packet of a connection to a Service, no other. With session
-//! affinity the priority next holds the number under which the client is remembered, until it is written down.
+//! affinity the priority next holds the number that the client is remembered under, then that of the backend it was
+//! sent to last.
 //!
 //! A network of sources is one element of a hash table, its first address with the bit after the prefix set; so there
 //! is one rule for each length that networks have here, every fourth, and those of other lengths are made of these. A
@@ -39,10 +40,11 @@
 //!
 //! Source: kernel `nf_tables_api.c` (`nft_table_validate`), `ip_forward.c`.
 
+use std::time::Duration;
+
 use nlink::netlink::nftables as nf;
 use nlink::netlink::nftables::{
-    BaseChain, CmpOp, CtKey, DynsetExpr, DynsetOp, Expr, FilterHook, LookupExpr, MetaKey, NatHook, Priority, Rule,
-    Verdict,
+    BaseChain, CmpOp, CtKey, Expr, FilterHook, LookupExpr, MetaKey, NatHook, Priority, Rule, Verdict,
 };
 use portolan_model::forwarding::Family;
 
@@ -53,6 +55,7 @@ use super::expressions::{
 };
 use super::maps::{Map, OUTSIDE_BASE};
 use super::networks::lengths;
+use super::seats;
 use crate::config::{LocalTraffic, ProxyConfig};
 
 const CT_NEW: u32 = 1 << 3;
@@ -283,12 +286,8 @@ pub(super) fn dynamic_chain(family: Family, kind: ChainKind) -> ChainPlan {
                 true => b.set_priority(&original[1..], Map::NodePortSessions),
                 false => b.set_priority(&original, Map::Sessions),
             };
-            let (key, data) = b.load(&[Part::Saddr, Part::Priority], 0);
-            let (value, _) = b.load(&[Part::Daddr, Part::Dport], data);
-            let update = DynsetExpr::new(DynsetOp::Update, Map::Affinity.name(), reg(0))
-                .sreg_data(reg(data))
-                .timeout(std::time::Duration::from_secs(seconds.into()));
-            vec![(b.all([number, key, value, vec![update.into()]]), ""), (clear_priority(), "")]
+            let timeout = Duration::from_secs(seconds.into());
+            vec![(b.all([number, b.remember(timeout)]), ""), (clear_priority(), "")]
         }
     };
     b.regular(&kind.to_string(), rules)
@@ -296,23 +295,26 @@ pub(super) fn dynamic_chain(family: Family, kind: ChainKind) -> ChainPlan {
 
 fn pick_rules(b: Builder, pick: Pick) -> Vec<(Vec<Expr>, &'static str)> {
     let frontend = [Part::Daddr, Part::Proto, Part::Dport];
+    let slot = |index| match pick.node_port {
+        true => b.dnat(&[Part::Proto, Part::Dport, index], Map::NodePortSlots),
+        false => b.dnat(&[Part::Daddr, Part::Proto, Part::Dport, index], Map::Slots(pick.part)),
+    };
+    let is_outside = pick.reach == Reach::Outside;
     let mut rules = Vec::new();
     if pick.sticky {
-        rules.push(match pick.node_port {
-            true => (b.set_priority(&frontend[1..], Map::NodePortSessions), ""),
-            false => (b.set_priority(&frontend, Map::Sessions), ""),
-        });
-        rules.push((b.dnat(&[Part::Saddr, Part::Priority], Map::Affinity), "as last time"));
+        let number = || match pick.node_port {
+            true => b.set_priority(&frontend[1..], Map::NodePortSessions),
+            false => b.set_priority(&frontend, Map::Sessions),
+        };
+        rules.push((number(), ""));
+        rules.push((b.set_priority(&[Part::Saddr, Part::Priority], Map::Affinity), ""));
+        if is_outside {
+            rules.push((b.raise_priority(seats::OUTSIDE), ""));
+        }
+        rules.push((slot(Part::Priority), "as last time"));
+        rules.push((b.all([number(), b.forget()]), "it is given another, or its first"));
     }
     rules.push((clear_priority(), ""));
-    let base = if pick.reach == Reach::Outside { OUTSIDE_BASE } else { 0 };
-    let index = Part::Random { of: pick.count, base };
-    rules.push((
-        match pick.node_port {
-            true => b.dnat(&[Part::Proto, Part::Dport, index], Map::NodePortSlots),
-            false => b.dnat(&[Part::Daddr, Part::Proto, Part::Dport, index], Map::Slots(pick.part)),
-        },
-        "",
-    ));
+    rules.push((slot(Part::Random { of: pick.count, base: if is_outside { OUTSIDE_BASE } else { 0 } }), ""));
     rules
 }

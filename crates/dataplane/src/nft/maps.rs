@@ -15,7 +15,7 @@ pub(crate) const TABLE: &str = "portolan";
 pub(super) const OUTSIDE_BASE: u32 = 1 << 20;
 
 /// Clients remembered for session affinity in one family; one more is forwarded without being remembered.
-const AFFINITY_SIZE: u32 = 1 << 20;
+pub(super) const AFFINITY_SIZE: u32 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Map {
@@ -197,7 +197,8 @@ impl Map {
                 Some(SetDataType::Value(SetKeyType::ClassId))
             }
             Self::Picks | Self::Remembers => Some(SetDataType::Verdict),
-            Self::Slots(_) | Self::NodePortSlots | Self::Affinity => Some(SetDataType::Value(backend)),
+            Self::Slots(_) | Self::NodePortSlots => Some(SetDataType::Value(backend)),
+            Self::Affinity => Some(SetDataType::Value(SetKeyType::Mark)),
             Self::Echo => Some(SetDataType::Value(address_type(family))),
             _ => None,
         }

@@ -5,6 +5,7 @@
 //! | `entries` | what an element can be, in words |
 //! | `row` | a frontend's forwarding -> entries, pure |
 //! | `sessions` | frontends that remember together -> a number for them, pure |
+//! | `seats` | backends that are remembered -> a number for each, pure |
 //! | `state` | what is realized; a change -> the smallest operations, pure |
 //! | `reconcile` | the upper half: batches, refusals, what is found after a restart or a mishap |
 //! | `maps` | the table's maps and sets, as data |
@@ -13,17 +14,18 @@
 //! | `expressions` | rules, spelled for one family |
 //! | `wire` | entries <-> bytes |
 //! | `kernel`, `writer` | the lower half: transactions |
-//! | `forgetter` | clients that are remembered with a backend that is gone |
+//! | `clients` | how many clients are remembered |
 
+mod clients;
 pub mod entries;
 mod expressions;
-mod forgetter;
 mod kernel;
 mod layout;
 mod maps;
 mod networks;
 mod reconcile;
 mod row;
+pub(crate) mod seats;
 mod sessions;
 pub mod state;
 mod wire;

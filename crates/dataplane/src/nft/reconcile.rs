@@ -13,15 +13,15 @@ use portolan_model::forwarding::{Backend, Family, Frontend, NodeContext, Place, 
 use portolan_model::{Protocol, ServiceId};
 
 use super::entries::Key;
-use super::forgetter::Session;
 use super::kernel::Ruleset;
+use super::maps::{AFFINITY_SIZE, Map};
 use super::row::Row;
 use super::sessions::Sessions;
 use super::state::{Journal, State};
 use crate::conntrack::{Stale, StaleFlow};
 use crate::desired::Change;
 use crate::traffic::Counts;
-use crate::{Error, Report};
+use crate::{Error, Report, SetSize};
 
 /// Services whose changes are committed together. A transaction of them stays within the socket's send buffer.
 const BATCH: usize = 256;
@@ -77,6 +77,22 @@ impl<R: Ruleset> Reconciler<R> {
 
     pub(crate) async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
         self.ruleset.counted().await
+    }
+
+    /// How many entries there are in each map, and how many clients are remembered.
+    pub(crate) async fn sizes(&mut self) -> Vec<SetSize> {
+        let mut sizes = self.realized.sizes();
+        for family in Family::BOTH {
+            match self.ruleset.clients(family).await {
+                Ok(Some(clients)) => {
+                    let (set, elements) = (Map::Affinity.name(), clients as usize);
+                    sizes.push(SetSize { set, family, elements, room: Some(AFFINITY_SIZE) });
+                }
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "nobody can say how full the map of clients is"),
+            }
+        }
+        sizes
     }
 
     /// The Services that are not in the kernel as they should be, and have to be in the next change.
@@ -270,32 +286,11 @@ impl<R: Ruleset> Reconciler<R> {
         }
     }
 
-    /// Has sessions with removed backends forgotten, and gives the UDP flows that became stale.
+    /// Lets go of numbers that nobody remembers under any more, and gives the flows that became stale.
     fn aftermath(&mut self, journal: &Journal) -> Vec<Stale> {
         let effects = effects(&self.realized, journal);
-        let sessions: BTreeSet<Session> =
-            journal.touched().flat_map(|(frontend, before)| self.left(*frontend, before)).collect();
         self.release_sessions(journal.touched().map(|(frontend, _)| *frontend));
-        self.ruleset.forget(sessions);
         effects.iter().flat_map(Effect::stale).collect()
-    }
-
-    /// The sessions that the frontend's clients were in before and can be in no longer.
-    fn left(&self, frontend: Frontend, before: Option<&Row>) -> Vec<Session> {
-        let Some((before, number)) = before.and_then(|row| row.session().map(|number| (row, number))) else {
-            return Vec::new();
-        };
-        let leads = |frontend: &Frontend, backend: &Backend| {
-            let row = self.realized.row(frontend).filter(|row| row.session() == Some(number));
-            row.is_some_and(|row| row.backends().contains(backend))
-        };
-        // Others may go on remembering under the number.
-        let standing = self.sessions.standing(frontend.family(), number);
-        let is_left = |backend: &Backend| {
-            !leads(&frontend, backend) && !standing.is_some_and(|standing| leads(standing, backend))
-        };
-        let backends = before.backends().into_iter().filter(is_left);
-        backends.map(|backend| Session { number, backend }).collect()
     }
 
     /// Numbers that are not in use with any of the frontends can be had by others.
@@ -305,11 +300,6 @@ impl<R: Ruleset> Reconciler<R> {
                 self.sessions.release(&frontend);
             }
         }
-    }
-
-    /// Waits until the sessions that earlier changes left are forgotten.
-    pub(crate) async fn settled(&self) {
-        self.ruleset.settled().await;
     }
 
     /// As `reread`, unless the kernel can tell that nobody else has changed anything.

@@ -11,6 +11,7 @@ use portolan_model::forwarding::{Backend, Frontend, FrontendForwarding, Masquera
 
 use super::entries::{Chain, ChainKind, Entry, Key, LONGEST_REMEMBERED, Pick, Reach, Remember, Value, part_of};
 use super::networks::cut;
+use super::seats::seat;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Row {
@@ -27,6 +28,8 @@ pub(super) struct Row {
     traffic: bool,
     inside_slots: Box<[Option<Backend>]>,
     outside_slots: Box<[Option<Backend>]>,
+    /// Backends by their seats, sorted; empty without session affinity.
+    seats: Box<[(Reach, u32, Backend)]>,
     /// Sorted.
     admitted: Box<[IpNet]>,
 }
@@ -79,11 +82,26 @@ impl Row {
             }
         }
         row.session = session;
+        if forwarding.affinity.is_some() {
+            row.seats = row.seated();
+        }
         row.remember = forwarding.affinity.map(|affinity| {
             let seconds = u32::try_from(affinity.timeout.as_secs()).unwrap_or(LONGEST_REMEMBERED);
             Remember { node_port, seconds: seconds.clamp(1, LONGEST_REMEMBERED) }
         });
         row
+    }
+
+    /// The backends in the slots by their seats, the first where two have the same.
+    fn seated(&self) -> Box<[(Reach, u32, Backend)]> {
+        let of = |slots: &[Option<Backend>], reach| {
+            slots.iter().flatten().map(|backend| (reach, seat(backend), *backend)).collect::<Vec<_>>()
+        };
+        let mut seats = of(&self.inside_slots, Reach::Inside);
+        seats.extend(of(&self.outside_slots, Reach::Outside));
+        seats.sort_unstable();
+        seats.dedup_by_key(|(reach, seat, _)| (*reach, *seat));
+        seats.into()
     }
 
     /// In the order of their keys.
@@ -105,6 +123,11 @@ impl Row {
             .chain(self.session.map(|number| (Key::Session(of), Value::Session(number))))
             .chain(slots(&self.inside_slots, Reach::Inside))
             .chain(slots(&self.outside_slots, Reach::Outside))
+            .chain(
+                self.seats
+                    .iter()
+                    .map(move |(reach, seat, backend)| (Key::Seat(of, *reach, *seat), Value::Backend(*backend))),
+            )
             .chain(set(self.restricted, Key::Restricted))
             .chain(self.admitted.iter().map(move |net| (Key::Admitted(of, *net), Value::Present)))
             .chain(set(self.connections, Key::Connections))
@@ -135,6 +158,13 @@ impl Row {
                 }
                 slots[index] = Some(backend);
             }
+            (Key::Seat(_, reach, seat), Value::Backend(backend)) => {
+                let mut all = std::mem::take(&mut self.seats).into_vec();
+                if let Err(at) = all.binary_search(&(reach, seat, backend)) {
+                    all.insert(at, (reach, seat, backend));
+                }
+                self.seats = all.into();
+            }
             (Key::Admitted(_, net), _) => {
                 let mut all = std::mem::take(&mut self.admitted).into_vec();
                 if let Err(at) = all.binary_search(&net) {
@@ -154,6 +184,7 @@ impl Row {
         let sticky = [self.remember.is_some(), self.session.is_some()];
         flags.into_iter().chain(leads).chain(sticky).chain(counts).filter(|present| *present).count()
             + self.inside_slots.iter().chain(&*self.outside_slots).flatten().count()
+            + self.seats.len()
             + self.admitted.len()
     }
 
@@ -172,7 +203,7 @@ impl Row {
         one(self.connections, Key::Connections);
         one(self.traffic, Key::Traffic);
         let slots = self.inside_slots.iter().chain(&*self.outside_slots).flatten().count();
-        count(Key::Slot(of, Reach::Inside, 0), slots);
+        count(Key::Slot(of, Reach::Inside, 0), slots + self.seats.len());
         self.admitted.iter().for_each(|net| count(Key::Admitted(of, *net), 1));
     }
 

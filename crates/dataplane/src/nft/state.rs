@@ -115,7 +115,7 @@ impl State {
         for key in self.shared.keys() {
             *sizes.entry((map_of(key).name(), key.family())).or_default() += 1;
         }
-        sizes.into_iter().map(|((set, family), elements)| SetSize { set, family, elements }).collect()
+        sizes.into_iter().map(|((set, family), elements)| SetSize { set, family, elements, room: None }).collect()
     }
 
     /// Entries and chains that only one of the two has, or has otherwise.

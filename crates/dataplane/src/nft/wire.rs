@@ -11,9 +11,9 @@ use portolan_model::Protocol;
 use portolan_model::forwarding::{Backend, Family, Frontend, MAX_BACKENDS, Place};
 
 use super::entries::{ChainKind, Entry, Key, Reach, Value, part_of};
-use super::forgetter::Session;
 use super::maps::{Map, OUTSIDE_BASE, classes};
 use super::networks::{mark, unmark};
+use super::seats::{self, seat};
 
 /// Elements of a message: an element list may have at most 64 KiB, and the longest element takes less than 160 bytes.
 pub(super) const MESSAGE_ELEMENTS: usize = 400;
@@ -33,7 +33,7 @@ pub(super) fn map_of(key: &Key) -> Map {
         Key::Dropped(f) => either(f, Map::Dropped, Map::NodePortDropped),
         Key::Sticky(f) => either(f, Map::Sticky, Map::NodePortSticky),
         Key::Session(f) => either(f, Map::Sessions, Map::NodePortSessions),
-        Key::Slot(f, ..) => either(f, Map::Slots(part_of(f)), Map::NodePortSlots),
+        Key::Slot(f, ..) | Key::Seat(f, ..) => either(f, Map::Slots(part_of(f)), Map::NodePortSlots),
         Key::Restricted(_) => Map::Restricted,
         // Apart, since a network stands there as an address.
         Key::Admitted(_, net) if net.prefix_len() == net.max_prefix_len() => Map::Admitted,
@@ -61,7 +61,7 @@ pub(super) fn element((key, value): &Entry) -> SetElement {
         Value::Backend(backend) => element.value(SetElement::concat([address(backend.address), port(backend.port)])),
         Value::Pick(pick) => element.value(class(ChainKind::Pick(*pick))),
         Value::Remember(remember) => element.value(class(ChainKind::Remember(*remember))),
-        Value::Session(number) => element.value(SetElement::new(number.to_be_bytes().into())),
+        Value::Session(number) => element.value(SetElement::new(number.to_ne_bytes().into())),
     }
 }
 
@@ -84,16 +84,6 @@ fn class(kind: ChainKind) -> SetElement {
     SetElement::new(kind.class().to_be_bytes().into())
 }
 
-/// The session that an element of [`Map::Affinity`] is of.
-pub(super) fn session(family: Family, element: &SetElement) -> Option<Session> {
-    let mut key = Reader(element.key());
-    let _client = key.address(family)?;
-    let number = key.class()?;
-    let Some(SetElementData::Value(value)) = element.data() else { return None };
-    let mut value = Reader(value);
-    Some(Session { number, backend: Backend { address: value.address(family)?, port: value.port()? } })
-}
-
 pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<Entry> {
     let mut key = Reader(element.key());
     let value = value(map, family, element)?;
@@ -105,7 +95,11 @@ pub(super) fn entry(map: Map, family: Family, element: &SetElement) -> Option<En
         Some(Frontend { place: Place::Node(family), protocol: key.protocol()?, port: key.port()? })
     };
     let slot = |frontend: Frontend, index: u32| {
+        let Value::Backend(backend) = &value else { return None };
+        let seat = seat(backend);
         let (reach, index) = match index.checked_sub(OUTSIDE_BASE) {
+            _ if index == seat => return Some(Key::Seat(frontend, Reach::Inside, seat)),
+            _ if index == seat | seats::OUTSIDE => return Some(Key::Seat(frontend, Reach::Outside, seat)),
             None => (Reach::Inside, index),
             Some(index) => (Reach::Outside, index),
         };
@@ -184,7 +178,7 @@ fn value(map: Map, family: Family, element: &SetElement) -> Option<Value> {
             ChainKind::Remember(remember) => Some(Value::Remember(remember)),
             ChainKind::Pick(_) => None,
         },
-        Map::Sessions | Map::NodePortSessions => Some(Value::Session(data.class()?)),
+        Map::Sessions | Map::NodePortSessions => Some(Value::Session(data.number()?)),
         _ => Some(Value::Present),
     }
 }
@@ -209,6 +203,8 @@ fn element_key(key: &Key) -> SetElement {
         | Key::Restricted(f) => SetElement::concat(frontend(f)),
         Key::Slot(f, Reach::Inside, index) => with(f, SetElement::mark(*index)),
         Key::Slot(f, Reach::Outside, index) => with(f, SetElement::mark(OUTSIDE_BASE + index)),
+        Key::Seat(f, Reach::Inside, seat) => with(f, SetElement::mark(*seat)),
+        Key::Seat(f, Reach::Outside, seat) => with(f, SetElement::mark(*seat | seats::OUTSIDE)),
         Key::Admitted(f, net) if net.prefix_len() == net.max_prefix_len() => with(f, address(net.addr())),
         Key::Admitted(f, net) => with(f, address(mark(net))),
         Key::ClusterIp(at) | Key::NodeAddress(at) => address(*at),
@@ -314,7 +310,7 @@ mod tests {
 
     /// Every kind of entry, with keys and values that belong together.
     fn entries() -> impl Strategy<Value = Entry> {
-        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..18).prop_map(
+        (frontends(), any::<[u8; 16]>(), any::<u8>(), 1u32..100_000, any::<bool>(), 0usize..19).prop_map(
             |(frontend, octets, bits, number, flag, kind)| {
                 let other = match frontend.family() {
                     Family::V4 => IpAddr::from([octets[0], octets[1], octets[2], octets[3]]),
@@ -329,7 +325,8 @@ mod tests {
                     part: part_of(&frontend),
                     count: number,
                 });
-                let backend = Value::Backend(Backend { address: other, port: frontend.port });
+                let of = Backend { address: other, port: frontend.port };
+                let backend = Value::Backend(of);
                 match kind {
                     0 => (Key::Service(frontend), pick),
                     1 => (if flag { Key::Masqueraded(frontend) } else { Key::LocalOnly(frontend) }, Value::Present),
@@ -338,6 +335,7 @@ mod tests {
                     4 => (Key::Sticky(frontend), Value::Remember(Remember { node_port, seconds: number })),
                     16 => (Key::Session(frontend), Value::Session(number)),
                     5 | 6 => (Key::Slot(frontend, reach, number), backend),
+                    17 => (Key::Seat(frontend, reach, seat(&of)), backend),
                     7 if !node_port => (Key::Restricted(frontend), Value::Present),
                     8 if !node_port => {
                         let network = cut(&network_of(other, bits)).last().unwrap();

@@ -3,13 +3,14 @@
 use std::net::{IpAddr, SocketAddr};
 
 use nlink::netlink::nftables::{
-    CmpOp, CtDirection, CtKey, FibFlags, FibResult, MetaKey, NatType, PayloadBase, RangeOp, Register, RuleExpr,
-    SetElementData, Verdict,
+    CmpOp, CtDirection, CtKey, DynsetOp, FibFlags, FibResult, HashKind, MetaKey, NatType, PayloadBase, RangeOp,
+    Register, RuleExpr, SetElementData, Verdict,
 };
 
 use super::Packet;
 use super::table::{Rule, Table};
 use super::text;
+use crate::nft::seats::{below, jhash};
 
 const CT_NEW: u32 = 1 << 3;
 const CT_DNAT: u32 = 1 << 5;
@@ -146,6 +147,19 @@ impl<'a> Machine<'a> {
                 self.of = *modulus;
                 self.store_word(*dreg, offset + self.choice);
             }
+            RuleExpr::Hash {
+                dreg,
+                kind: HashKind::Jenkins,
+                sreg: Some(from),
+                len,
+                modulus,
+                seed: Some(seed),
+                offset,
+                ..
+            } => {
+                let hash = jhash(self.value(*from, usize::try_from(*len).unwrap_or_default()), *seed);
+                self.store_word(*dreg, offset + below(hash, *modulus));
+            }
             RuleExpr::Immediate { dreg, data, .. } => self.store(*dreg, data),
             RuleExpr::Bitwise { sreg, dreg, mask, xor, .. } => {
                 let value = self.value(*sreg, mask.len()).to_vec();
@@ -169,11 +183,17 @@ impl<'a> Machine<'a> {
                 return (from.as_slice() <= value && value <= to.as_slice()) == (*op == RangeOp::Eq);
             }
             RuleExpr::Lookup { set, sreg, dreg, invert, .. } => return self.look_up(set, *sreg, *dreg, *invert, acts),
-            RuleExpr::Dynset { set, sreg_key, timeout, .. } => {
+            RuleExpr::Dynset { set, op, sreg_key, timeout, .. } => {
                 let Some(known) = self.table.sets.get(set) else { return self.cannot(expression) };
                 let key = text::value(&known.key, self.value(*sreg_key, known.key_length));
                 let time = timeout.map(|time| format!(" timeout {}s", time.as_secs())).unwrap_or_default();
-                acts.push(Act::Remember(format!("update @{set} {{ {key}{time} }}")));
+                let verb = match op {
+                    DynsetOp::Add => "add",
+                    DynsetOp::Update => "update",
+                    DynsetOp::Delete => "delete",
+                    _ => return self.cannot(expression),
+                };
+                acts.push(Act::Remember(format!("{verb} @{set} {{ {key}{time} }}")));
             }
             RuleExpr::Verdict(verdict) => acts.push(Act::Verdict(verdict.clone())),
             RuleExpr::Reject { .. } => acts.push(Act::Refuse),

@@ -39,7 +39,8 @@ pub(crate) enum Expected {
         /// The client stays with one of them.
         stays: bool,
     },
-    /// One of these, and the same at every destination. Whose address it sees, other rows say.
+    /// One of these, and the same at every destination. Whose address it sees, and what else the destinations after the
+    /// first have, other rows say.
     Alike(BTreeSet<String>),
     Reject,
     Drop,

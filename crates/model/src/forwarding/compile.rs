@@ -51,7 +51,7 @@ pub fn compile(snapshot: &Snapshot, id: &ServiceId, node: &NodeContext) -> (Serv
             for (frontend, kind) in asked {
                 let mut forwarding = forward(service, frontend, kind, &reach, node);
                 if let Some(affinity) = &mut forwarding.affinity
-                    && let Some(first) = of_port.iter().find(|other| choose_alike(service, kind, other.kind))
+                    && let Some(first) = of_port.first()
                 {
                     affinity.together = first.frontend;
                 }
@@ -124,14 +124,6 @@ fn forward(
         if kind == FrontendKind::LoadBalancer { source_ranges(service, frontend.place, node) } else { Vec::new() };
     let affinity = service.affinity.map(|timeout| Affinity { timeout, together: frontend });
     FrontendForwarding { frontend, kind, inside, outside, masquerade, affinity, sources }
-}
-
-/// Whether frontends of these kinds choose among the same backends, whoever asks. Under `externalTrafficPolicy: Local`
-/// no external address does as a ClusterIP, and who was remembered at one may have no business at the other's backend.
-fn choose_alike(service: &Service, one: FrontendKind, other: FrontendKind) -> bool {
-    let is_internal = |kind| kind == FrontendKind::ClusterIp;
-    is_internal(one) == is_internal(other)
-        || (service.internal_policy, service.external_policy) == (TrafficPolicy::Cluster, TrafficPolicy::Cluster)
 }
 
 /// The ranges of the address's family, sorted. A range of all addresses means that anyone may come, and so does having
@@ -248,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_addresses_of_a_port_remember_together_where_they_choose_alike() {
+    fn the_addresses_of_a_port_remember_together_whatever_their_policies() {
         let together = |internal: &str, external: &str| {
             let spec = json!({"type": "NodePort", "clusterIPs": ["10.96.0.1", "fd00::1"], "externalIPs": ["192.0.2.1"],
                 "internalTrafficPolicy": internal, "externalTrafficPolicy": external, "sessionAffinity": "ClientIP",
@@ -272,7 +264,7 @@ mod tests {
         );
         for (internal, external) in [("Local", "Cluster"), ("Cluster", "Local"), ("Local", "Local")] {
             let together = together(internal, external);
-            assert!(together.contains(&"TCP node:30080 by TCP 192.0.2.1:80".to_owned()), "{together:?}");
+            assert!(together.contains(&"TCP node:30080 by TCP 10.96.0.1:80".to_owned()), "{together:?}");
         }
     }
 

@@ -141,13 +141,13 @@ pub enum Masquerade {
     NodeItself,
 }
 
-/// A client stays with the backend it was given.
+/// A client stays with the backend it was given last, at every address that may use it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Affinity {
     /// For how long, counted from its latest connection.
     pub timeout: Duration,
-    /// The frontend that stands for all of the Service that remember together: those of one port and family which
-    /// choose among the same backends.
+    /// The frontend that stands for all of the Service's that remember together: those of one port and family, whatever
+    /// their policies.
     pub together: Frontend,
 }
 

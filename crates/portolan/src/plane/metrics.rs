@@ -261,13 +261,16 @@ impl Metrics {
             page.count("portolan_map_room", &[("map", map)], room.into());
         }
         let name = "portolan_nft_elements";
-        page.family(name, "gauge", "Elements in each map and set of nftables; only memory bounds these");
+        page.family(name, "gauge", "Elements in each map and set of nftables");
+        let labels =
+            |size: &SetSize| [("set", size.set), ("ip_family", FAMILIES[usize::from(size.family == Family::V6)])];
         for size in &self.sizes {
-            page.count(
-                name,
-                &[("set", size.set), ("ip_family", FAMILIES[usize::from(size.family == Family::V6)])],
-                size.elements as u64,
-            );
+            page.count(name, &labels(size), size.elements as u64);
+        }
+        let name = "portolan_nft_room";
+        page.family(name, "gauge", "How many elements a set can have, where something bounds it besides memory");
+        for (size, room) in self.sizes.iter().filter_map(|size| Some((size, size.room?))) {
+            page.count(name, &labels(size), room.into());
         }
         page.family("portolan_build_info", "gauge", "Which build this is");
         page.count("portolan_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
@@ -357,7 +360,8 @@ mod tests {
     fn a_map_that_makes_room_by_itself_is_never_near_full() {
         let mut metrics = Metrics::new(Timestamp::UNIX_EPOCH);
         let room = |map, used, room| Room { map, used, room };
-        let sizes = vec![SetSize { set: "services", family: Family::V6, elements: 7 }];
+        let size = |set, elements, room| SetSize { set, family: Family::V6, elements, room };
+        let sizes = vec![size("services", 7, None), size("affinity", 3, Some(1_024))];
         metrics.rooms(vec![room("slots", 60, Some(64)), room("sessions", 64, None)], sizes);
         let looks = vec![Duration::from_millis(3)];
         metrics.ended(&FlowsEnded { flows: [2, 0], looks: looks.clone() });
@@ -368,6 +372,8 @@ mod tests {
             ("portolan_map_room{map=\"slots\"}", "64"),
             ("portolan_map_elements{map=\"sessions\"}", "64"),
             ("portolan_nft_elements{set=\"services\",ip_family=\"IPv6\"}", "7"),
+            ("portolan_nft_elements{set=\"affinity\",ip_family=\"IPv6\"}", "3"),
+            ("portolan_nft_room{set=\"affinity\",ip_family=\"IPv6\"}", "1024"),
             ("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv4\"}", "5"),
             ("kubeproxy_conntrack_reconciler_deleted_entries_total{ip_family=\"IPv6\"}", "1"),
             ("kubeproxy_conntrack_reconciler_sync_duration_seconds_count{ip_family=\"IPv4\"}", "2"),
@@ -375,7 +381,9 @@ mod tests {
             let line = line(&shown, name);
             assert_eq!(line.rsplit_once(' ').unwrap().1, value, "{line}");
         }
-        assert!(!shown.contains("portolan_map_room{map=\"sessions\"}"), "{shown}");
+        for name in ["portolan_map_room{map=\"sessions\"}", "portolan_nft_room{set=\"services\""] {
+            assert!(!shown.contains(name), "{shown}");
+        }
     }
 
     #[test]

@@ -296,7 +296,8 @@ impl<F: Follower> Plane<F> {
     /// Answers a scrape, if the kernel can be read.
     async fn count(&mut self, reply: TrafficRequest) {
         self.shared.metrics().ended(&self.kernel.take_ended());
-        self.shared.metrics().rooms(self.kernel.rooms(), self.kernel.sizes());
+        let sizes = self.kernel.sizes().await;
+        self.shared.metrics().rooms(self.kernel.rooms(), sizes);
         match self.kernel.traffic(&self.snapshot).await {
             // Whoever asked may have stopped waiting.
             Ok(counted) => drop(reply.send(Traffic::new(&self.snapshot, counted, self.kernel.led()))),

@@ -104,9 +104,9 @@ impl Ruleset for Fake {
         self.execute(operations)
     }
 
-    fn forget(&mut self, _: BTreeSet<Session>) {}
-
-    async fn settled(&self) {}
+    async fn clients(&mut self, _: Family) -> Result<Option<u32>, Error> {
+        Ok(None)
+    }
 
     async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
         Ok(BTreeMap::new())
@@ -236,11 +236,9 @@ impl Ruleset for Picky {
         self.0.commit(operations).await
     }
 
-    fn forget(&mut self, sessions: BTreeSet<Session>) {
-        self.0.forget(sessions);
+    async fn clients(&mut self, family: Family) -> Result<Option<u32>, Error> {
+        self.0.clients(family).await
     }
-
-    async fn settled(&self) {}
 
     async fn counted(&mut self) -> Result<BTreeMap<Frontend, Counts>, Error> {
         self.0.counted().await
