@@ -248,8 +248,8 @@ fn a_service_of_a_hundred_thousand_endpoints_harms_no_other() {
         elements.count()
     };
     assert!(of("10.96.0.1") >= 3, "the others are forwarded");
-    match refused.as_slice() {
-        [] => assert_eq!(of("10.96.255.1"), 100_000, "all of it, or none"),
-        refused => assert_eq!((refused, of("10.96.255.1")), (&["random/crowd".to_owned()][..], 0)),
-    }
+    assert_eq!(refused, [""; 0]);
+    // Each in its slot and by its own number; some few have one in common.
+    let elements = of("10.96.255.1");
+    assert!((199_900..=200_000).contains(&elements), "{elements}");
 }

@@ -23,7 +23,7 @@ use crate::desired::Change;
 use crate::traffic::Counts;
 use crate::{Error, Report, SetSize};
 
-/// Services whose changes are committed together. A transaction of them stays within the socket's send buffer.
+/// Services whose changes are committed together.
 const BATCH: usize = 256;
 
 /// A batch also ends once it has touched so many elements.

@@ -3,12 +3,19 @@
 //! Invariant: the number of the ruleset's generation, which grows by one with every commit of anybody, is known as it
 //! is if nobody else has committed anything, or not at all.
 
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::SndBufForce;
 use nlink::netlink::nftables::{SetElement, Transaction};
 use nlink::netlink::{Connection, Nftables};
 use portolan_model::forwarding::Family;
 
 use super::maps::{Map, TABLE, nf_family};
 use crate::Error;
+
+/// The kernel takes a transaction whole or not at all, and by default none of more than 200 KiB, which is some thousand
+/// endpoints. A Service may have [`MAX_BACKENDS`](portolan_model::forwarding::MAX_BACKENDS) at each of its addresses. It
+/// is a bound only: memory is taken for what is sent.
+const LONGEST_TRANSACTION: usize = 1 << 28;
 
 pub(super) struct Writer {
     pub(super) connection: Connection<Nftables>,
@@ -48,5 +55,11 @@ impl Writer {
 }
 
 pub(super) fn connect() -> Result<Connection<Nftables>, Error> {
-    Connection::<Nftables>::new().map_err(|source| Error::Socket { what: "nftables", source: Box::new(source) })
+    let connection = Connection::<Nftables>::new();
+    let connection = connection.map_err(|source| Error::Socket { what: "nftables", source: Box::new(source) })?;
+    // In a user namespace it stays as it is, and a transaction that is longer is refused.
+    if let Err(error) = setsockopt(connection.socket(), SndBufForce, &LONGEST_TRANSACTION) {
+        tracing::debug!(%error, "transactions are bounded by the send buffer that there is");
+    }
+    Ok(connection)
 }

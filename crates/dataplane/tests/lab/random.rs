@@ -158,6 +158,7 @@ pub(crate) fn crowd(endpoints: u32) -> Vec<Event> {
         external_ips: Vec::new(),
         load_balancer_ips: Vec::new(),
         internal_policy: TrafficPolicy::Cluster,
+        affinity: Some(Duration::from_secs(600)),
         ports: vec![ServicePort { name: "tcp".into(), protocol: Protocol::Tcp, port: 80, node_port: None }],
         foreign_proxy: false,
         ..random.service(0)
