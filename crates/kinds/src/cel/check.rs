@@ -13,6 +13,7 @@ use super::mistake::Mistake;
 use super::shape::Shape;
 use super::types::{Bindings, Type, more_general};
 use crate::cel::functions;
+use crate::custom;
 
 /// At most this many mistakes are told of one rule.
 const MOST: usize = 100;
@@ -44,6 +45,9 @@ pub(super) fn check(root: &mut Expr, own: &Arc<Shape>, optional_old: bool) -> Re
         may_mix: false,
     };
     checker.check(root);
+    if checker.bindings.is_exhausted() {
+        return Err(vec![Mistake::new(root.at, "the types in this expression are too large")]);
+    }
     if checker.mistakes.is_empty() {
         checker.mistakes.append(&mut checker.mixed);
         checker.literals(root);
@@ -365,7 +369,9 @@ impl Checker {
             }
             let Some(Expr { at, node: Node::Literal(literal), .. }) = args.last() else { return };
             let is_wrong = match (function.as_str(), target, literal) {
-                ("matches", _, Literal::String(pattern)) => crate::custom::compile_pattern(pattern).is_err(),
+                ("matches", _, Literal::String(pattern)) => {
+                    custom::compile_pattern(pattern, custom::LARGEST_PATTERN).is_err()
+                }
                 ("duration", None, Literal::String(text)) => functions::parse_duration(text).is_none(),
                 ("duration", None, Literal::Int(_)) => true,
                 ("timestamp", None, Literal::String(text)) => functions::parse_time(text).is_none(),

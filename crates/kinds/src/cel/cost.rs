@@ -116,7 +116,7 @@ fn traversal(value: &Value<'_>) -> u64 {
         Value::List(List::Held { items, .. }) => {
             items.iter().map(|item| item.as_str().map_or(1, |text| times(text.len() as u64, TRAVERSAL))).sum()
         }
-        Value::List(List::Made(items)) => items.iter().map(traversal).sum(),
+        Value::List(List::Made { items, .. }) => items.iter().map(traversal).sum(),
         _ => 1,
     }
 }

@@ -1,15 +1,19 @@
 //! Whether two values are equal, and which of two comes first.
 //!
 //! Values of different types are unequal, but for numbers. Lists of an object that its schema calls sets or maps do not
-//! care for order.
+//! care for order, whatever they are compared with; the one on the left decides.
+//! Source: the language's definition; `valuesunstructured.go` of `k8s.io/apiserver/pkg/cel/common`.
 
 use std::cmp::Ordering;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use super::evaluate::{Failure, Room};
+use super::functions;
+use super::room::{Failure, Room};
 use super::shape::{Form, ListBy, Shape, escape};
 use super::value::{Key, List, Map, Value};
 
@@ -18,8 +22,14 @@ pub(super) fn equal<'a>(room: &mut Room, one: &Value<'a>, other: &Value<'a>) -> 
     Ok(match (one, other) {
         (Value::Null, Value::Null) => true,
         (Value::Bool(one), Value::Bool(other)) => one == other,
-        (Value::String(one), Value::String(other)) => **one == **other,
-        (Value::Bytes(one), Value::Bytes(other)) => one == other,
+        (Value::String(one), Value::String(other)) if one.len() == other.len() => {
+            room.work_through(one.len())?;
+            **one == **other
+        }
+        (Value::Bytes(one), Value::Bytes(other)) if one.len() == other.len() => {
+            room.work_through(one.len())?;
+            one == other
+        }
         (Value::Duration(one), Value::Duration(other)) => one == other,
         (Value::Timestamp(one), Value::Timestamp(other)) => one == other,
         (Value::Type(one), Value::Type(other)) => one.name() == other.name(),
@@ -45,60 +55,106 @@ fn lists<'a>(room: &mut Room, one: &List<'a>, other: &List<'a>) -> Result<bool, 
         return Ok(false);
     }
     room.work(one.len() as u64)?;
-    if let (List::Held { items: one, of, by }, List::Held { items: other, .. }) = (one, other)
-        && **by != ListBy::Place
-    {
-        return unordered(room, one, other, of, by);
-    }
-    for (one, other) in one.iter().zip(other.iter()) {
-        if !equal(room, &one?, &other?)? {
-            return Ok(false);
+    let Some(names) = Names::of(one.by()) else {
+        for (one, other) in one.iter().zip(other.iter()) {
+            if !equal(room, &one?, &other?)? {
+                return Ok(false);
+            }
         }
-    }
-    Ok(true)
-}
-
-/// Lists that a schema calls a set or a map: each item is compared with the one that is about the same.
-fn unordered<'a>(
-    room: &mut Room,
-    one: &'a [Json],
-    other: &'a [Json],
-    of: &'a Arc<Shape>,
-    by: &ListBy,
-) -> Result<bool, Failure> {
-    let name = |item: &Json| match by {
-        ListBy::Keys(keys) => keys.iter().map(|key| item[key].to_string() + ",").collect(),
-        _ => item.to_string(),
+        return Ok(true);
     };
-    let known: HashMap<String, &Json> = other.iter().map(|item| (name(item), item)).collect();
-    for item in one {
-        let Some(same) = known.get(&name(item)) else { return Ok(false) };
-        if !equal(room, &Value::held(item, of)?, &Value::held(same, of)?)? {
+    let mut known = HashMap::new();
+    for item in one.iter() {
+        let item = item?;
+        known.insert(names.name(room, &item)?, item);
+    }
+    for item in other.iter() {
+        let item = item?;
+        let Some(same) = known.get(&names.name(room, &item)?) else { return Ok(false) };
+        if !equal(room, same, &item)? {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-/// Whether two items are about the same, where items are told apart by these keys.
-pub(super) fn same_keys<'a>(
-    room: &mut Room,
-    keys: &[String],
-    one: &Value<'a>,
-    other: &Value<'a>,
-) -> Result<bool, Failure> {
-    let (Value::Map(one), Value::Map(other)) = (one, other) else { return equal(room, one, other) };
-    for key in keys {
-        let name = escape(key).unwrap_or_else(|| key.clone());
-        let same = match (one.field(&name).transpose()?, other.field(&name).transpose()?) {
-            (Some(one), Some(other)) => equal(room, &one, &other)?,
-            (one, other) => one.is_none() && other.is_none(),
-        };
-        if !same {
-            return Ok(false);
+/// `one + other`. What the schema calls a set or a map stays one: its items keep their places, and those of the other
+/// that are about the same take theirs.
+pub(super) fn join<'a>(room: &mut Room, one: &List<'a>, other: &List<'a>) -> Result<List<'a>, Failure> {
+    room.work((one.len() + other.len()) as u64)?;
+    let mut items = one.iter().collect::<Result<Vec<_>, _>>()?;
+    match Names::of(one.by()) {
+        None => {
+            for item in other.iter() {
+                items.push(item?);
+            }
+        }
+        Some(names) => {
+            let mut places = HashMap::new();
+            for (place, item) in items.iter().enumerate() {
+                places.insert(names.name(room, item)?, place);
+            }
+            for item in other.iter() {
+                let item = item?;
+                match places.entry(names.name(room, &item)?) {
+                    Entry::Occupied(place) => items[*place.get()] = item,
+                    Entry::Vacant(place) => {
+                        place.insert(items.len());
+                        items.push(item);
+                    }
+                }
+            }
         }
     }
-    Ok(true)
+    Ok(List::Made { items: Rc::new(items), by: one.by() })
+}
+
+/// Which items of a set or a map are about the same: those with the same name.
+enum Names {
+    /// The whole item is its name.
+    Item,
+    /// The values of these fields are, which are written as in rules.
+    Fields(Vec<String>),
+}
+
+impl Names {
+    /// `None` if only places tell items apart.
+    fn of(by: &ListBy) -> Option<Self> {
+        match by {
+            ListBy::Place => None,
+            ListBy::Value => Some(Self::Item),
+            ListBy::Keys(keys) => {
+                Some(Self::Fields(keys.iter().map(|key| escape(key).unwrap_or_else(|| key.clone())).collect()))
+            }
+        }
+    }
+
+    fn name(&self, room: &mut Room, item: &Value<'_>) -> Result<String, Failure> {
+        let mut name = String::new();
+        match (self, item) {
+            (Self::Fields(fields), Value::Map(map)) => {
+                for field in fields {
+                    if let Some(value) = map.field(field).transpose()? {
+                        name.push_str(&scalar(&value));
+                    }
+                    name.push(',');
+                }
+            }
+            _ => name.push_str(&scalar(item)),
+        }
+        room.work(1)?;
+        room.work_through(name.len())?;
+        Ok(name)
+    }
+}
+
+/// Different for different values, of which a schema allows only scalars here.
+fn scalar(value: &Value<'_>) -> String {
+    match value {
+        Value::String(text) => format!("{:?}", &**text),
+        Value::Bytes(bytes) => format!("{bytes:?}"),
+        other => format!("{} {}", other.kind().name(), functions::shown(other)),
+    }
 }
 
 fn maps<'a>(room: &mut Room, one: &Map<'a>, other: &Map<'a>) -> Result<bool, Failure> {

@@ -17,24 +17,24 @@ mod clauses;
 mod cost;
 mod equal;
 mod evaluate;
+mod fold;
 mod functions;
 mod lex;
 mod library;
 mod mistake;
 mod parse;
+mod room;
 mod shape;
 mod types;
 mod value;
 
-pub(crate) use evaluate::{Failure, Variables};
+pub(crate) use evaluate::Variables;
+pub(crate) use room::{Failure, MOST_PER_CALL, MOST_WORK, Spent};
 pub(crate) use shape::{Field, Form, ListBy, Shape, escape};
 pub(crate) use types::Type;
 pub(crate) use value::Value;
 
 use std::sync::Arc;
-
-/// What one evaluation may cost, as upstream reckons costs: about 50 ns each.
-pub(crate) const MOST_PER_CALL: u64 = 1_000_000;
 
 /// Why a text is no rule.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,6 +50,7 @@ pub(crate) enum Refused {
 pub(crate) struct Program {
     root: ast::Expr,
     types: check::Types,
+    patterns: Arc<room::Patterns>,
 }
 
 impl Program {
@@ -68,8 +69,8 @@ impl Program {
                 _ => shown,
             })
         })?;
-        evaluate::constants(&root).map_err(|failure| Refused::Constant(failure.to_string()))?;
-        Ok(Self { root, types })
+        let patterns = evaluate::constants(&root).map_err(|failure| Refused::Constant(failure.to_string()))?;
+        Ok(Self { root, types, patterns: Arc::new(patterns) })
     }
 
     /// What the rule yields.
@@ -87,9 +88,14 @@ impl Program {
         cost::most(&self.root, &self.types, own)
     }
 
-    /// What the rule says of these values, and what it cost to find out.
-    pub(crate) fn evaluate<'a>(&'a self, variables: Variables<'a>) -> (Result<Value<'a>, Failure>, u64) {
-        evaluate::evaluate(&self.root, variables, MOST_PER_CALL)
+    /// What the rule says of these values, and what was spent to find out, of `most_work` at the most.
+    pub(crate) fn evaluate<'a>(
+        &'a self,
+        variables: Variables<'a>,
+        most_work: u64,
+    ) -> (Result<Value<'a>, Failure>, Spent) {
+        let most = Spent { cost: MOST_PER_CALL, work: most_work.min(MOST_WORK) };
+        evaluate::evaluate(&self.root, variables, room::Room::new(most, self.patterns.clone()))
     }
 }
 

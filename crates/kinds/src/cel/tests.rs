@@ -64,7 +64,7 @@ fn evaluate(rule: &str) -> String {
         Err(Refused::Mistakes(why) | Refused::Constant(why)) => return format!("refused: {why}"),
     };
     let variables = Variables { own: &object, old: Some(&old), old_is_optional: false, shape: &own };
-    match program.evaluate(variables).0 {
+    match program.evaluate(variables, MOST_WORK).0 {
         Ok(Value::Bool(value)) => value.to_string(),
         Ok(value) => functions::shown(&value),
         Err(failure) => format!("failed: {failure}"),
@@ -208,8 +208,29 @@ fn what_does_not_compile_is_pointed_at() {
     assert!(evaluate(&deep).contains("expression recursion limit exceeded"));
     let long = format!("1{} == 1", " + 1".repeat(20_000));
     assert!(evaluate(&long).contains("expression recursion limit exceeded"));
-    let wide = format!("true{}", " && self.replicas == 3".repeat(2_000));
+    let wide = format!("true{}", " && self.replicas == 3".repeat(4_000));
     assert_eq!(evaluate(&wide), "true");
+}
+
+/// A few words more would double each of these.
+#[test]
+fn types_that_double_end_somewhere() {
+    let names: Vec<String> = (0..60).map(|index| format!("v{index}")).collect();
+    let bound: String = names.iter().map(|name| format!(".map({name}, {{{name}: {name}}})")).collect();
+    evaluate(&format!("[1]{bound} == []"));
+    let free: String = names.iter().map(|name| format!("[].all({name}, ")).collect();
+    let pairs: Vec<String> = names.windows(2).map(|pair| format!("{} == {{{1}: {1}}}", pair[0], pair[1])).collect();
+    evaluate(&format!("{free}{}{}", pairs.join(" && "), ")".repeat(names.len())));
+}
+
+/// Upstream reckons what stands in a rule, and what a text in a list is compared with, as next to nothing.
+#[test]
+fn what_costs_nothing_ends_too() {
+    let ended = format!("failed: {}", Failure::TooExpensive);
+    let zeros = vec!["0"; 5_000].join(",");
+    assert_eq!(evaluate(&format!("lists.range(1000).all(i, [{zeros}].size() > i)")), ended);
+    let text = "'x'".to_owned() + &".replace('', 'xxxxxxxxx')".repeat(5);
+    assert_eq!(evaluate(&format!("[{text}].all(t, lists.range(10000).all(i, [[t]] == [[t]]))")), ended);
 }
 
 #[test]
@@ -360,8 +381,8 @@ proptest! {
             program.most_cost(&own);
             for object in [object(), json!({}), json!({"name": 1, "replicas": "x", "tags": {}, "ports": [1], "labels": [], "wait": "x"})] {
                 let variables = Variables { own: &object, old: Some(&object), old_is_optional: false, shape: &own };
-                let (_, cost) = program.evaluate(variables);
-                prop_assert!(cost <= MOST_PER_CALL + 3_000_000, "{rule}");
+                let (_, spent) = program.evaluate(variables, MOST_WORK);
+                prop_assert!(spent.cost <= MOST_PER_CALL + 3_000_000, "{rule}");
             }
         }
     }

@@ -3,11 +3,17 @@
 //! Source: the type checker of the language's definition, with what cel-go lets pass beyond it (null for whatever is an
 //! object or opaque).
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
 use super::shape::{Form, Shape};
+
+/// Parts of one type, of which there are a handful in any that somebody means. What has more is dynamic.
+const MOST_PARTS: u32 = 1_000;
+/// Parts of types looked at for one rule: many times what the longest rule needs.
+const MOST_STEPS: u32 = 5_000_000;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Type {
@@ -158,10 +164,16 @@ impl fmt::Display for Type {
 }
 
 /// What is known of parameters so far.
-#[derive(Clone, Default)]
+///
+/// A few words can write a type that doubles with each of them (`{a: a}` within `{b: b}` …), so all that follows
+/// parameters is counted.
+#[derive(Default)]
 pub(super) struct Bindings {
     known: HashMap<usize, Type>,
     params: usize,
+    /// What the assignment that is being tried has put into `known`, and what was there.
+    tried: Vec<(usize, Option<Type>)>,
+    steps: Cell<u32>,
 }
 
 impl Bindings {
@@ -170,33 +182,61 @@ impl Bindings {
         Type::Param(self.params - 1)
     }
 
+    /// Whether so much was asked that nothing answered since means anything.
+    pub(super) fn is_exhausted(&self) -> bool {
+        self.steps.get() >= MOST_STEPS
+    }
+
+    fn step(&self) -> bool {
+        self.steps.set(self.steps.get().saturating_add(1));
+        !self.is_exhausted()
+    }
+
     /// The type with all that is known put in; what is not stays, or is dynamic.
     pub(super) fn substitute(&self, of: &Type, to_dyn: bool) -> Type {
+        self.put_in(of, to_dyn, &mut { MOST_PARTS })
+    }
+
+    fn put_in(&self, of: &Type, to_dyn: bool, parts: &mut u32) -> Type {
+        if *parts == 0 || !self.step() {
+            return Type::Dyn;
+        }
+        *parts -= 1;
         match of {
             Type::Param(param) => match self.known.get(param) {
-                Some(known) => self.substitute(known, to_dyn),
+                Some(known) => self.put_in(known, to_dyn, parts),
                 None if to_dyn => Type::Dyn,
                 None => of.clone(),
             },
-            Type::List(item) => Type::list(self.substitute(item, to_dyn)),
-            Type::Optional(item) => Type::optional(self.substitute(item, to_dyn)),
-            Type::Kind(item) => Type::Kind(Arc::new(self.substitute(item, to_dyn))),
-            Type::Map(of) => Type::map(self.substitute(&of.0, to_dyn), self.substitute(&of.1, to_dyn)),
+            Type::List(item) => Type::list(self.put_in(item, to_dyn, parts)),
+            Type::Optional(item) => Type::optional(self.put_in(item, to_dyn, parts)),
+            Type::Kind(item) => Type::Kind(Arc::new(self.put_in(item, to_dyn, parts))),
+            Type::Map(of) => Type::map(self.put_in(&of.0, to_dyn, parts), self.put_in(&of.1, to_dyn, parts)),
             _ => of.clone(),
         }
     }
 
     /// Whether each fits its counterpart; what that means for parameters is kept only if all do.
     pub(super) fn assign(&mut self, pairs: &[(&Type, &Type)]) -> bool {
-        let mut tried = self.clone();
-        let fits = pairs.iter().all(|(one, other)| tried.fits(one, other));
-        if fits {
-            *self = tried;
+        let fits = pairs.iter().all(|(one, other)| self.fits(one, other));
+        for (param, before) in std::mem::take(&mut self.tried).into_iter().rev().filter(|_| !fits) {
+            match before {
+                Some(before) => self.known.insert(param, before),
+                None => self.known.remove(&param),
+            };
         }
         fits
     }
 
+    fn know(&mut self, param: usize, kind: Type) {
+        let before = self.known.insert(param, kind);
+        self.tried.push((param, before));
+    }
+
     fn fits(&mut self, one: &Type, other: &Type) -> bool {
+        if !self.step() {
+            return true;
+        }
         if let Type::Param(param) = other {
             let bound = self.known.contains_key(param);
             if self.bind(one, *param) {
@@ -236,7 +276,7 @@ impl Bindings {
                 if fits {
                     let general = more_general(to, &known);
                     if !self.occurs(&own, &general) {
-                        self.known.insert(param, general);
+                        self.know(param, general);
                     }
                 }
                 fits
@@ -244,7 +284,7 @@ impl Bindings {
             None => {
                 let free = !self.occurs(&own, to);
                 if free {
-                    self.known.insert(param, to.clone());
+                    self.know(param, to.clone());
                 }
                 free
             }
@@ -252,7 +292,7 @@ impl Bindings {
     }
 
     fn occurs(&self, param: &Type, within: &Type) -> bool {
-        if param == within {
+        if param == within || !self.step() {
             return true;
         }
         match within {

@@ -14,9 +14,9 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::Value as Json;
 
-use super::evaluate::Failure;
 use super::functions::{Semver, Url, parse_date, parse_duration, parse_time};
 use super::library;
+use super::room::Failure;
 use super::shape::{Form, ListBy, Shape};
 use super::types::Type;
 use crate::quantity::Quantity;
@@ -54,7 +54,7 @@ pub(crate) enum Text<'a> {
 
 #[derive(Clone, Debug)]
 pub(crate) enum List<'a> {
-    Made(Rc<Vec<Value<'a>>>),
+    Made { items: Rc<Vec<Value<'a>>>, by: &'a ListBy },
     Held { items: &'a [Json], of: &'a Arc<Shape>, by: &'a ListBy },
 }
 
@@ -131,7 +131,7 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn list(items: Vec<Self>) -> Self {
-        Self::List(List::Made(Rc::new(items)))
+        Self::List(List::Made { items: Rc::new(items), by: &ListBy::Place })
     }
 
     pub(super) fn some(value: Self) -> Self {
@@ -201,14 +201,20 @@ impl<'a> From<&'a str> for Value<'a> {
 impl<'a> List<'a> {
     pub(super) fn len(&self) -> usize {
         match self {
-            Self::Made(items) => items.len(),
+            Self::Made { items, .. } => items.len(),
             Self::Held { items, .. } => items.len(),
+        }
+    }
+
+    pub(super) fn by(&self) -> &'a ListBy {
+        match self {
+            Self::Made { by, .. } | Self::Held { by, .. } => by,
         }
     }
 
     pub(super) fn get(&self, index: usize) -> Option<Result<Value<'a>, Failure>> {
         match self {
-            Self::Made(items) => items.get(index).cloned().map(Ok),
+            Self::Made { items, .. } => items.get(index).cloned().map(Ok),
             Self::Held { items, of, .. } => items.get(index).map(|item| Value::held(item, of)),
         }
     }

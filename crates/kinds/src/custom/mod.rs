@@ -37,7 +37,7 @@ use crate::{
 use columns::Columns;
 pub(crate) use format::fits as fits_format;
 use path::JsonPath;
-pub(crate) use pattern::compile as compile_pattern;
+pub(crate) use pattern::{LARGEST as LARGEST_PATTERN, NoPattern, Pattern, compile as compile_pattern};
 use rules::Rules;
 pub(crate) use schema::{Additional, ListType, Schema, Type};
 

@@ -5,12 +5,13 @@
 //! themselves. Deliberately not here: `\Q…\E` and `\C`, which are refused as if they were no regular expression.
 //! Source: RE2's syntax.
 
+use std::fmt;
 use std::sync::OnceLock;
 
 use regex::{Regex, RegexBuilder};
 
 /// What one compiled pattern may take, in bytes.
-const LARGEST: usize = 4 << 20;
+pub(crate) const LARGEST: usize = 4 << 20;
 const LARGEST_CACHE: usize = 256 << 10;
 
 #[derive(Debug)]
@@ -26,18 +27,39 @@ impl Pattern {
 
     /// A pattern that is none matches nothing.
     pub(crate) fn matches(&self, text: &str) -> bool {
-        let compiled = self.compiled.get_or_init(|| compile(&self.text).ok());
-        compiled.as_ref().is_some_and(|regex| regex.is_match(text))
+        self.compiled().is_some_and(|regex| regex.is_match(text))
+    }
+
+    pub(crate) fn compiled(&self) -> Option<&Regex> {
+        self.compiled.get_or_init(|| compile(&self.text, LARGEST).ok()).as_ref()
+    }
+}
+
+/// Why a text is no pattern.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NoPattern {
+    TooLarge,
+    Mistaken(String),
+}
+
+impl fmt::Display for NoPattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TooLarge => f.write_str("the expression is too large"),
+            Self::Mistaken(why) => f.write_str(why),
+        }
     }
 }
 
 /// # Errors
-/// Says what is wrong with the pattern.
-pub(crate) fn compile(pattern: &str) -> Result<Regex, String> {
-    RegexBuilder::new(&translate(pattern)).size_limit(LARGEST).dfa_size_limit(LARGEST_CACHE).build().map_err(|error| {
-        match error {
-            regex::Error::CompiledTooBig(_) => "the expression is too large".to_owned(),
-            other => other.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned(),
+/// Says what is wrong with the pattern, which may take up to `largest` bytes.
+pub(crate) fn compile(pattern: &str, largest: usize) -> Result<Regex, NoPattern> {
+    let mut builder = RegexBuilder::new(&translate(pattern));
+    builder.size_limit(largest).dfa_size_limit(LARGEST_CACHE).build().map_err(|error| match error {
+        regex::Error::CompiledTooBig(_) => NoPattern::TooLarge,
+        other => {
+            let words = other.to_string();
+            NoPattern::Mistaken(words.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned())
         }
     })
 }
@@ -135,11 +157,11 @@ mod tests {
             (r"^/?[a-z]+\/x$", "a/x", true),
             ("b", "abc", true),
         ] {
-            let regex = compile(pattern).unwrap();
+            let regex = compile(pattern, LARGEST).unwrap();
             assert_eq!(regex.is_match(text), expected, "{pattern} on {text}");
         }
         for pattern in ["(", "[a", r"\", "(?=x)", "a{1,1000}{1,1000}{1,1000}"] {
-            assert!(compile(pattern).is_err(), "{pattern}");
+            assert!(compile(pattern, LARGEST).is_err(), "{pattern}");
         }
     }
 }

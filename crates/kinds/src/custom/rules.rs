@@ -12,12 +12,12 @@ use serde_json::Value;
 
 use super::declared;
 use super::places::{self, Items, Place};
-use crate::cel::{Failure, Program, Refused, Shape, Type, Variables, escape};
+use crate::cel::{self, Failure, Program, Refused, Shape, Spent, Type, Variables, escape};
 use crate::look::Look;
 use crate::{FieldError, FieldErrorKind};
 
-/// What all rules may cost for one object.
-const BUDGET: u64 = 10_000_000;
+/// What may be spent on all rules for one object.
+const BUDGET: Spent = Spent { cost: 10_000_000, work: 10 * cel::MOST_WORK };
 /// Bytes of a message that a rule makes.
 const LONGEST_MESSAGE: usize = 5 << 10;
 
@@ -162,7 +162,7 @@ pub(super) fn has_rules(schema: &Value) -> bool {
 
 struct Check {
     /// Of the budget.
-    left: u64,
+    left: Spent,
     errors: Vec<FieldError>,
 }
 
@@ -239,18 +239,16 @@ impl Check {
         }
         let variables = Variables { own: value, old, old_is_optional: rule.optional_old, shape };
         let spent = "validation failed due to running out of cost budget, no further validation rules will be run";
-        if self.left == 0 {
+        if self.left.cost == 0 || self.left.work == 0 {
             self.errors.push(wrong(spent.to_owned()));
             return Err(Stopped);
         }
-        let (found, cost) = program.evaluate(variables);
-        let Some(left) = self.left.checked_sub(cost) else {
+        let Some(found) = self.evaluate(program, variables) else {
             self.errors.push(wrong(spent.to_owned()));
             return Err(Stopped);
         };
-        self.left = left;
         match found {
-            Ok(crate::cel::Value::Bool(true)) => return Ok(()),
+            Ok(cel::Value::Bool(true)) => return Ok(()),
             Ok(_) => {}
             Err(failure) => {
                 let shown = rule.shown();
@@ -295,10 +293,21 @@ impl Check {
         Ok(())
     }
 
+    /// `None` if it cost more than there was left.
+    fn evaluate<'a>(
+        &mut self,
+        program: &'a Program,
+        variables: Variables<'a>,
+    ) -> Option<Result<cel::Value<'a>, Failure>> {
+        let (found, spent) = program.evaluate(variables, self.left.work);
+        let cost = self.left.cost.checked_sub(spent.cost)?;
+        self.left = Spent { cost, work: self.left.work.saturating_sub(spent.work) };
+        Some(found)
+    }
+
     /// The message that a rule makes, if it makes one that can be shown.
     fn message(&mut self, program: &Program, variables: Variables<'_>) -> Result<Option<String>, String> {
-        let (found, cost) = program.evaluate(variables);
-        let Some(left) = self.left.checked_sub(cost) else {
+        let Some(found) = self.evaluate(program, variables) else {
             return Err(
                 "messageExpression evaluation failed due to running out of cost budget, no further validation rules will be run"
                     .to_owned(),
@@ -308,7 +317,6 @@ impl Check {
             return Err("no further validation rules will be run due to call cost exceeds limit for messageExpression"
                 .to_owned());
         }
-        self.left = left;
         let Ok(found) = found else { return Ok(None) };
         let text = found.as_text().unwrap_or_default().trim();
         let good = !text.is_empty() && text.len() <= LONGEST_MESSAGE && !text.contains('\n');

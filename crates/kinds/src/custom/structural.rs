@@ -364,7 +364,7 @@ impl Walk {
     fn values(&mut self, schema: &Value, path: &Path<'_>, int_or_string: IntOrString) {
         let text = schema.text("pattern");
         if !text.is_empty()
-            && let Err(why) = pattern::compile(text)
+            && let Err(why) = pattern::compile(text, pattern::LARGEST)
         {
             let words = format!("must be a valid regular expression, but isn't: {why}");
             self.invalid(&path.field("pattern"), text, &words);

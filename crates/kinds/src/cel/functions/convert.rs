@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::time::{parse_duration, parse_time, show_duration};
 use super::{Found, fail};
-use crate::cel::evaluate::Failure;
+use crate::cel::room::Failure;
 use crate::cel::value::Value;
 
 pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::{Found, fail};
 use crate::cel::equal::{contains, equal, order};
-use crate::cel::evaluate::{Failure, Room};
+use crate::cel::room::{Failure, Room};
 use crate::cel::value::{List, Value};
 
 type Items<'a> = Vec<Value<'a>>;

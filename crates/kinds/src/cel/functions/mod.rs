@@ -13,7 +13,8 @@ mod time;
 mod version;
 
 use super::equal;
-use super::evaluate::{self, Failure, Room};
+use super::evaluate;
+use super::room::{Failure, Room};
 use super::types::Type;
 use super::value::{Map, Value};
 use crate::quantity::Quantity;
@@ -61,7 +62,7 @@ pub(super) fn call<'a>(room: &mut Room, function: &str, args: &[Value<'a>]) -> F
         ("@in", [wanted, whole]) => equal::contains(room, whole, wanted).map(Value::Bool),
         ("_[_]", [whole, key]) => evaluate::index(whole, key, false),
         ("_[?_]", [whole, key]) => evaluate::index(whole, key, true),
-        ("_+_", [one @ Value::List(_), other]) => evaluate::join(room, one, other),
+        ("_+_", [Value::List(one), Value::List(other)]) => equal::join(room, one, other).map(Value::List),
         ("type", [value]) => Ok(evaluate::kind_of(value)),
         ("dyn", [value]) => Ok(value.clone()),
         ("size", [value @ (Value::String(_) | Value::Bytes(_) | Value::List(_) | Value::Map(_))]) => {
@@ -94,10 +95,6 @@ fn optional<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {
             Some(value) => Ok((**value).clone()),
             None => fail("optional.none() dereference"),
         },
-        ("or", [Value::Optional(inner), other]) => Ok(if inner.is_some() { args[0].clone() } else { other.clone() }),
-        ("orValue", [Value::Optional(inner), other]) => {
-            Ok(inner.as_ref().map_or_else(|| other.clone(), |value| (**value).clone()))
-        }
         _ => return None,
     })
 }

@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use percent_encoding::percent_decode_str;
 
 use super::{Found, fail, map_of_lists};
-use crate::cel::evaluate::Failure;
+use crate::cel::room::Failure;
 use crate::cel::value::{Key, Value};
 
 pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use super::{Found, fail};
 use crate::cel::equal::order;
-use crate::cel::evaluate::Failure;
+use crate::cel::room::Failure;
 use crate::cel::value::Value;
 
 pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {

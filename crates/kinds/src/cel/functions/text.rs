@@ -3,7 +3,7 @@
 use super::convert::{show_float, text_of};
 use super::{Found, fail};
 use crate::cel::clauses::{self, Part};
-use crate::cel::evaluate::{Failure, Room};
+use crate::cel::room::{Failure, Room};
 use crate::cel::value::{List, Map, Value};
 
 pub(super) fn call<'a>(room: &mut Room, function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {
@@ -61,8 +61,8 @@ fn out_of_range<'a>(index: i64) -> Found<'a> {
 }
 
 fn find_all<'a>(room: &mut Room, text: &str, pattern: &str, limit: i64) -> Found<'a> {
-    let regex = room.pattern(pattern).map_err(illegal)?;
     room.work(text.len() as u64)?;
+    let regex = room.pattern(pattern).map_err(illegal)?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
     Ok(Value::list(regex.find_iter(text).take(limit).map(|found| Value::text(found.as_str())).collect()))
 }
