@@ -194,7 +194,10 @@ impl Checker {
     /// The type that both have, where all parts must have one.
     fn join(&mut self, at: usize, before: Option<Type>, found: Type) -> Type {
         let Some(before) = before else { return found };
-        if self.bindings.assign(&[(&before, &found)]) {
+        let fits = self.bindings.assign(&[(&before, &found)]);
+        // Stricter than what fits: neither null nor what is dynamic goes with anything else.
+        let is_same = fits && self.bindings.substitute(&before, false) == self.bindings.substitute(&found, false);
+        if is_same || fits && self.may_mix {
             return more_general(&before, &found);
         }
         if !self.may_mix {

@@ -25,12 +25,24 @@ pub(super) fn parts(text: &str) -> (Vec<Part>, Option<String>) {
             continue;
         }
         let mut precision = String::new();
-        if characters.next_if_eq(&'.').is_some() {
+        let has_precision = characters.next_if_eq(&'.').is_some();
+        if has_precision {
             while let Some(digit) = characters.next_if(char::is_ascii_digit) {
                 precision.push(digit);
             }
         }
-        let digits = precision.parse().unwrap_or(6);
+        let digits = match (has_precision, precision.parse()) {
+            (false, _) => 6,
+            (true, Ok(digits)) => digits,
+            (true, Err(_)) => {
+                let why = if precision.is_empty() { "invalid syntax" } else { "value out of range" };
+                let words = format!(
+                    "could not parse formatting clause: error while parsing precision: error while converting precision \
+                     to integer: strconv.Atoi: parsing {precision:?}: {why}"
+                );
+                return (parts, Some(words));
+            }
+        };
         match characters.next() {
             None => return (parts, Some("unexpected end of string".to_owned())),
             Some('%') => parts.push(Part::Text('%')),
@@ -51,24 +63,33 @@ pub(super) fn parts(text: &str) -> (Vec<Part>, Option<String>) {
 /// What keeps a clause from showing values of a type.
 pub(super) fn refuses(letter: char, kind: &Type) -> Option<String> {
     use Type::{Bool, Bytes, Double, Duration, Dyn, Error, Int, Kind, List, Map, Null, String, Timestamp, Uint};
-    let (fits, words) = match letter {
-        'd' => (matches!(kind, Int | Uint), "decimal clause can only be used on integers"),
-        'f' => (matches!(kind, Double | String), "fixed-point clause can only be used on doubles"),
-        'e' => (matches!(kind, Double | String), "scientific clause can only be used on doubles"),
-        'b' => (matches!(kind, Int | Uint | Bool), "only integers and bools can be formatted as binary"),
-        'x' | 'X' => {
-            let fits = matches!(kind, Int | Uint | String | Bytes);
-            (fits, "only integers, byte buffers, and strings can be formatted as hex")
-        }
-        'o' => (matches!(kind, Int | Uint), "octal clause can only be used on integers"),
-        _ => (
-            matches!(
-                kind,
-                List(_) | Map(_) | Int | Uint | Double | Bool | String | Timestamp | Bytes | Duration | Kind(_) | Null
-            ),
-            "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and timestamps",
+    let fits = match letter {
+        'd' | 'o' => matches!(kind, Int | Uint),
+        'f' | 'e' => matches!(kind, Double | String),
+        'b' => matches!(kind, Int | Uint | Bool),
+        'x' | 'X' => matches!(kind, Int | Uint | String | Bytes),
+        _ => matches!(
+            kind,
+            List(_) | Map(_) | Int | Uint | Double | Bool | String | Timestamp | Bytes | Duration | Kind(_) | Null
         ),
     };
     let fits = fits || matches!(kind, Dyn | Error);
-    (!fits).then(|| format!("error during formatting: {words}, was given {}", kind.name()))
+    (!fits).then(|| misfit(letter, kind))
+}
+
+/// That a clause cannot show a value of a type.
+pub(super) fn misfit(letter: char, kind: &Type) -> String {
+    let words = match letter {
+        'd' => "decimal clause can only be used on integers",
+        'f' => "fixed-point clause can only be used on doubles",
+        'e' => "scientific clause can only be used on doubles",
+        'b' => "only integers and bools can be formatted as binary",
+        'x' | 'X' => "only integers, byte buffers, and strings can be formatted as hex",
+        'o' => "octal clause can only be used on integers",
+        _ => {
+            "string clause can only be used on strings, bools, bytes, ints, doubles, maps, lists, types, durations, and \
+             timestamps"
+        }
+    };
+    format!("error during formatting: {words}, was given {}", kind.name())
 }

@@ -144,7 +144,8 @@ impl Lexer<'_> {
                 self.digits(&mut text, char::is_ascii_digit);
             }
             if text.len() > whole {
-                let number = text.parse().map_err(|_| Mistake::new(start, "invalid double literal"))?;
+                let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+                let number = number.ok_or_else(|| Mistake::new(start, "invalid double literal"))?;
                 return Ok(Token::Literal(Literal::Double(number)));
             }
         }
@@ -231,7 +232,8 @@ impl Lexer<'_> {
             _ => return None,
         };
         let text: String = self.characters.iter().skip(from).take(digits).collect();
-        let code = u32::from_str_radix(&text, radix).ok().filter(|_| text.len() == digits)?;
+        let are_digits = text.len() == digits && text.chars().all(|digit| digit.is_digit(radix));
+        let code = u32::from_str_radix(&text, radix).ok().filter(|_| are_digits)?;
         let character = char::from_u32(code)?;
         self.at = from + digits;
         Some((character, u8::try_from(code).ok().filter(|_| bytes)))

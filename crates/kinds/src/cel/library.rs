@@ -33,7 +33,6 @@ pub(super) fn named_type(name: &str) -> Option<Type> {
         "string" => Type::String,
         "bytes" => Type::Bytes,
         "null_type" => Type::Null,
-        "dyn" => Type::Dyn,
         "list" => Type::list(Type::Dyn),
         "map" => Type::map(Type::Dyn, Type::Dyn),
         "type" => Type::Kind(Type::Dyn.into()),
@@ -42,10 +41,6 @@ pub(super) fn named_type(name: &str) -> Option<Type> {
         "google.protobuf.Timestamp" => Type::Timestamp,
         IP => Type::Opaque(IP),
         CIDR => Type::Opaque(CIDR),
-        URL => Type::Opaque(URL),
-        QUANTITY => Type::Opaque(QUANTITY),
-        SEMVER => Type::Opaque(SEMVER),
-        FORMAT => Type::Opaque(FORMAT),
         _ => return None,
     })
 }

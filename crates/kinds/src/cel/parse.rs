@@ -391,6 +391,9 @@ impl Parser<'_> {
                     return Err(Mistake::new(arg.at, format!("duplicate variable name: {name}")));
                 }
                 Node::Name(name) => names.push(name),
+                _ if matches!((what, variables), (What::List | What::Filter, 1)) => {
+                    return Err(Mistake::new(arg.at, "argument is not an identifier"));
+                }
                 _ => return Err(Mistake::new(arg.at, "argument must be a simple name")),
             }
         }
@@ -408,7 +411,7 @@ fn as_fold(name: &str, args: usize) -> Option<(What, usize, bool)> {
     Some(match (name, args) {
         ("all", 2 | 3) => (What::All, args - 1, false),
         ("exists", 2 | 3) => (What::Exists, args - 1, false),
-        ("exists_one" | "existsOne", 2 | 3) => (What::ExistsOne, args - 1, false),
+        ("exists_one", 2 | 3) | ("existsOne", 3) => (What::ExistsOne, args - 1, false),
         ("map", 2 | 3) => (What::List, 1, args == 3),
         ("filter", 2) => (What::Filter, 1, false),
         ("transformList", 3 | 4) => (What::List, 2, args == 4),

@@ -82,7 +82,7 @@ fn rules_hold() {
         "'a,b'.split(',') == ['a', 'b'] && ['a', 'b'].join('-') == 'a-b' && ' x '.trim() == 'x'",
         "'aXb'.lowerAscii() == 'axb' && 'aab'.replace('a', 'c') == 'ccb' && 'aab'.replace('a', 'c', 1) == 'cab'",
         "'%s has %d of %.2f'.format([self.name, self.replicas, self.ratio]) == 'web-1 has 3 of 0.50'",
-        "'%s'.format([[1, 'a', {'k': 2.0}]]) == '[1, a, {k: 2}]' && '%x %o %b %e'.format([255, 8, 5, 1200.0]) == 'ff 10 101 1.200000e+03'",
+        "'%s'.format([[1, 'a', {'k': 2.0}]]) == '[1, \"a\", {\"k\":2.000000}]' && '%x %o %b'.format([255, 8, 5]) == 'ff 10 101'",
         "self.a__dash__b__dot__c__slash__d__underscores__e == 7 && self.__namespace__ == 'ns'",
         "type(self.either) == string ? self.either.endsWith('%') : self.either > 0",
         "has(self.port.name) && !has(self.port.port) && has(self.labels.k) && 'k' in self.labels && !('z' in self.labels)",
@@ -112,6 +112,15 @@ fn rules_hold() {
         "(1 / 0 > 0 || true) && !(false && 1 / 0 > 0) && [1, 0].exists(x, 1 / x > 0) // comments count for nothing",
         "self.replicas in [1, 3] && 1 < 1.5 && dyn(1) == dyn(1.0) && dyn('1') != dyn(1) && null == null && self.port != null",
         "'a' < 'b' && b'a' < b'b' && true > false && duration('1s') < duration('2s')",
+        "'%e %.2f %s'.format([1200.0, 1234567.891, 1e6]) == '1.200000\u{d7}10\u{2070}\u{b3} 1,234,567.89 1e+06'",
+        "'%s'.format([[b'x', duration('1s'), type(1)]]) == '[b\"x\", duration(\"1s\"), int]'",
+        "string(1e6) == '1e+06' && string(123456.0) == '123456' && string(0.00001) == '1e-05'",
+        "self.tags == ['a', 'b'] && ['a', 'b'] != self.tags && self.tags + ['c'] == ['c', 'a', 'b']",
+        "self.ports == self.ports.reverse() && self.ports + self.ports == self.ports.filter(p, true)",
+        "self.?port.?name.orValue(self.labels['z']) == 'x' && optional.of(1).or(optional.of(1 / 0)).value() == 1",
+        "timestamp('9999-12-31T23:59:59Z') > self.when && int(timestamp('1969-12-31T23:59:59.5Z')) == -1",
+        "timestamp('2026-01-01T00:00:00.1234567891Z') == timestamp('2026-01-01T01:00:00.123456789+01:00')",
+        "duration('0.3333333333333333333h') == duration('20m') && !isCIDR('10.0.0.0/08') && !isURL('http://a b@c/')",
     ] {
         assert_eq!(evaluate(rule), "true", "{rule}");
     }
@@ -126,6 +135,14 @@ fn what_cannot_be_evaluated_says_why() {
         ("self.port.port == 1", "no such key: port"),
         ("self.tags[2] == ''", "index out of bounds: 2"),
         ("self.either > 1", "no such overload"),
+        ("uint('+' + string(self.replicas)) == 3u", "type conversion error from 'string' to 'uint'"),
+        ("self.when - timestamp('0001-01-01T00:00:00Z') > duration('1s')", "integer overflow"),
+        ("timestamp('0001-01-01T00:00:00Z') - duration('1s') < self.when", "timestamp overflow"),
+        (
+            "'%f'.format([self.name]) == ''",
+            "error during formatting: fixed-point clause can only be used on doubles, was given string",
+        ),
+        ("[dyn(1), dyn(1.5)].sort() == []", "list elements must have the same type"),
         ("int(self.name) == 1", "type conversion error from 'string' to 'int'"),
         ("optional.none().value() == 1", "optional.none() dereference"),
         (

@@ -11,10 +11,11 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use ipnet::IpNet;
-use jiff::{SignedDuration, Timestamp};
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
 use serde_json::Value as Json;
 
-use super::functions::{Semver, Url, parse_date, parse_duration, parse_time};
+use super::functions::{Semver, Url, parse_date, parse_duration};
 use super::library;
 use super::room::Failure;
 use super::shape::{Form, ListBy, Shape};
@@ -31,7 +32,8 @@ pub(crate) enum Value<'a> {
     String(Text<'a>),
     Bytes(Rc<[u8]>),
     Duration(SignedDuration),
-    Timestamp(Timestamp),
+    /// In UTC, of the years 1 to 9999.
+    Timestamp(DateTime),
     List(List<'a>),
     Map(Map<'a>),
     Type(Type),
@@ -121,7 +123,9 @@ impl<'a> Value<'a> {
             }
             Form::Duration => parse_duration(text).map(Self::Duration).ok_or_else(|| wrong("duration")),
             Form::Date => parse_date(text).map(Self::Timestamp).ok_or_else(|| wrong("date formatted string")),
-            Form::DateTime => parse_time(text).map(Self::Timestamp).ok_or_else(|| wrong("date-time formatted string")),
+            Form::DateTime => {
+                crate::custom::date_time(text).map(Self::Timestamp).ok_or_else(|| wrong("date-time formatted string"))
+            }
             _ => Ok(Self::String(Text::Held(text))),
         }
     }

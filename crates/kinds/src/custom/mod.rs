@@ -36,6 +36,7 @@ use crate::{
 };
 use columns::Columns;
 pub(crate) use format::fits as fits_format;
+pub(crate) use format::{date, date_time};
 use path::JsonPath;
 pub(crate) use pattern::{LARGEST as LARGEST_PATTERN, NoPattern, Pattern, compile as compile_pattern};
 use rules::Rules;

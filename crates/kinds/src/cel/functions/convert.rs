@@ -1,8 +1,6 @@
 //! Conversions between the language's own types.
 
-use jiff::Timestamp;
-
-use super::time::{parse_duration, parse_time, show_duration};
+use super::time::{from_seconds, parse_duration, parse_time, seconds, show_duration};
 use super::{Found, fail};
 use crate::cel::room::Failure;
 use crate::cel::value::Value;
@@ -28,7 +26,9 @@ pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> 
         ("double", Value::Int(number)) => Ok(Value::Double(*number as f64)),
         #[allow(clippy::cast_precision_loss, reason = "a float is as near as it gets")]
         ("double", Value::Uint(number)) => Ok(Value::Double(*number as f64)),
-        ("double", Value::String(text)) => match text.parse() {
+        ("double", Value::String(text)) => match text.parse::<f64>() {
+            // What has digits and is infinite is too large for a float.
+            Ok(number) if number.is_infinite() && text.contains(|c: char| c.is_ascii_digit()) => wrong(value, "double"),
             Ok(number) => Ok(Value::Double(number)),
             Err(_) => wrong(value, "double"),
         },
@@ -46,7 +46,7 @@ pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> 
         ("int", Value::Duration(duration)) => {
             i64::try_from(duration.as_nanos()).map(Value::Int).map_err(|_| overflow("integer overflow"))
         }
-        ("int", Value::Timestamp(time)) => Ok(Value::Int(time.as_second())),
+        ("int", Value::Timestamp(time)) => Ok(Value::Int(seconds(*time))),
         ("int", Value::String(text)) => match text.parse() {
             Ok(number) => Ok(Value::Int(number)),
             Err(_) => wrong(value, "int"),
@@ -60,11 +60,11 @@ pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> 
         }
         ("uint", Value::Double(_)) => fail("unsigned integer overflow"),
         ("uint", Value::String(text)) => match text.parse() {
-            Ok(number) => Ok(Value::Uint(number)),
-            Err(_) => wrong(value, "uint"),
+            Ok(number) if !text.starts_with('+') => Ok(Value::Uint(number)),
+            _ => wrong(value, "uint"),
         },
         ("timestamp", Value::Int(seconds)) => {
-            Timestamp::from_second(*seconds).map(Value::Timestamp).map_err(|_| overflow("timestamp overflow"))
+            from_seconds(*seconds).map(Value::Timestamp).ok_or_else(|| overflow("timestamp overflow"))
         }
         ("timestamp", Value::String(text)) => {
             parse_time(text).map(Value::Timestamp).map_or_else(|| wrong(value, "google.protobuf.Timestamp"), Ok)
@@ -96,7 +96,7 @@ pub(super) fn text_of(value: &Value<'_>) -> Option<String> {
         Value::String(text) => text.to_string(),
         Value::Bytes(bytes) => String::from_utf8(bytes.to_vec()).ok()?,
         Value::Duration(duration) => show_duration(*duration),
-        Value::Timestamp(time) => time.to_string(),
+        Value::Timestamp(time) => format!("{time}Z"),
         Value::Ip(ip) => ip.to_string(),
         Value::Cidr(cidr) => cidr.to_string(),
         _ => return None,
@@ -114,7 +114,7 @@ pub(super) fn show_float(number: f64) -> String {
     let exponential = format!("{number:e}");
     let (digits, exponent) = exponential.split_once('e').unwrap_or((&exponential, "0"));
     match exponent.parse::<i32>() {
-        Ok(exponent) if number != 0.0 && !(-4..21).contains(&exponent) => {
+        Ok(exponent) if number != 0.0 && !(-4..6).contains(&exponent) => {
             let sign = if exponent < 0 { '-' } else { '+' };
             format!("{digits}e{sign}{:02}", exponent.abs())
         }

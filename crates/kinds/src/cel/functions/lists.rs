@@ -185,7 +185,7 @@ fn sets<'a>(room: &mut Room, function: &str, one: &Value<'a>, other: &Value<'a>)
 
 /// The items in the order of their keys.
 pub(crate) fn sort_by<'a>(room: &mut Room, items: Items<'a>, keys: &[Value<'a>]) -> Found<'a> {
-    if keys.iter().any(|key| order(key, &keys[0]).is_none()) {
+    if keys.iter().any(|key| order(key, &keys[0]).is_none() || key.kind() != keys[0].kind()) {
         return fail("list elements must have the same type");
     }
     let count = items.len() as u64;

@@ -8,6 +8,7 @@ mod format;
 mod lists;
 mod net;
 mod operators;
+mod show;
 mod text;
 mod time;
 mod version;
@@ -107,6 +108,7 @@ fn is_zero(value: &Value<'_>) -> bool {
         Value::Uint(number) => *number == 0,
         Value::Double(number) => *number == 0.0,
         Value::Duration(duration) => duration.is_zero(),
+        Value::Timestamp(time) => *time == jiff::civil::datetime(1, 1, 1, 0, 0, 0, 0),
         Value::Optional(inner) => inner.is_none(),
         Value::String(_) | Value::Bytes(_) | Value::List(_) | Value::Map(_) => value.size() == 0,
         _ => false,

@@ -50,9 +50,7 @@ pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> 
         },
         ("containsCIDR", [Value::Cidr(cidr), other]) => match other {
             Value::Cidr(other) => Ok(Value::Bool(cidr.contains(other))),
-            Value::String(text) => {
-                parse_cidr(text).map(|other| Value::Bool(cidr.contains(&other))).map_err(|_| Failure::NoOverload)
-            }
+            Value::String(text) => parse_cidr(text).map(|other| Value::Bool(cidr.contains(&other))).or_else(fail),
             _ => return None,
         },
         ("prefixLength", [Value::Cidr(cidr)]) => Ok(Value::Int(cidr.prefix_len().into())),
@@ -97,12 +95,14 @@ fn parse_ip(text: &str) -> Result<IpAddr, String> {
 }
 
 fn parse_cidr(text: &str) -> Result<IpNet, String> {
-    let cidr: IpNet = text.parse().map_err(|_| {
-        let why = match text.split_once('/') {
-            None => "no '/'",
-            Some((ip, _)) if ip.parse::<IpAddr>().is_ok() => "prefix length out of range",
-            Some(_) => "unable to parse IP",
-        };
+    let is_plain = |bits: &str| bits == "0" || bits.starts_with(|digit: char| ('1'..='9').contains(&digit));
+    let parsed = match text.split_once('/') {
+        None => Err("no '/'".to_owned()),
+        Some((ip, _)) if ip.parse::<IpAddr>().is_err() => Err(format!("ParseAddr({ip:?}): unable to parse IP")),
+        Some((_, bits)) if !is_plain(bits) => Err(format!("bad bits after slash: {bits:?}")),
+        Some(_) => text.parse::<IpNet>().map_err(|_| "prefix length out of range".to_owned()),
+    };
+    let cidr = parsed.map_err(|why| {
         format!("network address parse error during conversion from string: netip.ParsePrefix({text:?}): {why}")
     })?;
     match cidr {
@@ -151,11 +151,15 @@ impl Url {
             _ if !scheme.is_empty() && !rest.starts_with('/') => ("", ""),
             _ => ("", rest),
         };
-        let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let in_user = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&byte);
+        if !user.bytes().all(in_user) {
+            return wrong("net/url: invalid userinfo");
+        }
         if let Err(why) = check_host(host) {
             return wrong(&why);
         }
-        if let Some(why) = bad_escape(path).or_else(|| bad_escape(host)) {
+        if let Some(why) = bad_escape(path).or_else(|| bad_escape(host)).or_else(|| bad_escape(user)) {
             return wrong(&why);
         }
         let path = escaped(path);

@@ -2,6 +2,10 @@
 
 use std::cmp::Ordering;
 
+use jiff::SignedDuration;
+use jiff::civil::DateTime;
+
+use super::time::within;
 use super::{Found, fail};
 use crate::cel::equal::order;
 use crate::cel::room::Failure;
@@ -75,32 +79,30 @@ fn arithmetic<'a>(function: &str, one: &Value<'a>, other: &Value<'a>) -> Option<
         (Value::Bytes(one), Value::Bytes(other)) if function == "_+_" => {
             Ok(Value::Bytes([&**one, &**other].concat().into()))
         }
-        (Value::Duration(one), Value::Duration(other)) => match function {
+        (Value::Duration(one), Value::Duration(other)) => duration(match function {
             "_+_" => one.checked_add(*other),
             "_-_" => one.checked_sub(*other),
             _ => return None,
-        }
-        .map(Value::Duration)
-        .ok_or_else(duration_overflow),
+        }),
         (Value::Timestamp(time), Value::Duration(by)) | (Value::Duration(by), Value::Timestamp(time))
             if function == "_+_" =>
         {
-            time.checked_add(*by).map(Value::Timestamp).map_err(|_| timestamp_overflow())
+            timestamp(time.checked_add(*by).ok())
         }
-        (Value::Timestamp(time), Value::Duration(by)) if function == "_-_" => {
-            time.checked_sub(*by).map(Value::Timestamp).map_err(|_| timestamp_overflow())
-        }
+        (Value::Timestamp(time), Value::Duration(by)) if function == "_-_" => timestamp(time.checked_sub(*by).ok()),
         (Value::Timestamp(one), Value::Timestamp(other)) if function == "_-_" => {
-            Ok(Value::Duration(one.duration_since(*other)))
+            duration(Some(one.duration_since(*other)))
         }
         _ => return None,
     })
 }
 
-fn duration_overflow() -> Failure {
-    Failure::Other("duration overflow".to_owned())
+/// Durations are as long as 64 bits of nanoseconds last.
+fn duration<'a>(found: Option<SignedDuration>) -> Found<'a> {
+    let found = found.filter(|found| i64::try_from(found.as_nanos()).is_ok());
+    found.map(Value::Duration).ok_or_else(overflow)
 }
 
-fn timestamp_overflow() -> Failure {
-    Failure::Other("timestamp overflow".to_owned())
+fn timestamp<'a>(found: Option<DateTime>) -> Found<'a> {
+    found.and_then(within).map(Value::Timestamp).ok_or_else(|| Failure::Other("timestamp overflow".to_owned()))
 }

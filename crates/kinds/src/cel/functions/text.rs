@@ -1,10 +1,8 @@
 //! Functions of texts. Places in a text are counted in characters.
 
-use super::convert::{show_float, text_of};
-use super::{Found, fail};
-use crate::cel::clauses::{self, Part};
+use super::{Found, fail, show};
 use crate::cel::room::{Failure, Room};
-use crate::cel::value::{List, Map, Value};
+use crate::cel::value::{List, Value};
 
 pub(super) fn call<'a>(room: &mut Room, function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {
     if let ("join", [Value::List(list), rest @ ..]) = (function, args) {
@@ -40,7 +38,7 @@ pub(super) fn call<'a>(room: &mut Room, function: &str, args: &[Value<'a>]) -> O
         ("substring", [Value::Int(from)]) => substring(text, *from, None),
         ("substring", [Value::Int(from), Value::Int(to)]) => substring(text, *from, Some(*to)),
         ("strings.quote", []) => Ok(Value::text(quote(text))),
-        ("format", [Value::List(values)]) => format(room, text, values),
+        ("format", [Value::List(values)]) => show::format(room, text, values),
         _ => return None,
     })
 }
@@ -182,121 +180,4 @@ fn quote(text: &str) -> String {
     }
     quoted.push('"');
     quoted
-}
-
-/// `text.format(values)`
-fn format<'a>(room: &mut Room, text: &str, values: &List<'a>) -> Found<'a> {
-    let mut out = String::new();
-    let mut next = 0;
-    let (parts, wrong) = clauses::parts(text);
-    for part in parts {
-        let (letter, digits) = match part {
-            Part::Text(character) => {
-                out.push(character);
-                continue;
-            }
-            Part::Clause(letter, digits) => (letter, digits),
-        };
-        let Some(value) = values.get(next) else { return fail(format!("index {next} out of range")) };
-        next += 1;
-        let value = value?;
-        if let Some(words) = clauses::refuses(letter, &value.kind()) {
-            return fail(words);
-        }
-        let before = out.len();
-        match letter {
-            's' => show(room, &value, &mut out)?,
-            _ => out.push_str(&clause(&value, letter, digits)),
-        }
-        room.work((out.len() - before) as u64 / 16)?;
-    }
-    wrong.map_or(Ok(Value::text(out)), fail)
-}
-
-/// A value as a clause shows it that can show its type.
-fn clause(value: &Value<'_>, letter: char, digits: usize) -> String {
-    match (letter, value) {
-        ('d', _) => text_of(value).unwrap_or_default(),
-        ('f' | 'e', Value::Double(number)) if !number.is_finite() => show_special(*number),
-        ('f', Value::Double(number)) => format!("{number:.digits$}"),
-        ('e', Value::Double(number)) => {
-            let text = format!("{number:.digits$e}");
-            let (mantissa, exponent) = text.split_once('e').unwrap_or((&text, "0"));
-            let (sign, exponent) = exponent.strip_prefix('-').map_or(('+', exponent), |rest| ('-', rest));
-            format!("{mantissa}e{sign}{exponent:0>2}")
-        }
-        ('b', Value::Bool(value)) => u8::from(*value).to_string(),
-        ('x' | 'X', Value::String(text)) => hex(text.as_bytes(), letter == 'X'),
-        ('x' | 'X', Value::Bytes(bytes)) => hex(bytes, letter == 'X'),
-        (_, Value::Int(_) | Value::Uint(_)) => {
-            let (negative, number) = match value {
-                Value::Int(number) => (*number < 0, number.unsigned_abs()),
-                Value::Uint(number) => (false, *number),
-                _ => (false, 0),
-            };
-            let sign = if negative { "-" } else { "" };
-            match letter {
-                'b' => format!("{sign}{number:b}"),
-                'o' => format!("{sign}{number:o}"),
-                'x' => format!("{sign}{number:x}"),
-                _ => format!("{sign}{number:X}"),
-            }
-        }
-        _ => text_of(value).unwrap_or_default(),
-    }
-}
-
-fn hex(bytes: &[u8], upper: bool) -> String {
-    bytes.iter().map(|byte| if upper { format!("{byte:02X}") } else { format!("{byte:02x}") }).collect()
-}
-
-fn show_special(number: f64) -> String {
-    match number {
-        number if number.is_nan() => "NaN".to_owned(),
-        number if number > 0.0 => "Infinity".to_owned(),
-        _ => "-Infinity".to_owned(),
-    }
-}
-
-/// A value as `%s` shows it: lists and maps with what is in them.
-fn show(room: &mut Room, value: &Value<'_>, out: &mut String) -> Result<(), Failure> {
-    room.work(1)?;
-    match value {
-        Value::Null => out.push_str("null"),
-        Value::Double(number) if !number.is_finite() => out.push_str(&show_special(*number)),
-        Value::Double(number) => out.push_str(&show_float(*number)),
-        Value::Type(kind) => out.push_str(kind.name()),
-        Value::List(list) => {
-            out.push('[');
-            for (index, item) in list.iter().enumerate() {
-                out.push_str(if index == 0 { "" } else { ", " });
-                show(room, &item?, out)?;
-            }
-            out.push(']');
-        }
-        Value::Map(map) => show_map(room, map, out)?,
-        other => match text_of(other) {
-            Some(text) => out.push_str(&text),
-            None => {
-                return fail(format!(
-                    "error during formatting: no formatting support for type {}",
-                    other.kind().name()
-                ));
-            }
-        },
-    }
-    Ok(())
-}
-
-fn show_map<'a>(room: &mut Room, map: &Map<'a>, out: &mut String) -> Result<(), Failure> {
-    out.push('{');
-    for (index, key) in map.keys().iter().enumerate() {
-        let Some(value) = map.get(key) else { continue };
-        out.push_str(if index == 0 { "" } else { ", " });
-        show(room, key, out)?;
-        out.push_str(": ");
-        show(room, &value?, out)?;
-    }
-    out.push('}');
-    Ok(())
 }

@@ -1,11 +1,14 @@
 //! Times and durations: as texts, and their parts.
 
-use jiff::civil::Date;
+use jiff::civil::{DateTime, Time};
 use jiff::tz::{Offset, TimeZone};
-use jiff::{SignedDuration, Timestamp, Zoned};
+use jiff::{SignedDuration, Timestamp};
 
 use super::{Found, fail};
 use crate::cel::value::Value;
+use crate::custom;
+
+const EPOCH: DateTime = DateTime::constant(1970, 1, 1, 0, 0, 0, 0);
 
 pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {
     if let [Value::Duration(duration)] = args {
@@ -17,19 +20,26 @@ pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> 
             _ => return None,
         })));
     }
-    let (time, zone) = match args {
-        [Value::Timestamp(time)] => (time, TimeZone::UTC),
+    let time = match args {
+        [Value::Timestamp(time)] => *time,
         [Value::Timestamp(time), Value::String(zone)] => match parse_zone(zone) {
-            Some(zone) => (time, zone),
+            Some(zone) => local(*time, &zone),
             None => return Some(fail(format!("unknown time zone {}", &**zone))),
         },
         _ => return None,
     };
-    let part = part(function, &time.to_zoned(zone))?;
-    Some(Ok(Value::Int(part)))
+    Some(Ok(Value::Int(part(function, time)?)))
 }
 
-fn part(function: &str, time: &Zoned) -> Option<i64> {
+/// What a clock shows in a zone at a time in UTC.
+fn local(time: DateTime, zone: &TimeZone) -> DateTime {
+    // A zone is asked about somewhat fewer years than there are.
+    let end = if time.year() < 1970 { Timestamp::MIN } else { Timestamp::MAX };
+    let offset = zone.to_offset(TimeZone::UTC.to_timestamp(time).unwrap_or(end));
+    time.saturating_add(SignedDuration::from_secs(offset.seconds().into()))
+}
+
+fn part(function: &str, time: DateTime) -> Option<i64> {
     Some(match function {
         "getFullYear" => time.year().into(),
         "getMonth" => i64::from(time.month()) - 1,
@@ -48,7 +58,8 @@ fn part(function: &str, time: &Zoned) -> Option<i64> {
 /// `+01:30`, or a name.
 fn parse_zone(text: &str) -> Option<TimeZone> {
     let Some((hours, minutes)) = text.split_once(':') else {
-        return if matches!(text, "" | "UTC") { Some(TimeZone::UTC) } else { TimeZone::get(text).ok() };
+        let named = || TimeZone::get(text).ok().filter(|zone| zone.iana_name() == Some(text));
+        return if matches!(text, "" | "UTC") { Some(TimeZone::UTC) } else { named() };
     };
     let negative = hours.starts_with('-');
     let (hours, minutes): (i16, i16) = (hours.parse().ok()?, minutes.parse().ok()?);
@@ -57,17 +68,28 @@ fn parse_zone(text: &str) -> Option<TimeZone> {
     Offset::from_seconds(seconds).ok().map(TimeZone::fixed)
 }
 
-pub(crate) fn parse_date(text: &str) -> Option<Timestamp> {
-    if text.len() != 10 {
-        return None;
-    }
-    text.parse::<Date>().ok()?.to_zoned(TimeZone::UTC).ok().map(|time| time.timestamp())
+pub(crate) fn parse_date(text: &str) -> Option<DateTime> {
+    custom::date(text).map(|date| date.to_datetime(Time::midnight()))
 }
 
 /// RFC 3339, as Go reads it.
-pub(crate) fn parse_time(text: &str) -> Option<Timestamp> {
-    let zoned = text.ends_with('Z') || text.len() > 6 && text.as_bytes()[text.len() - 6..][0] != b':';
-    (text.contains('T') && zoned).then(|| text.parse().ok()).flatten()
+pub(crate) fn parse_time(text: &str) -> Option<DateTime> {
+    custom::date_time(text).and_then(within).filter(|_| !text.contains(['t', 'z']))
+}
+
+/// A time that the language knows: of the years 1 to 9999.
+pub(super) fn within(time: DateTime) -> Option<DateTime> {
+    (1..=9999).contains(&time.year()).then_some(time)
+}
+
+/// Seconds since 1970, those before it rounded down.
+pub(super) fn seconds(time: DateTime) -> i64 {
+    let since = time.duration_since(EPOCH);
+    since.as_secs() - i64::from(since.subsec_nanos() < 0)
+}
+
+pub(super) fn from_seconds(seconds: i64) -> Option<DateTime> {
+    EPOCH.checked_add(SignedDuration::from_secs(seconds)).ok().and_then(within)
 }
 
 /// Go's durations, such as `1h30m` or `-1.5s`.
@@ -104,14 +126,26 @@ pub(crate) fn parse_duration(text: &str) -> Option<SignedDuration> {
             return None;
         }
         sum += if whole.is_empty() { 0 } else { whole.parse::<i128>().ok()? } * scale;
-        let fraction = &fraction[..fraction.len().min(15)];
-        if !fraction.is_empty() {
-            sum += fraction.parse::<i128>().ok()? * scale / 10_i128.pow(u32::try_from(fraction.len()).ok()?);
+        if fraction.contains('.') {
+            return None;
         }
+        sum += part_of(fraction, scale);
         rest = left;
     }
     let sum = if negative { -sum } else { sum };
     i64::try_from(sum).ok().map(SignedDuration::from_nanos)
+}
+
+/// The digits behind a point, of a unit of so many nanoseconds, reckoned as Go does.
+#[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation, reason = "less than the unit, which is an hour")]
+fn part_of(fraction: &str, unit: i128) -> i128 {
+    let (mut digits, mut scale) = (0_u64, 1.0);
+    for digit in fraction.chars() {
+        let more = digits.checked_mul(10).and_then(|tens| tens.checked_add(digit.to_digit(10)?.into()));
+        let Some(more) = more.filter(|more| *more <= 1 << 63) else { break };
+        (digits, scale) = (more, scale * 10.0);
+    }
+    (digits as f64 * (unit as f64 / scale)) as i128
 }
 
 /// Seconds, with as much of a fraction as there is.
