@@ -2,8 +2,8 @@
 //! hold on a slow machine too.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
@@ -14,6 +14,7 @@ use portolan_apiserver::User;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use crate::harness::{CONFIG_MAPS, Client, Cluster, DEADLINE, config_map};
@@ -51,7 +52,7 @@ impl Line {
 struct Loop {
     tasks: JoinSet<()>,
     stop: Arc<AtomicBool>,
-    count: Arc<AtomicUsize>,
+    count: watch::Sender<usize>,
 }
 
 impl Loop {
@@ -63,7 +64,7 @@ impl Loop {
     where
         F: Future<Output = Line> + Send,
     {
-        let (stop, count) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let (stop, count) = (Arc::new(AtomicBool::new(false)), watch::Sender::new(0));
         let mut tasks = JoinSet::new();
         for index in 0..connections {
             let mut line = Line::new(client).await;
@@ -71,7 +72,7 @@ impl Loop {
             tasks.spawn(async move {
                 while !stop.load(Ordering::Relaxed) {
                     line = one(line, index).await;
-                    count.fetch_add(1, Ordering::Relaxed);
+                    count.send_modify(|count| *count += 1);
                 }
             });
         }
@@ -79,7 +80,13 @@ impl Loop {
     }
 
     fn count(&self) -> usize {
-        self.count.load(Ordering::Relaxed)
+        *self.count.borrow()
+    }
+
+    /// Waits until it was done so often, or for as long as a test has patience.
+    async fn reaches(&self, wanted: usize) {
+        let mut count = self.count.subscribe();
+        let _ = tokio::time::timeout(DEADLINE, count.wait_for(|count| *count >= wanted)).await;
     }
 
     async fn stop(self) {
@@ -112,10 +119,7 @@ async fn one_connection_gets_its_users_share_beside_thirty_two_of_another() {
     };
     let greedy = Loop::start(&cluster.client(&somebody("greedy")), 32, list).await;
     let modest = Loop::start(&cluster.client(&somebody("modest")), 1, list).await;
-    let deadline = Instant::now() + DEADLINE;
-    while modest.count() < 20 && Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    modest.reaches(20).await;
     let (got, others) = (modest.count(), greedy.count());
     assert!(got * 8 >= got + others, "{got} lists of {}", got + others);
     modest.stop().await;
