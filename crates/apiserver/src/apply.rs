@@ -19,20 +19,27 @@ pub(crate) const MEDIA_TYPE: &str = "application/apply-patch+yaml";
 /// An object that comes and goes while it is applied to this often is somebody's fight with somebody.
 const TRIES: usize = 8;
 
-/// The configuration, and warnings about its text.
+/// The configuration. What its text has twice is warned of.
 ///
 /// # Errors
 /// 400 for what is no YAML, and for fields that stand there twice, if the client is strict.
-pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<Value, Status> {
     let decoding = |why: &str| Status::bad_request(format!("error decoding YAML: {why}"));
     let (config, repeated) = body::yaml(bytes).map_err(|status| decoding(status.message()))?;
     if !config.is_object() {
         return Err(decoding("the body must be an object"));
     }
-    if !repeated.is_empty() && asked.options.field_validation == FieldValidation::Strict {
-        return Err(Status::bad_request(format!("error strict decoding YAML: {}", repeated.join(", "))));
+    match asked.options.field_validation {
+        FieldValidation::Strict => {
+            if let Some(mistake) = repeated.mistakes().first() {
+                let why = format!("error strict decoding YAML: error converting YAML to JSON: {mistake}");
+                return Err(Status::bad_request(why));
+            }
+        }
+        FieldValidation::Warn => asked.warnings.add(repeated.lines),
+        FieldValidation::Ignore => {}
     }
-    Ok((config, repeated))
+    Ok(config)
 }
 
 /// What becomes of the live object, if there is one, and of its managed fields.
@@ -40,31 +47,27 @@ pub(crate) fn applied(asked: Asked<'_>, live: (Option<&Value>, &Value), config: 
     let now = object::time(jiff::Timestamp::now());
     let force = asked.options.force.unwrap_or_default();
     let (object, owners) = apply::apply(asked.kind(), live, config, force, asked.writer(&now))?;
-    Ok(Changed { object, warnings: Vec::new(), owners: Some(owners) })
+    Ok(Changed { object, owners: Some(owners) })
 }
 
 pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Result<Written, Status> {
     let kind = asked.kind();
-    let (config, repeated) = configuration(asked, bytes)?;
-    let with_warnings = |mut written: Written| {
-        if asked.options.field_validation == FieldValidation::Warn {
-            written.warnings.splice(0..0, repeated.iter().cloned());
-        }
-        written
-    };
+    let config = configuration(asked, bytes)?;
     for _ in 0..TRIES {
         let changed = write::change(server, asked, false, |old, held| {
             let mut changed = applied(asked, (Some(old), held), &config)?;
-            (changed.object, changed.warnings) = kind.decode(changed.object, asked.options.field_validation)?;
+            let (object, unknown) = kind.decode(changed.object, asked.options.field_validation)?;
+            asked.warnings.add(unknown);
+            changed.object = object;
             Ok(changed)
         });
         match changed.await {
             Err(status) if status.code() == 404 && asked.target.sub == Sub::None => {}
-            done => return done.map(with_warnings),
+            done => return done,
         }
         match create(server, asked, &config).await {
             Err(status) if status.reason() == "AlreadyExists" => {}
-            done => return done.map(with_warnings),
+            done => return done,
         }
     }
     Err(Status::stale(kind.group, kind.plural, asked.name()))

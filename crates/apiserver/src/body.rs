@@ -12,10 +12,13 @@ use http::request::Parts;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use portolan_kinds::{Status, protobuf};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use serde_saphyr::options::DuplicateKeyPolicy;
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
+
+use crate::lines::Lines;
 
 /// As kube-apiserver's own.
 pub(crate) const LIMIT: usize = 3 << 20;
@@ -135,15 +138,38 @@ pub(crate) fn media_type(parts: &Parts) -> String {
     header.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
 }
 
+/// What stands more than once in a text.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Repeated {
+    /// What to warn of.
+    pub(crate) lines: Vec<String>,
+    in_yaml: bool,
+}
+
+impl Repeated {
+    fn in_json(lines: Vec<String>) -> Self {
+        Self { lines, in_yaml: false }
+    }
+
+    /// What is wrong with it, for who wants to know exactly. Of YAML it is all one mistake.
+    pub(crate) fn mistakes(&self) -> Vec<String> {
+        if self.in_yaml && !self.lines.is_empty() {
+            vec![format!("yaml: unmarshal errors:\n  {}", self.lines.join("\n  "))]
+        } else {
+            self.lines.clone()
+        }
+    }
+}
+
 /// An object, and what about its text is to be warned of.
 ///
 /// # Errors
 /// 415 for other media types, 400 for what is not what it says it is, or no object.
-pub(crate) fn object(media_type: &str, bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+pub(crate) fn object(media_type: &str, bytes: &[u8]) -> Result<(Value, Repeated), Status> {
     let (value, repeated) = match media_type {
-        "" | "application/json" | "*/*" => crate::json::parse(bytes).map_err(|error| not_json(&error))?,
+        "" | "application/json" | "*/*" => json(bytes).map(|(value, repeated)| (value, Repeated::in_json(repeated)))?,
         "application/yaml" | "text/yaml" => yaml(bytes)?,
-        _ => (decode(media_type, bytes)?, Vec::new()),
+        _ => (decode(media_type, bytes)?, Repeated::default()),
     };
     if value.is_object() { Ok((value, repeated)) } else { Err(Status::bad_request("the body must be an object")) }
 }
@@ -152,15 +178,19 @@ pub(crate) fn object(media_type: &str, bytes: &[u8]) -> Result<(Value, Vec<Strin
 /// 415 for other media types, 400 for what is not what it says it is.
 pub(crate) fn decode(media_type: &str, bytes: &[u8]) -> Result<Value, Status> {
     match media_type {
-        "" | "application/json" | "*/*" => json(bytes),
+        "" | "application/json" | "*/*" => json(bytes).map(|(value, _)| value),
         "application/yaml" | "text/yaml" => yaml(bytes).map(|(value, _)| value),
         protobuf::MEDIA_TYPE => protobuf::to_json(bytes),
         _ => Err(Status::unsupported_media_type(&["application/json", "application/yaml", protobuf::MEDIA_TYPE])),
     }
 }
 
-pub(crate) fn json(bytes: &[u8]) -> Result<Value, Status> {
-    serde_json::from_slice(bytes).map_err(|error| not_json(&error))
+/// A value, and which of its fields stand there more than once.
+///
+/// # Errors
+/// 400 for what is no JSON.
+pub(crate) fn json(bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+    crate::json::parse(bytes).map_err(|error| not_json(&error))
 }
 
 fn not_json(error: &serde_json::Error) -> Status {
@@ -172,17 +202,25 @@ fn not_json(error: &serde_json::Error) -> Status {
 ///
 /// # Errors
 /// 400 for what is no YAML.
-pub(crate) fn yaml(bytes: &[u8]) -> Result<(Value, Vec<String>), Status> {
+pub(crate) fn yaml(bytes: &[u8]) -> Result<(Value, Repeated), Status> {
     // All JSON is YAML, and most clients send it.
-    if let Ok(parsed) = crate::json::parse(bytes) {
-        return Ok(parsed);
-    }
+    let (value, repeated) = match crate::json::parse(bytes) {
+        Ok(parsed) => parsed,
+        Err(_) => {
+            let crate::json::Parsed(value, repeated) = read_yaml(bytes)?;
+            (value, repeated)
+        }
+    };
+    let lines = if repeated.is_empty() { Vec::new() } else { read_yaml::<Lines>(bytes)?.0 };
+    Ok((value, Repeated { lines, in_yaml: true }))
+}
+
+fn read_yaml<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Status> {
     let options = serde_saphyr::options! {
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_REPLAYED },
     };
     serde_saphyr::from_slice_with_options(bytes, options)
-        .map(|crate::json::Parsed(value, repeated)| (value, repeated))
         .map_err(|error| Status::bad_request(format!("error parsing YAML: {}", first_line(&error.to_string()))))
 }
 
@@ -234,6 +272,15 @@ mod tests {
         }
         let message = decode("application/json", b"{\"a\": ").unwrap_err();
         assert_eq!(message.message(), "couldn't get version/kind; json parse error: unexpected end of JSON input");
+        let twice = "a:\n  b: 1\n  c: {d: 2, d: 3}\n  \"b\":\n    e: [x]\na: 4\n";
+        let (value, repeated) = object("application/yaml", twice.as_bytes()).unwrap();
+        assert_eq!(value, json!({"a": 4}));
+        let lines =
+            [(3, "d"), (5, "b"), (6, "a")].map(|(line, key)| format!("line {line}: key \"{key}\" already set in map"));
+        assert_eq!(repeated.mistakes(), [format!("yaml: unmarshal errors:\n  {}", lines.join("\n  "))]);
+        let in_json = b"{\"a\": 1, \"a\": 2}";
+        assert_eq!(object("", in_json).unwrap().1.mistakes(), ["duplicate field \"a\""]);
+        assert_eq!(object("application/yaml", in_json).unwrap().1.lines, ["line 1: key \"a\" already set in map"]);
         let deep = "[".repeat(100_000);
         assert_eq!(decode("application/json", deep.as_bytes()).map_err(|status| status.code()), Err(400));
         assert_eq!(decode("application/yaml", deep.as_bytes()).map_err(|status| status.code()), Err(400));

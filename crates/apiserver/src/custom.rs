@@ -25,6 +25,7 @@ use crate::options::{DeleteOptions, Options};
 use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::user::User;
+use crate::warnings::Warnings;
 use crate::write::{self, Asked};
 
 /// Definitions there may be, and bytes of all together: each is held as a tree some times its size.
@@ -294,7 +295,8 @@ async fn delete_all(server: &Arc<Server>, kind: &KindRef) -> Option<(&'static st
             let namespace = Some(key.namespace().to_owned()).filter(|namespace| !namespace.is_empty());
             let target = Target { kind: kind.clone(), namespace, name: Some(key.name().to_owned()), sub: Sub::None };
             // One that went meanwhile, or changed: the next look at the list tells.
-            let _ = delete::delete(server, Asked { user: &user, target: &target, options: &options }).await;
+            let asked = Asked { user: &user, target: &target, options: &options, warnings: &Warnings::default() };
+            let _ = delete::delete(server, asked).await;
         }
         watch.next().await.ok()?;
     }

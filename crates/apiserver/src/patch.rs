@@ -5,19 +5,25 @@
 
 use portolan_kinds::apply;
 use portolan_kinds::patch::{self, Operations};
-use portolan_kinds::{Kind, Status};
+use portolan_kinds::{FieldValidation, Kind, Status};
 use serde_json::Value;
 
 use crate::body;
 use crate::server::Server;
 use crate::write::{self, Asked, Changed, Written};
 
+/// At most this many unknown members of operations are named.
+const MOST_UNKNOWN: usize = 100;
 /// How a patch that is about owners is told by its text.
 const MANAGED_FIELDS: &[u8] = b"managedFields";
 
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes: &[u8]) -> Result<Written, Status> {
     let kind = asked.kind();
-    let patch = Patch::parse(kind, media, bytes)?;
+    let (patch, repeated) = Patch::parse(kind, media, bytes)?;
+    let validation = asked.options.field_validation;
+    if validation == FieldValidation::Warn {
+        asked.warnings.add(repeated.iter().cloned());
+    }
     // Few patches are about owners, and the others need not carry them along.
     let about_owners = bytes.windows(MANAGED_FIELDS.len()).any(|window| window == MANAGED_FIELDS);
     write::change(server, asked, false, |old, held| {
@@ -29,9 +35,22 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes:
             patch.to(kind, old)?
         };
         apply::keep_reset(&mut patched);
-        kind.decode(patched, asked.options.field_validation).map(Changed::from)
+        kind.refuse_repeated(&patched, &repeated, validation)?;
+        let (object, unknown) = kind.decode(patched, validation)?;
+        asked.warnings.add(unknown);
+        Ok(Changed::from(object))
     })
     .await
+}
+
+/// What no operation has.
+fn unknown_members(patch: &Value) -> Vec<String> {
+    let members = |(index, operation): (usize, &Value)| -> Vec<String> {
+        let names = operation.as_object().into_iter().flat_map(serde_json::Map::keys);
+        let unknown = names.filter(|name| !matches!(name.as_str(), "op" | "path" | "from" | "value"));
+        unknown.map(|name| format!("unknown field \"[{index}].{name}\"")).collect()
+    };
+    patch.as_array().into_iter().flatten().enumerate().flat_map(members).take(MOST_UNKNOWN).collect()
 }
 
 pub(crate) enum Patch {
@@ -41,13 +60,24 @@ pub(crate) enum Patch {
 }
 
 impl Patch {
-    pub(crate) fn parse(kind: &Kind, media: &str, bytes: &[u8]) -> Result<Self, Status> {
+    /// The patch, and what about its text is to be warned of.
+    ///
+    /// # Errors
+    /// 415 for what is no patch of this kind, 400 for what is not what it says it is.
+    pub(crate) fn parse(kind: &Kind, media: &str, bytes: &[u8]) -> Result<(Self, Vec<String>), Status> {
         let json = || body::json(bytes);
         match media {
-            "application/json-patch+json" => Operations::parse(json()?).map(Self::Json),
-            "application/merge-patch+json" => Ok(Self::Merge(json()?)),
+            "application/json-patch+json" => {
+                let (patch, repeated) = json()?;
+                let unknown = unknown_members(&patch);
+                let mistakes = repeated.into_iter().chain(unknown).map(|mistake| format!("json patch {mistake}"));
+                Ok((Self::Json(Operations::parse(patch)?), mistakes.collect()))
+            }
+            "application/merge-patch+json" => json().map(|(patch, repeated)| (Self::Merge(patch), repeated)),
             // Nobody knows how the lists of a defined kind merge.
-            "application/strategic-merge-patch+json" if !kind.is_custom() => Ok(Self::Strategic(json()?)),
+            "application/strategic-merge-patch+json" if !kind.is_custom() => {
+                json().map(|(patch, repeated)| (Self::Strategic(patch), repeated))
+            }
             _ if kind.is_custom() => Err(Status::unsupported_media_type(&[
                 "application/json-patch+json",
                 "application/merge-patch+json",

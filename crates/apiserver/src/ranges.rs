@@ -21,6 +21,7 @@ use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services;
 use crate::user::User;
+use crate::warnings::Warnings;
 use crate::write::{self, Asked};
 
 /// Every range has it from its first moment; see `portolan_kinds`.
@@ -202,7 +203,7 @@ async fn tell(server: &Server, service: &Value, reason: &str, message: &str) {
         "firstTimestamp": now, "lastTimestamp": now, "source": {"component": "ipallocator-repair-controller"}
     });
     let options = Options { manager: "kube-apiserver".to_owned(), ..Options::default() };
-    let asked = Asked { user: &User::admin(), target: &target, options: &options };
+    let asked = Asked { user: &User::admin(), target: &target, options: &options, warnings: &Warnings::default() };
     if let Err(status) = write::create(server, asked, event).await {
         tracing::warn!(error = status.message(), "cannot write an Event");
     }

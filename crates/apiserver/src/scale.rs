@@ -1,6 +1,6 @@
 //! `/scale`: a Deployment, a ReplicaSet or what somebody defined, seen as `autoscaling/v1` Scale.
 
-use portolan_kinds::{FieldError, Kind, Scale, Status};
+use portolan_kinds::{FieldError, FieldValidation, Kind, Scale, Status};
 use serde_json::{Value, json};
 
 use crate::apply;
@@ -103,7 +103,16 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> 
 }
 
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Value, Status> {
-    let patch = Patch::parse(asked.kind(), media, body)?;
+    let (patch, repeated) = Patch::parse(asked.kind(), media, body)?;
+    match asked.options.field_validation {
+        FieldValidation::Strict if !repeated.is_empty() => {
+            let why = repeated.join(", ");
+            let why = format!("Scale in version \"v1\" cannot be handled as a Scale: strict decoding error: {why}");
+            return Err(Status::bad_request(why));
+        }
+        FieldValidation::Warn => asked.warnings.add(repeated),
+        _ => {}
+    }
     let written = write::change(server, asked, false, |old, _| {
         let scale = match &patch {
             // A Scale has no lists, so that both ways of merging are one.
@@ -121,7 +130,7 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: 
 
 /// Server-side apply of a Scale: the replicas are a field of the object, so who applies them owns that field.
 pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Result<Value, Status> {
-    let (config, _) = apply::configuration(asked, body)?;
+    let config = apply::configuration(asked, body)?;
     let (version, sent) = (object::text(&config, "/apiVersion"), object::text(&config, "/kind"));
     if (version, sent) != ("autoscaling/v1", "Scale") {
         return Err(Status::bad_request(format!("invalid object type: {version}, Kind={sent}")));

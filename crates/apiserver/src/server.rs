@@ -32,6 +32,7 @@ use crate::route::{self, Route, Sub, Target};
 use crate::tokens::{self, Tokens};
 use crate::turns::{self, Admission};
 use crate::user::User;
+use crate::warnings::Warnings;
 use crate::ways::Ways;
 use crate::write::{Asked, Written};
 use crate::{apply, delete, discovery, patch, pods, proxy, read, scale, sending, sessions, show, watch, write};
@@ -131,10 +132,12 @@ impl Server {
         match route::parse(path, &catalog) {
             Ok(Route::Object(target)) => {
                 let kind = target.kind.clone();
-                let answer = self.object(&asker, user, target, parts, body, peer).await;
+                let warnings = Arc::new(Warnings::default());
+                let answer = self.object((&asker, user), target, parts, body, peer, &warnings).await;
                 // Who asks for what is not there is told as well.
                 let mut reply = answer.unwrap_or_else(|status| respond::failure(media.unwrap_or_default(), &status));
-                respond::warn(&mut reply, kind.deprecation().map(str::to_owned).as_slice());
+                warnings.add(kind.deprecation().map(str::to_owned));
+                respond::warn(&mut reply, &warnings.take());
                 Ok(reply)
             }
             Ok(Route::Review(review, namespace)) => {
@@ -248,12 +251,12 @@ impl Server {
 
     async fn object(
         self: Arc<Self>,
-        asker: &str,
-        user: User,
+        (asker, user): (&str, User),
         target: Target,
         parts: Parts,
         body: Incoming,
         peer: &Peer,
+        warnings: &Arc<Warnings>,
     ) -> Result<Reply, Status> {
         // What is asked of others has its own query.
         let query = parts.uri.query().filter(|_| !(target.sub.is_session() || target.sub == Sub::Proxy));
@@ -297,11 +300,11 @@ impl Server {
                 return watch::watch(&self, asker, &target, &options, view, peer.shutdown.clone()).await;
             }
             ("get", Sub::Log) => {
-                let asked = Asked { user: &user, target: &target, options: &options };
+                let asked = Asked { user: &user, target: &target, options: &options, warnings };
                 return pods::logs(&self, asked, parts.uri.query().unwrap_or_default()).await;
             }
             ("get", Sub::Scale) => {
-                let scale = scale::get(&self, Asked { user: &user, target: &target, options: &options })?;
+                let scale = scale::get(&self, Asked { user: &user, target: &target, options: &options, warnings })?;
                 return Ok(respond::object(200, view?.media, &scale));
             }
             ("get", _) => return read::get(&self.store, &target, &options, view?).await,
@@ -320,9 +323,10 @@ impl Server {
         }
         let turns = if turns::is_vital(&user, &target) { &self.admission.vital } else { &self.admission.writes };
         let turn = turns.request(asker, 1 + bytes.len() as u64 / BODY_COST).await?;
-        let server = self.clone();
+        let (server, warnings) = (self.clone(), warnings.clone());
         let write = async move {
-            let reply = server.write(&user, verb, &target, &options, view, &media, bytes).await;
+            let asked = Asked { user: &user, target: &target, options: &options, warnings: &warnings };
+            let reply = server.write(asked, verb, view, &media, bytes).await;
             drop(turn);
             reply
         };
@@ -332,32 +336,26 @@ impl Server {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a request is made of")]
     async fn write(
         &self,
-        user: &User,
+        asked: Asked<'_>,
         verb: &str,
-        target: &Target,
-        options: &Options,
         view: View,
         media: &str,
         bytes: Bytes,
     ) -> Result<Reply, Status> {
-        let asked = Asked { user, target, options };
-        let (body, mut warnings) = match verb {
+        let Asked { target, options, .. } = asked;
+        let (body, repeated) = match verb {
             "create" | "update" => body::object(media, &bytes)?,
-            _ => (Value::Null, Vec::new()),
+            _ => Default::default(),
         };
-        target.kind.refuse_repeated(&body, &warnings, options.field_validation)?;
+        target.kind.refuse_repeated(&body, &repeated.mistakes(), options.field_validation)?;
+        if options.field_validation == FieldValidation::Warn {
+            asked.warnings.add(repeated.lines);
+        }
         let shown = |written: Written| {
             let code = if written.created { 201 } else { 200 };
-            let mut reply = respond::bytes(code, view.media, show::one(&target.kind, &written.stored, view));
-            if options.field_validation != FieldValidation::Warn {
-                warnings.clear();
-            }
-            warnings.extend(written.warnings);
-            respond::warn(&mut reply, &warnings);
-            reply
+            respond::bytes(code, view.media, show::one(&target.kind, &written.stored, view))
         };
         let done = |code| move |done: Value| respond::object(code, view.media, &done);
         let applies = media == apply::MEDIA_TYPE;

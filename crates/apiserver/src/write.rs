@@ -21,6 +21,7 @@ use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services::{self, Allocation};
 use crate::user::User;
+use crate::warnings::Warnings;
 
 /// After this many lost races something is wrong, and the client should hear of it.
 const TRIES: usize = 64;
@@ -31,6 +32,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) user: &'a User,
     pub(crate) target: &'a Target,
     pub(crate) options: &'a Options,
+    pub(crate) warnings: &'a Warnings,
 }
 
 impl<'a> Asked<'a> {
@@ -56,26 +58,18 @@ impl<'a> Asked<'a> {
 pub(crate) struct Written {
     pub(crate) stored: Bytes,
     pub(crate) created: bool,
-    pub(crate) warnings: Vec<String>,
 }
 
 /// What a change makes of the old object.
 pub(crate) struct Changed {
     pub(crate) object: Value,
-    pub(crate) warnings: Vec<String>,
     /// Of server-side apply, which says itself who owns what.
     pub(crate) owners: Option<Owners>,
 }
 
 impl From<Value> for Changed {
     fn from(object: Value) -> Self {
-        (object, Vec::new()).into()
-    }
-}
-
-impl From<(Value, Vec<String>)> for Changed {
-    fn from((object, warnings): (Value, Vec<String>)) -> Self {
-        Self { object, warnings, owners: None }
+        Self { object, owners: None }
     }
 }
 
@@ -190,13 +184,13 @@ fn namespace_check(store: &Store, kind: &Kind, namespace: &str, name: &str) -> R
 pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Changed>) -> Result<Written, Status> {
     let kind = asked.kind();
     let now = Timestamp::now();
-    let Changed { object: body, owners, mut warnings } = body.into();
+    let Changed { object: body, owners } = body.into();
     if kind.is_terminating() {
         let why = "create not allowed while custom resource definition is terminating";
         return Err(Status::method_not_supported(kind.group, kind.plural, why));
     }
-    let (mut object, more) = kind.decode(body, asked.options.field_validation)?;
-    warnings.extend(more);
+    let (mut object, unknown) = kind.decode(body, asked.options.field_validation)?;
+    asked.warnings.add(unknown);
     let sent = apply::take_managed_fields(&mut object);
     settle_new_metadata(&asked, &mut object, now)?;
     let base = match object::name(&object) {
@@ -218,7 +212,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     if custom::is_definition(kind) {
         custom::refuse_too_many(&server.store, object::name(&object), &object)?;
     }
-    warnings.extend(kind.warnings(&object, None));
+    asked.warnings.add(kind.warnings(&object, None));
     set_managed_fields(&mut object, owners.managed_fields);
     object::refuse_too_deep(&object)?;
 
@@ -242,7 +236,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
         let complete = object::to_stored(kind, complete);
         let document = object::encode(object::stored_kind(kind), &complete);
         if asked.options.dry_run {
-            return Ok(Written { stored: complete.to_string().into(), created: true, warnings });
+            return Ok(Written { stored: complete.to_string().into(), created: true });
         }
         let own = ops.len();
         ops.push(Op::Put { key, expect: Expect::Absent, value: document });
@@ -251,7 +245,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
                 let entry = entries.swap_remove(own);
                 in_force(server, kind, entry.as_ref()).await;
                 let stored = entry.map(|entry| entry.value).unwrap_or_default();
-                return Ok(Written { stored, created: true, warnings });
+                return Ok(Written { stored, created: true });
             }
             Err(Unwritten::Failed(status)) => return Err(status),
             // An address that the user asked for by number, and that somebody reserved by hand.
@@ -289,7 +283,8 @@ fn allocation(
 pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -> Result<Written, Status> {
     let kind = asked.kind();
     apply::keep_reset(&mut body);
-    let (object, warnings) = kind.decode(body, asked.options.field_validation)?;
+    let (object, unknown) = kind.decode(body, asked.options.field_validation)?;
+    asked.warnings.add(unknown);
     check_named(&asked, &object)?;
     let unconditional = object::text(&object, "/metadata/resourceVersion").is_empty();
     if unconditional && !kind.allows_unconditional_update() {
@@ -298,7 +293,7 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
         return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));
     }
     let creates = asked.target.sub == Sub::None && kind.allows_create_on_update();
-    let changed = change(server, asked, !unconditional, |_, _| Ok((object.clone(), warnings.clone()).into())).await;
+    let changed = change(server, asked, !unconditional, |_, _| Ok(object.clone().into())).await;
     match changed {
         Err(status) if status.code() == 404 && unconditional && creates => create(server, asked, object).await,
         other => other,
@@ -322,7 +317,7 @@ pub(crate) async fn change(
         };
         let mut old = object::from_stored(kind, object::decode(&entry.value));
         let held = apply::take_managed_fields(&mut old);
-        let Changed { object: new, mut warnings, owners } = change(&old, &held)?;
+        let Changed { object: new, owners } = change(&old, &held)?;
         let now = Timestamp::now();
         let (mut new, owners) = settle_update(server, &asked, (new, owners), (&old, held), now)?;
         admission::update(server, asked, &old, &new)?;
@@ -333,7 +328,7 @@ pub(crate) async fn change(
             allocation(server, kind, &mut new, Some(&old), now)?
         };
         if new == old && !gone && !owners.changed {
-            return Ok(Written { stored: entry.value, created: false, warnings });
+            return Ok(Written { stored: entry.value, created: false });
         }
         let definition = custom::is_definition(kind);
         let changed = new["spec"] != old["spec"];
@@ -341,13 +336,13 @@ pub(crate) async fn change(
             custom::refuse_too_many(&server.store, name, &new)?;
         }
         if asked.target.sub == Sub::None && (changed || !definition) {
-            warnings.extend(kind.warnings(&new, Some(&old)));
+            asked.warnings.add(kind.warnings(&new, Some(&old)));
         }
         set_managed_fields(&mut new, owners.managed_fields);
         object::refuse_too_deep(&new)?;
         let new = object::to_stored(kind, new);
         if asked.options.dry_run {
-            return Ok(Written { stored: new.to_string().into(), created: false, warnings });
+            return Ok(Written { stored: new.to_string().into(), created: false });
         }
         let expect = Expect::At(entry.revision);
         let ops = vec![if gone {
@@ -361,7 +356,7 @@ pub(crate) async fn change(
                 in_force(server, kind, entry.as_ref()).await;
                 let stored =
                     if gone { new.to_string().into() } else { entry.map(|entry| entry.value).unwrap_or_default() };
-                return Ok(Written { stored, created: false, warnings });
+                return Ok(Written { stored, created: false });
             }
             Err(Unwritten::Failed(status)) => return Err(status),
             Err(Unwritten::Race(0)) if strict => break,

@@ -18,6 +18,7 @@ use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::services;
 use crate::user::User;
+use crate::warnings::Warnings;
 use crate::write::{self, Asked, Unwritten};
 
 /// Takes what the stored Services hold, before anything can be given out.
@@ -134,7 +135,7 @@ async fn ensure(
     body: Value,
 ) -> Result<(), Status> {
     let target = target(group, plural, namespace, None, Sub::None);
-    let asked = Asked { user: &User::admin(), target: &target, options: &options() };
+    let asked = Asked { user: &User::admin(), target: &target, options: &options(), warnings: &Warnings::default() };
     match write::create(server, asked, body).await {
         Err(status) if status.code() != 409 => Err(status),
         _ => Ok(()),
@@ -147,7 +148,7 @@ async fn set(
     change: impl Fn(&Value) -> Value,
 ) -> Result<(), Status> {
     let target = target(group, plural, namespace, Some(name), sub);
-    let asked = Asked { user: &User::admin(), target: &target, options: &options() };
+    let asked = Asked { user: &User::admin(), target: &target, options: &options(), warnings: &Warnings::default() };
     write::change(server, asked, false, |old, _| Ok(change(old).into())).await?;
     Ok(())
 }

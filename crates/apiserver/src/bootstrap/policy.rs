@@ -17,6 +17,7 @@ use crate::object;
 use crate::route::Sub;
 use crate::server::Server;
 use crate::user::User;
+use crate::warnings::Warnings;
 use crate::write::{self, Asked};
 
 const POLICY: &str = include_str!("policy.yaml");
@@ -98,7 +99,7 @@ async fn reconcile(server: &Server, plural: &'static str, expected: Value) -> Re
     };
     let stored = object::decode(&stored.value);
     let Some(reconciled) = reconciled(&stored, &expected) else { return Ok(()) };
-    let asked = Asked { user: &User::admin(), target: &target, options: &options() };
+    let asked = Asked { user: &User::admin(), target: &target, options: &options(), warnings: &Warnings::default() };
     if reconciled["roleRef"] != stored["roleRef"] {
         // A binding to another role is another binding.
         delete::delete(server, asked).await?;

@@ -407,6 +407,58 @@ async fn a_field_that_stands_there_twice_is_spoken_of() {
     let answer = send("fieldValidation=Ignore").await;
     assert!(!answer.headers.contains_key("warning"));
     assert_eq!(answer.ok()["data"]["k"], "2", "the last one counts");
+    let yaml = "metadata:\n  name: b\ndata:\n  k: 1\n  k: x\n";
+    let answer = client.send(Method::POST, &path, &[("content-type", "application/yaml")], yaml).await;
+    let words = "strict decoding error: yaml: unmarshal errors:\n  line 5: key \"k\" already set in map";
+    assert!(answer.failure().1.ends_with(words), "{:?}", answer.bytes);
+}
+
+#[tokio::test]
+async fn a_patch_that_says_something_twice_is_spoken_of() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    client.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let one = format!("{CONFIG_MAPS}/a");
+    let merge = r#"{"data": {"k": "1", "k": "2"}}"#;
+    let repeated = "duplicate field \"data.k\"".to_owned();
+    let operation = r#"[{"op": "add", "path": "/data/k", "path": "/data/x", "value": "2", "colour": 1}]"#;
+    let members = ["json patch duplicate field \"[0].path\"", "json patch unknown field \"[0].colour\""];
+    for (kind, patch, told) in [
+        ("merge-patch", merge, vec![repeated.clone()]),
+        ("strategic-merge-patch", merge, vec![repeated]),
+        ("json-patch", operation, members.map(str::to_owned).to_vec()),
+    ] {
+        let media = format!("application/{kind}+json");
+        let send = async |query: &str| {
+            client.send(Method::PATCH, &format!("{one}?{query}"), &[("content-type", &*media)], patch).await
+        };
+        let (code, message) = send("fieldValidation=Strict").await.failure();
+        assert!(message.ends_with(&format!("strict decoding error: {}", told.join(", "))), "{message}");
+        assert_eq!(code, 400);
+        assert_eq!(client.get(&one).await.ok()["data"], json!({"k": "v"}));
+        let warned = send("dryRun=All").await;
+        let warnings: Vec<_> = warned.headers.get_all("warning").iter().map(|value| value.to_str().unwrap()).collect();
+        let expected: Vec<_> = told.iter().map(|text| format!("299 - \"{}\"", text.replace('"', "\\\""))).collect();
+        assert_eq!(warnings, expected, "{kind}");
+        assert_eq!(warned.code, 200);
+        assert!(!send("dryRun=All&fieldValidation=Ignore").await.headers.contains_key("warning"));
+    }
+}
+
+#[tokio::test]
+async fn whoever_is_refused_is_warned_all_the_same() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let mut object = config_map("NOT_A_NAME");
+    object["colour"] = "blue".into();
+    let refused = client.post(CONFIG_MAPS, &object).await;
+    assert_eq!(refused.code, 422);
+    assert_eq!(refused.headers["warning"], r#"299 - "unknown field \"colour\"""#);
+    client.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    let patch = json!({"colour": "blue", "immutable": true, "metadata": {"uid": "another"}});
+    let refused = client.merge(&format!("{CONFIG_MAPS}/a"), &patch).await;
+    assert_eq!(refused.code, 409);
+    assert_eq!(refused.headers["warning"], r#"299 - "unknown field \"colour\"""#);
 }
 
 #[tokio::test]
