@@ -46,16 +46,20 @@ pub(crate) struct Change {
 
 impl Desired {
     /// Takes in what the delta, or without one all of the snapshot, asks for; gives the first portion. A node that
-    /// changed concerns every Service.
+    /// changed concerns every Service, unless only its addresses did: on some nodes these come and go all the time.
     pub(crate) fn change(&mut self, snapshot: &Snapshot, delta: Option<&Delta>, node: NodeContext) -> Change {
-        let node_changed = node != self.node;
-        self.node = node;
+        let before = std::mem::replace(&mut self.node, node);
         self.due.append(&mut self.open);
         self.due.append(&mut self.again);
-        match delta.filter(|_| !node_changed) {
+        match delta.filter(|_| self.node.is_but_for_addresses(&before)) {
             Some(delta) => self.due.extend(delta.services.iter().cloned()),
             // What is gone from the snapshot is still known here.
             None => self.due.extend(snapshot.services().map(|service| &service.id).chain(self.asked.keys()).cloned()),
+        }
+        if self.node != before {
+            // Whose ranges have the node in them; its addresses are nothing to the others.
+            let ranged = snapshot.services().filter(|service| !service.source_ranges.is_empty());
+            self.due.extend(ranged.map(|service| service.id.clone()));
         }
         self.portion(snapshot)
     }
@@ -147,5 +151,39 @@ fn stand_for_each_other(frontends: &mut [FrontendForwarding]) {
         if held.binary_search(&affinity.together).is_err() {
             affinity.together = *instead.entry(affinity.together).or_insert(forwarding.frontend);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use portolan_model::{Event, translate};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_nodes_addresses_concern_only_services_with_ranges() {
+        let mut snapshot = Snapshot::default();
+        for (name, address, ranges) in [("any", "10.96.0.1", json!([])), ("some", "10.96.0.2", json!(["10.0.0.0/8"]))] {
+            let object = json!({"metadata": {"namespace": "shop", "name": name}, "spec": {"type": "LoadBalancer",
+                "clusterIPs": [address], "loadBalancerSourceRanges": ranges, "ports": [{"port": 80}]}});
+            let (service, _) = translate::service(&serde_json::from_value(object).unwrap()).unwrap();
+            snapshot.apply(Event::Service(service));
+        }
+        let mut desired = Desired::default();
+        let mut due = |node: &NodeContext| {
+            let change = desired.change(&snapshot, Some(&Delta::default()), node.clone());
+            desired.settle(BTreeSet::new());
+            assert_eq!(change.node, *node);
+            change.services.into_keys().map(|id| id.name.to_string()).collect::<Vec<_>>()
+        };
+        let mut node = NodeContext { name: "node-1".into(), ..NodeContext::default() };
+        assert_eq!(due(&node), ["any", "some"], "it is another node");
+        assert_eq!(due(&node), [""; 0]);
+        node.own_addresses = vec!["10.203.0.11".parse().unwrap()];
+        node.node_port_addresses = node.own_addresses.clone();
+        assert_eq!(due(&node), ["some"]);
+        node.zone = Some("east".into());
+        assert_eq!(due(&node), ["any", "some"]);
     }
 }

@@ -234,6 +234,13 @@ impl NodeContext {
         }
     }
 
+    /// Whether the two differ in nothing but the node's own addresses, if in anything.
+    #[must_use]
+    pub fn is_but_for_addresses(&self, other: &Self) -> bool {
+        let nowhere = |node: &Self| Self { own_addresses: Vec::new(), node_port_addresses: Vec::new(), ..node.clone() };
+        nowhere(self) == nowhere(other)
+    }
+
     /// The address of the family that answers pings for ClusterIPs.
     #[must_use]
     pub fn answering(&self, family: Family) -> Option<IpAddr> {
