@@ -152,8 +152,8 @@ impl Builder {
         rule
     }
 
-    /// Forgets where the client was sent under the number in the packet's priority: an update prolongs what is there and
-    /// changes nothing of it.
+    /// Forgets where the client was sent under the number in the packet's priority: an update prolongs what is there
+    /// and changes nothing of it.
     pub(super) fn forget(self) -> Vec<Expr> {
         let (mut rule, value) = self.load(&[Part::Saddr, Part::Priority], 0);
         // The kernel asks for a value where it deletes from a map, too, and makes nothing of it.

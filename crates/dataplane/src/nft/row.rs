@@ -134,7 +134,13 @@ impl Row {
             .chain(set(self.traffic, Key::Traffic))
     }
 
-    /// Takes in an entry that was found.
+    /// Takes in all the seats that were found, which can be many.
+    pub(super) fn find_seats(&mut self, mut seats: Vec<(Reach, u32, Backend)>) {
+        seats.sort_unstable();
+        self.seats = seats.into();
+    }
+
+    /// Takes in an entry that was found, but for a seat.
     pub(super) fn find(&mut self, (key, value): Entry) {
         match (key, value) {
             (Key::Service(_), Value::Pick(pick)) => self.service = Some(pick),
@@ -157,13 +163,6 @@ impl Row {
                     *slots = longer.into();
                 }
                 slots[index] = Some(backend);
-            }
-            (Key::Seat(_, reach, seat), Value::Backend(backend)) => {
-                let mut all = std::mem::take(&mut self.seats).into_vec();
-                if let Err(at) = all.binary_search(&(reach, seat, backend)) {
-                    all.insert(at, (reach, seat, backend));
-                }
-                self.seats = all.into();
             }
             (Key::Admitted(_, net), _) => {
                 let mut all = std::mem::take(&mut self.admitted).into_vec();
@@ -252,6 +251,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::entries::chain_of;
+    use super::super::state::State;
     use super::super::wire::map_of;
     use super::*;
 
@@ -321,9 +321,8 @@ mod tests {
                 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
                 BuildHasherDefault::<DefaultHasher>::new().hash_one((key, seed))
             });
-            let mut found = Row::default();
-            entries.into_iter().for_each(|entry| found.find(entry));
-            prop_assert_eq!(found, row);
+            let found = State::found(entries, []);
+            prop_assert_eq!(found.row(&frontend).cloned().unwrap_or_default(), row);
         }
     }
 }

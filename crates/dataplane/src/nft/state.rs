@@ -59,7 +59,12 @@ impl State {
     #[must_use]
     pub fn found(entries: impl IntoIterator<Item = Entry>, chains: impl IntoIterator<Item = Chain>) -> Self {
         let mut state = Self { chains: chains.into_iter().map(|chain| (chain, 0)).collect(), ..Self::default() };
+        let mut seats = HashMap::<_, Vec<_>>::new();
         for entry in entries {
+            if let (Key::Seat(frontend, reach, seat), Value::Backend(backend)) = entry {
+                seats.entry(frontend).or_default().push((reach, seat, backend));
+                continue;
+            }
             match entry.0.frontend() {
                 Some(frontend) => state.rows.entry(frontend).or_default().row.find(entry),
                 None => drop(state.shared.insert(entry.0, 0)),
@@ -67,6 +72,9 @@ impl State {
             if let Some(chain) = chain_of(&entry) {
                 *state.chains.entry(chain).or_default() += 1;
             }
+        }
+        for (frontend, seats) in seats {
+            state.rows.entry(frontend).or_default().row.find_seats(seats);
         }
         state.entries = state.rows.values().map(|held| held.row.len()).sum::<usize>() + state.shared.len();
         state
