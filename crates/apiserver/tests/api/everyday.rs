@@ -1,10 +1,11 @@
-//! The everyday verbs of kubectl, word for word: `everyday/session.txt` is what the oldest and the newest client here
-//! print.
+//! The everyday verbs of kubectl, word for word: `everyday/session.txt` is what every kubectl here prints.
 //!
-//! The file was written by this server, and is what kubectl printed against kube-apiserver 1.36.2 for the same
-//! commands. What changes from run to run is blotted out: ages and addresses that the server chose.
+//! The file was written by this server, and is what the oldest and the newest of them printed against kube-apiserver
+//! 1.36.2 for the same commands. What changes from run to run is blotted out: ages and addresses that the server chose.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use futures::StreamExt;
 
 use crate::harness::Cluster;
 use crate::kubectl::{Kubectl, has_kubectl, versions};
@@ -55,6 +56,28 @@ fn blot(word: &str) -> &str {
     }
 }
 
+/// All that a kubectl says to the commands of a session.
+async fn speak(program: PathBuf, session: &str, folder: &Path) -> String {
+    let cluster = Cluster::start_in(tempfile::tempdir().unwrap(), |config| {
+        config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
+    })
+    .await;
+    let kubectl = Kubectl { program, ..Kubectl::new(&cluster) };
+    let mut said = String::new();
+    for command in session.lines().filter_map(|line| line.strip_prefix("$ ")) {
+        let output = kubectl.call(words(command, folder).iter()).await;
+        said.push_str(&format!("$ {command}\n"));
+        for stream in [&output.stdout, &output.stderr] {
+            let text = plain(&String::from_utf8_lossy(stream), folder);
+            said.extend([text.as_str(), "\n"].into_iter().filter(|_| !text.is_empty()));
+        }
+        if !output.status.success() {
+            said.push_str(&format!("[{}]\n", output.status.code().unwrap_or(-1)));
+        }
+    }
+    said
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_everyday_verbs_print_what_they_print_with_kubernetes() {
     if !has_kubectl() {
@@ -69,31 +92,15 @@ async fn the_everyday_verbs_print_what_they_print_with_kubernetes() {
         eprintln!("only one version of kubectl is here");
         programs = versions();
     }
-    programs = vec![programs[0].clone(), programs[programs.len() - 1].clone()];
-    programs.dedup();
-    for program in programs {
-        let cluster = Cluster::start_in(tempfile::tempdir().unwrap(), |config| {
-            config.service_cidrs = vec!["10.96.0.0/16".parse().unwrap()];
-        })
-        .await;
-        let kubectl = Kubectl { program, ..Kubectl::new(&cluster) };
-        let mut said = String::new();
-        for command in session.lines().filter_map(|line| line.strip_prefix("$ ")) {
-            let output = kubectl.call(words(command, &folder).iter()).await;
-            said.push_str(&format!("$ {command}\n"));
-            for stream in [&output.stdout, &output.stderr] {
-                let text = plain(&String::from_utf8_lossy(stream), &folder);
-                said.extend([text.as_str(), "\n"].into_iter().filter(|_| !text.is_empty()));
-            }
-            if !output.status.success() {
-                said.push_str(&format!("[{}]\n", output.status.code().unwrap_or(-1)));
-            }
-        }
-        if std::env::var_os("UPDATE_EXPECT").is_some() {
-            std::fs::write(&file, &said).unwrap();
-        }
-        let expected = std::fs::read_to_string(&file).unwrap();
-        expect_equal(&said, &expected, &kubectl.program);
+    if std::env::var_os("UPDATE_EXPECT").is_some() {
+        let newest = programs.last().unwrap().clone();
+        std::fs::write(&file, speak(newest, &session, &folder).await).unwrap();
+    }
+    let expected = std::fs::read_to_string(&file).unwrap();
+    let speaking = programs.into_iter().map(async |program| (speak(program.clone(), &session, &folder).await, program));
+    let mut speaking = futures::stream::iter(speaking).buffer_unordered(2);
+    while let Some((said, program)) = speaking.next().await {
+        expect_equal(&said, &expected, &program);
     }
 }
 
