@@ -270,7 +270,9 @@ pub(crate) fn index(catalog: &Catalog) -> Value {
             paths.extend(versions.keys().map(|version| format!("/apis/{group}/{}", version.name)));
         }
     }
-    paths.extend(["/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned));
+    paths.extend(
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
+    );
     json!({"paths": paths})
 }
 

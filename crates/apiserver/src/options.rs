@@ -1,5 +1,7 @@
 //! Query parameters -> what a request asks for.
 
+use std::time::Duration;
+
 use portolan_kinds::{FieldError, FieldValidation, Status};
 use serde_json::Value;
 
@@ -38,6 +40,51 @@ pub(crate) struct DeleteOptions {
     pub(crate) propagation: Propagation,
     pub(crate) uid: Option<String>,
     pub(crate) resource_version: Option<String>,
+}
+
+/// What any request may say, and that is looked at before anything else is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Manner {
+    pub(crate) watches: bool,
+    pub(crate) is_dry_run: bool,
+    /// How long the client would wait; it may be wrong, or nothing.
+    timeout: String,
+}
+
+/// Nobody waits longer for an answer that has an end.
+const LONGEST_ANSWER: Duration = Duration::from_secs(60);
+
+impl Manner {
+    pub(crate) fn parse(query: &str) -> Self {
+        let mut manner = Self::default();
+        for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            match name.as_ref() {
+                "watch" => manner.watches = flag(&value),
+                "dryRun" => manner.is_dry_run = !value.is_empty(),
+                "timeout" if manner.timeout.is_empty() => manner.timeout = value.into_owned(),
+                _ => {}
+            }
+        }
+        manner
+    }
+
+    /// How long an answer may take. Zero is what clients say who do not care.
+    ///
+    /// # Errors
+    /// 400 for what is no duration of Go's.
+    pub(crate) fn patience(&self) -> Result<Duration, Status> {
+        if self.timeout.is_empty() {
+            return Ok(LONGEST_ANSWER);
+        }
+        let asked = portolan_kinds::parse_duration(&self.timeout).ok_or_else(|| {
+            let asked = &self.timeout;
+            Status::bad_request(format!(
+                "invalid timeout specified in the request URL - time: invalid duration {asked:?}"
+            ))
+        })?;
+        let asked = Duration::try_from(asked).unwrap_or_default();
+        Ok(if asked.is_zero() { LONGEST_ANSWER } else { asked.min(LONGEST_ANSWER) })
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -276,6 +323,18 @@ mod tests {
             assert_eq!(Options::parse(query).map_err(|status| status.code()), Err(code), "{query}");
         }
         assert!(Options::parse("resourceVersion=abc").unwrap().revision().is_err());
+    }
+
+    #[test]
+    fn nobody_waits_for_ever() {
+        let patience = |query| Manner::parse(query).patience().map_err(|status| status.message().to_owned());
+        for (query, seconds) in [("", 60), ("timeout=0s", 60), ("timeout=3m", 60), ("timeout=32s", 32)] {
+            assert_eq!(patience(query), Ok(Duration::from_secs(seconds)), "{query}");
+        }
+        assert_eq!(
+            patience("timeout=soon").unwrap_err(),
+            "invalid timeout specified in the request URL - time: invalid duration \"soon\""
+        );
     }
 
     #[test]

@@ -54,6 +54,10 @@ pub(crate) fn typed(content_type: &'static str, bytes: impl Into<Bytes>) -> Repl
     reply(200, content_type, full(bytes))
 }
 
+pub(crate) fn text(code: u16, text: String) -> Reply {
+    reply(code, "text/plain; charset=utf-8", full(text))
+}
+
 pub(crate) fn stream(content_type: &'static str, body: Body) -> Reply {
     reply(200, content_type, body)
 }

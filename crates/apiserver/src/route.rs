@@ -13,6 +13,7 @@ use crate::review::Review;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Route {
     Health,
+    Metrics,
     Version,
     /// `/`: the paths there are.
     Index,
@@ -32,6 +33,26 @@ pub(crate) enum Route {
     /// A question, and the namespace that it is asked in, if any.
     Review(Review, Option<String>),
     Object(Target),
+}
+
+impl Route {
+    /// The path of what is no object, without what differs from one document to another.
+    pub(crate) fn place(&self) -> &'static str {
+        match self {
+            Self::Health => "/healthz",
+            Self::Metrics => "/metrics",
+            Self::Version => "/version",
+            Self::Index => "/",
+            Self::CoreVersions => "/api",
+            Self::Resources { group, .. } if group.is_empty() => "/api",
+            Self::Groups | Self::Group(_) | Self::Resources { .. } => "/apis",
+            Self::OpenApiV2 => "/openapi/v2",
+            Self::OpenApiV3Index | Self::OpenApiV3(_) => "/openapi/v3",
+            Self::Issuer => "/.well-known/openid-configuration",
+            Self::Keys => "/openid/v1/jwks",
+            Self::Review(..) | Self::Object(_) => "",
+        }
+    }
 }
 
 /// An object, a collection, or a part of an object.
@@ -154,6 +175,7 @@ pub(crate) fn parse(path: &str, catalog: &Catalog) -> Result<Route, Status> {
     match segments.as_slice() {
         [""] => Ok(Route::Index),
         ["healthz" | "livez" | "readyz", ..] => Ok(Route::Health),
+        ["metrics"] => Ok(Route::Metrics),
         ["version"] => Ok(Route::Version),
         [".well-known", "openid-configuration"] => Ok(Route::Issuer),
         ["openid", "v1", "jwks"] => Ok(Route::Keys),
@@ -304,6 +326,7 @@ mod tests {
         for (path, expected) in [
             ("/", "Index"),
             ("/livez", "Health"),
+            ("/metrics", "Metrics"),
             ("/readyz/ping", "Health"),
             ("/version", "Version"),
             ("/version/", "Version"),

@@ -25,8 +25,9 @@ use crate::custom::Kinds;
 use crate::documents::Documents;
 use crate::listen::Standing;
 use crate::listing::Pieces;
+use crate::metrics::{Metrics, Sort};
 use crate::nodes::Nodes;
-use crate::options::Options;
+use crate::options::{Manner, Options};
 use crate::respond::{self, Reply};
 use crate::route::{self, Route, Sub, Target};
 use crate::tokens::{self, Tokens};
@@ -35,7 +36,7 @@ use crate::user::User;
 use crate::warnings::Warnings;
 use crate::ways::Ways;
 use crate::write::{Asked, Written};
-use crate::{apply, delete, discovery, patch, pods, proxy, read, scale, sending, sessions, show, watch, write};
+use crate::{apply, delete, discovery, health, patch, pods, proxy, read, scale, sending, sessions, show, watch, write};
 
 /// Where a backup is read. No path of Kubernetes'.
 const BACKUP: &str = "/backup";
@@ -55,6 +56,7 @@ pub(crate) struct Server {
     pub(crate) admission: Admission,
     pub(crate) ways: Ways,
     documents: Documents,
+    metrics: Arc<Metrics>,
     budget: Budget,
     address: String,
 }
@@ -93,6 +95,7 @@ impl Server {
             admission: Admission::new(),
             ways: Ways::new(),
             documents: Documents::default(),
+            metrics: Metrics::new(),
             budget: Budget::new(),
             address,
         }
@@ -119,8 +122,8 @@ impl Server {
         let user = self.authenticate(&parts, peer)?;
         let path = parts.uri.path();
         // Whoever asks whether the server is well may know.
-        if matches!(path, "/healthz" | "/livez" | "/readyz") {
-            return Ok(respond::typed("text/plain; charset=utf-8", "ok"));
+        if health::is_public(path) {
+            return Self::health(&parts, peer);
         }
         if user != User::anonymous() {
             peer.standing.is_users(&user.name);
@@ -129,11 +132,45 @@ impl Server {
         let asker = user.name.clone();
         let user = self.access.impersonated(user, &parts.headers)?;
         let catalog = self.kinds.now();
-        match route::parse(path, &catalog) {
+        let route = route::parse(path, &catalog);
+        let manner = Manner::parse(parts.uri.query().unwrap_or_default());
+        let applies = body::media_type(&parts) == apply::MEDIA_TYPE;
+        let sort = Sort::new(&parts.method, route.as_ref().ok(), manner.watches, applies, manner.is_dry_run);
+        let counted = self.metrics.begin(sort);
+        let of_failures = media.as_ref().copied().unwrap_or_default();
+        let reply = if sort.is_long() {
+            self.carry_out(&asker, user, route, &catalog, parts, body, peer, media).await
+        } else {
+            let patience = manner.patience();
+            let reply = async {
+                let patience = patience?;
+                let reply = self.carry_out(&asker, user, route, &catalog, parts, body, peer, media);
+                let late = |_| Status::timeout("request did not complete within the allotted timeout", 0);
+                tokio::time::timeout(patience, reply).await.map_err(late)?
+            };
+            reply.await
+        };
+        Ok(counted.answered(reply.unwrap_or_else(|status| respond::failure(of_failures, &status))))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "what a request is made of")]
+    async fn carry_out(
+        self: Arc<Self>,
+        asker: &str,
+        user: User,
+        route: Result<Route, Status>,
+        catalog: &Arc<Catalog>,
+        parts: Parts,
+        body: Incoming,
+        peer: &Peer,
+        media: Result<Media, Status>,
+    ) -> Result<Reply, Status> {
+        let path = parts.uri.path();
+        match route {
             Ok(Route::Object(target)) => {
                 let kind = target.kind.clone();
                 let warnings = Arc::new(Warnings::default());
-                let answer = self.object((&asker, user), target, parts, body, peer, &warnings).await;
+                let answer = self.object((asker, user), target, parts, body, peer, &warnings).await;
                 // Who asks for what is not there is told as well.
                 let mut reply = answer.unwrap_or_else(|status| respond::failure(media.unwrap_or_default(), &status));
                 warnings.add(kind.deprecation().map(str::to_owned));
@@ -164,11 +201,20 @@ impl Server {
                     return Err(Status::unknown_resource());
                 }
                 if path == BACKUP {
-                    return self.backup(&asker).await;
+                    return self.backup(asker).await;
                 }
-                self.document(&catalog, route?, &parts, media.unwrap_or_default()).await
+                match route? {
+                    Route::Health => Self::health(&parts, peer),
+                    route => self.document(catalog, route, &parts, media.unwrap_or_default()).await,
+                }
             }
         }
+    }
+
+    fn health(parts: &Parts, peer: &Peer) -> Result<Reply, Status> {
+        let query = parts.uri.query().unwrap_or_default();
+        let (code, text) = health::answer(parts.uri.path(), query, peer.shutdown.is_cancelled())?;
+        Ok(respond::text(code, text))
     }
 
     /// By the connection's certificate, or else by a token; nobody in particular without either.
@@ -241,11 +287,11 @@ impl Server {
                 respond::unless_known("application/json", index, header(parts, IF_NONE_MATCH))
             }
             Route::OpenApiV3(path) => self.documents.v3(catalog, path, query, &parts.headers).await?,
-            Route::Health => respond::typed("text/plain; charset=utf-8", "ok"),
+            Route::Metrics => respond::typed(portolan_exposition::MEDIA_TYPE, self.metrics.page(&self.store, catalog)),
             Route::Version => respond::value(200, &discovery::version()),
             Route::Issuer => respond::value(200, &self.tokens.configuration()),
             Route::Keys => respond::typed("application/jwk-set+json", self.tokens.keys().to_string()),
-            Route::Review(..) | Route::Object(_) => return Err(Status::unknown_resource()),
+            Route::Health | Route::Review(..) | Route::Object(_) => return Err(Status::unknown_resource()),
         })
     }
 

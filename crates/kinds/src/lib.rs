@@ -36,6 +36,7 @@ mod validate;
 mod warn;
 
 pub use catalog::{Catalog, all, find};
+pub use cel::parse_duration;
 pub use decode::check;
 pub use event::convert_event;
 pub use fields::UnsupportedField;

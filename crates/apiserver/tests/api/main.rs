@@ -16,6 +16,7 @@ mod lists;
 mod logs;
 mod media;
 mod memory;
+mod metrics;
 mod objects;
 mod python;
 mod roles;

@@ -29,6 +29,7 @@ mod types;
 mod value;
 
 pub(crate) use evaluate::Variables;
+pub use functions::parse_duration;
 pub(crate) use room::{Failure, MOST_PER_CALL, MOST_WORK, Spent};
 pub(crate) use shape::{Field, Form, ListBy, Shape, escape};
 pub(crate) use types::Type;

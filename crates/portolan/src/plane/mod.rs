@@ -2,7 +2,7 @@
 //!
 //! | module | |
 //! |---|---|
-//! | `health`, `exposition` | what is said to probes and scrapers, pure |
+//! | `health` | what is said to probes, pure |
 //! | `metrics`, `local`, `traffic` | what is counted |
 //! | `ports` | who else has a NodePort's port |
 //! | `serve`, `servers`, `checks` | who is answered, where |
@@ -16,7 +16,6 @@
 //! Deliberately not here: who else follows ([`Follower`]), and where the settings come from.
 
 mod checks;
-mod exposition;
 mod health;
 mod local;
 mod metrics;

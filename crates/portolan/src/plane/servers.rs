@@ -10,19 +10,18 @@ use std::time::Duration;
 
 use http::StatusCode;
 use jiff::Timestamp;
+use portolan_exposition::{MEDIA_TYPE, Page, write_process};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::exposition::Page;
 use super::health::{Health, Verdict};
-use super::metrics::{Metrics, Probe, write_process};
+use super::metrics::{Metrics, Probe};
 use super::serve::{Answer, Answered, not_found, text};
 use super::traffic::Traffic;
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 /// How long a scrape waits for the plane, which may be in the middle of writing.
 const TRAFFIC_TIMEOUT: Duration = Duration::from_secs(5);
-const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// What the plane's loop writes and its servers read.
 #[derive(Debug)]
@@ -102,7 +101,7 @@ impl Answer for MetricsServer {
                 if let Some(traffic) = traffic {
                     traffic.write(&mut page);
                 }
-                text(StatusCode::OK, PROMETHEUS, page.into_text())
+                text(StatusCode::OK, MEDIA_TYPE, page.into_text())
             }
             _ => not_found(),
         }

@@ -9,10 +9,9 @@ use std::sync::Arc;
 
 use portolan_dataplane::sock::Led;
 use portolan_dataplane::{Counted, Counts};
+use portolan_exposition::{Labels, Page};
 use portolan_model::forwarding::{Frontend, FrontendKind};
 use portolan_model::{Protocol, ServiceId, Snapshot};
-
-use super::exposition::{Labels, Page};
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Port {

@@ -93,7 +93,7 @@ pub(super) fn from_seconds(seconds: i64) -> Option<DateTime> {
 }
 
 /// Go's durations, such as `1h30m` or `-1.5s`.
-pub(crate) fn parse_duration(text: &str) -> Option<SignedDuration> {
+pub fn parse_duration(text: &str) -> Option<SignedDuration> {
     const UNITS: [(&str, i128); 8] = [
         ("ns", 1),
         ("us", 1_000),

@@ -6,34 +6,34 @@ use std::fmt::Write;
 
 /// A page of metrics, one family after the other.
 #[derive(Debug, Default)]
-pub(crate) struct Page(String);
+pub struct Page(String);
 
-pub(crate) type Labels<'a> = &'a [(&'a str, &'a str)];
+pub type Labels<'a> = &'a [(&'a str, &'a str)];
 
 impl Page {
-    pub(crate) fn into_text(self) -> String {
+    pub fn into_text(self) -> String {
         self.0
     }
 
     /// Begins a family; its samples follow.
-    pub(crate) fn family(&mut self, name: &str, kind: &str, help: &str) {
+    pub fn family(&mut self, name: &str, kind: &str, help: &str) {
         self.line(format_args!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
     }
 
     /// Without a fraction, and exact, where the number has none.
-    pub(crate) fn sample(&mut self, name: &str, labels: Labels<'_>, value: f64) {
+    pub fn sample(&mut self, name: &str, labels: Labels<'_>, value: f64) {
         self.0.push_str(name);
         self.labels(labels, None);
         self.line(format_args!(" {value}\n"));
     }
 
-    pub(crate) fn count(&mut self, name: &str, labels: Labels<'_>, value: u64) {
+    pub fn count(&mut self, name: &str, labels: Labels<'_>, value: u64) {
         self.0.push_str(name);
         self.labels(labels, None);
         self.line(format_args!(" {value}\n"));
     }
 
-    pub(crate) fn histogram(&mut self, name: &str, labels: Labels<'_>, histogram: &Histogram) {
+    pub fn histogram(&mut self, name: &str, labels: Labels<'_>, histogram: &Histogram) {
         let mut total = 0;
         for (bound, count) in histogram.bounds.iter().map(Some).chain([None]).zip(&histogram.counts) {
             total += count;
@@ -64,7 +64,7 @@ impl Page {
 }
 
 #[derive(Clone, Debug)]
-pub(crate) struct Histogram {
+pub struct Histogram {
     /// Upper bounds, ascending.
     bounds: Vec<f64>,
     /// One more than there are bounds.
@@ -73,17 +73,17 @@ pub(crate) struct Histogram {
 }
 
 impl Histogram {
-    pub(crate) fn new(bounds: Vec<f64>) -> Self {
+    pub fn new(bounds: Vec<f64>) -> Self {
         let counts = vec![0; bounds.len() + 1];
         Self { bounds, counts, sum: 0.0 }
     }
 
     /// `count` bounds, each `factor` times the one before.
-    pub(crate) fn exponential(first: f64, factor: f64, count: usize) -> Self {
+    pub fn exponential(first: f64, factor: f64, count: usize) -> Self {
         Self::new(std::iter::successors(Some(first), |bound| Some(bound * factor)).take(count).collect())
     }
 
-    pub(crate) fn observe(&mut self, value: f64) {
+    pub fn observe(&mut self, value: f64) {
         let bucket = self.bounds.partition_point(|bound| *bound < value);
         self.counts[bucket] += 1;
         self.sum += value;
