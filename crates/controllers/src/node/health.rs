@@ -3,13 +3,19 @@
 //! Invariants: no clock of another machine is believed, only that a lease changed; so neither a restart of this process
 //! nor skewed clocks can condemn a node. A node is dead only if the others prove meanwhile that renewals do arrive:
 //! when none arrives the fault is on this side, and nobody is condemned. After such a silence each node gets time to
-//! renew. Deliberately not here: what is done about a dead node.
+//! renew. A renewal that comes late although others were heard of, as on a machine with too much to do, makes this
+//! process more patient with all nodes for a while, so that it does not condemn the living again and again.
+//! Deliberately not here: what is done about a dead node.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+/// After a late renewal a node may be silent for half as long again, but not for more than so many timeouts.
+const MOST_PATIENCE: u32 = 8;
+/// How long a late renewal is remembered.
+const MEMORY: Duration = Duration::from_secs(60);
 /// So many timeouts without any renewal, after it was first doubted, make a node silent.
 const SILENT: u32 = 4;
 
@@ -27,6 +33,8 @@ pub(crate) enum Health {
 struct Seen {
     /// The lease's renewTime, whatever it means.
     mark: String,
+    /// The lease's acquireTime: since when the node has held it. One that starts anew is not late.
+    term: String,
     at: Instant,
     /// It was given extra time after a silence; a second time it is not.
     spared: bool,
@@ -41,17 +49,20 @@ pub(crate) struct Pulse {
     nodes: BTreeMap<String, Seen>,
     /// Recent renewals by anybody, in order.
     renewals: VecDeque<Instant>,
+    /// The latest renewal that was late, and the longest of the silences that such ones ended.
+    late: Option<(Instant, Duration)>,
 }
 
 impl Pulse {
     pub(crate) fn new(timeout: Duration) -> Self {
-        Self { timeout, nodes: BTreeMap::new(), renewals: VecDeque::new() }
+        Self { timeout, nodes: BTreeMap::new(), renewals: VecDeque::new(), late: None }
     }
 
     /// A node exists. Its time begins now, even if its lease is old: this process has not watched it before.
     pub(crate) fn appeared(&mut self, node: &str, now: Instant) {
         if !self.nodes.contains_key(node) {
-            self.nodes.insert(node.to_owned(), Seen { mark: String::new(), at: now, spared: false, doubted: None });
+            let (mark, term) = Default::default();
+            self.nodes.insert(node.to_owned(), Seen { mark, term, at: now, spared: false, doubted: None });
         }
     }
 
@@ -59,13 +70,22 @@ impl Pulse {
         self.nodes.remove(node);
     }
 
-    /// A node's lease reads `mark`.
-    pub(crate) fn renewed(&mut self, node: &str, mark: &str, now: Instant) {
-        let Some(seen) = self.nodes.get_mut(node) else { return };
+    /// A node's lease reads `mark`, in the `term` that began when the node started.
+    pub(crate) fn renewed(&mut self, node: &str, term: &str, mark: &str, now: Instant) {
+        let Some(seen) = self.nodes.get(node) else { return };
         if seen.mark == mark {
             return;
         }
-        *seen = Seen { mark: mark.to_owned(), at: now, spared: false, doubted: None };
+        let (silence, goes_on) = (now - seen.at, seen.term == term && !seen.mark.is_empty() && !seen.spared);
+        if goes_on
+            && silence * 3 >= self.timeout * 2
+            && self.proof(seen, self.timeout).is_some_and(|at| at <= self.until(now))
+        {
+            let longest = self.late.filter(|(at, _)| now - *at < MEMORY).map_or(silence, |(_, longest)| longest);
+            self.late = Some((now, longest.max(silence)));
+        }
+        let (mark, term) = (mark.to_owned(), term.to_owned());
+        self.nodes.insert(node.to_owned(), Seen { mark, term, at: now, spared: false, doubted: None });
         let silence = self.renewals.back().map(|last| now - *last);
         if silence.is_some_and(|silence| silence >= self.timeout * 3 / 4) {
             // The others' renewals are likely on their way behind this one.
@@ -81,26 +101,44 @@ impl Pulse {
         }
     }
 
+    /// How long a node may be silent now.
+    fn patience(&self, now: Instant) -> Duration {
+        let late =
+            self.late.filter(|(at, _)| now - *at < MEMORY).map_or(Duration::ZERO, |(_, silence)| silence * 3 / 2);
+        late.clamp(self.timeout, self.timeout * MOST_PATIENCE)
+    }
+
     /// Notes that somebody looks at the node now. See [`Seen::doubted`].
     pub(crate) fn look(&mut self, node: &str, now: Instant) {
+        let patience = self.patience(now);
         if let Some(seen) = self.nodes.get_mut(node)
-            && now >= seen.at + self.timeout
+            && now >= seen.at + patience
         {
             seen.doubted.get_or_insert(now);
         }
     }
 
+    /// The first renewal by anybody in the second half of the time that the node was allowed, which proves that renewals
+    /// do arrive.
+    fn proof(&self, seen: &Seen, patience: Duration) -> Option<Instant> {
+        let heard = self.renewals.partition_point(|at| *at < seen.at + patience / 2);
+        self.renewals.get(heard).copied()
+    }
+
+    /// Not only just now, when the node's own renewal may be next in line.
+    fn until(&self, now: Instant) -> Instant {
+        now.checked_sub(self.settle()).unwrap_or(now)
+    }
+
     pub(crate) fn health(&self, node: &str, now: Instant) -> Health {
         let Some(seen) = self.nodes.get(node) else { return Health::Alive };
-        if now < seen.at + self.timeout {
+        let patience = self.patience(now);
+        if now < seen.at + patience {
             return Health::Alive;
         }
-        // Renewals from the second half of the time allowed, and not only just now, when its own may be next in line.
-        let (from, until) = (seen.at + self.timeout / 2, now.checked_sub(self.settle()).unwrap_or(now));
-        let heard = self.renewals.partition_point(|at| *at < from);
-        if self.renewals.get(heard).is_some_and(|at| *at <= until) {
+        if self.proof(seen, patience).is_some_and(|at| at <= self.until(now)) {
             Health::Dead
-        } else if seen.doubted.is_some_and(|since| now >= since + self.timeout * SILENT) {
+        } else if seen.doubted.is_some_and(|since| now >= since + patience * SILENT) {
             Health::Silent
         } else {
             Health::Doubtful
@@ -110,11 +148,11 @@ impl Pulse {
     /// When the node's health may change without any renewal.
     pub(crate) fn deadline(&self, node: &str, now: Instant) -> Option<Instant> {
         let seen = self.nodes.get(node)?;
-        let heard = self.renewals.partition_point(|at| *at < seen.at + self.timeout / 2);
-        let proven = self.renewals.get(heard).map(|at| *at + self.settle());
-        let silent = seen.doubted.unwrap_or(now) + self.timeout * SILENT;
+        let patience = self.patience(now);
+        let proven = self.proof(seen, patience).map(|at| at + self.settle());
+        let silent = seen.doubted.unwrap_or(now) + patience * SILENT;
         match self.health(node, now) {
-            Health::Alive => Some(seen.at + self.timeout),
+            Health::Alive => Some(seen.at + patience),
             Health::Doubtful => Some(proven.map_or(silent, |proven| proven.min(silent))),
             Health::Silent => proven,
             Health::Dead => None,
@@ -123,11 +161,13 @@ impl Pulse {
 
     /// The nodes that have not renewed in time.
     pub(crate) fn overdue(&self, now: Instant) -> impl Iterator<Item = &str> {
-        self.nodes.iter().filter(move |(_, seen)| now >= seen.at + self.timeout).map(|(node, _)| node.as_str())
+        let patience = self.patience(now);
+        self.nodes.iter().filter(move |(_, seen)| now >= seen.at + patience).map(|(node, _)| node.as_str())
     }
 
     pub(crate) fn is_anybody_alive(&self, now: Instant) -> bool {
-        self.nodes.values().any(|seen| now < seen.at + self.timeout)
+        let patience = self.patience(now);
+        self.nodes.values().any(|seen| now < seen.at + patience)
     }
 
     fn settle(&self) -> Duration {
@@ -155,7 +195,7 @@ mod tests {
             pulse.appeared(node, start);
         }
         for (millis, node) in renewals {
-            pulse.renewed(node, &millis.to_string(), time(*millis));
+            pulse.renewed(node, "", &millis.to_string(), time(*millis));
         }
         looks.iter().for_each(|look| ["a", "b", "c"].iter().for_each(|node| pulse.look(node, time(*look))));
         for (node, health) in expected {
@@ -219,6 +259,47 @@ mod tests {
         check(&renewals, 5000, &[("b", Health::Dead), ("c", Health::Dead), ("a", Health::Alive)]);
     }
 
+    /// `b` renews in time, and `a` so long after it did last, in the same term or in another.
+    fn late(millis: u64, term: &str) -> (Pulse, Instant) {
+        let start = Instant::now();
+        let time = |millis| start + Duration::from_millis(millis);
+        let mut pulse = Pulse::new(TIMEOUT);
+        for (node, term) in [("a", "then"), ("b", "")] {
+            pulse.appeared(node, start);
+            pulse.renewed(node, term, "0", start);
+        }
+        (1..=millis / 500).for_each(|step| pulse.renewed("b", "", &step.to_string(), time(step * 500)));
+        let late = time(millis + 300);
+        pulse.renewed("a", term, "late", late);
+        (pulse, late)
+    }
+
+    /// After how many milliseconds of silence `a` is given up.
+    fn given_up(pulse: &mut Pulse, from: Instant) -> u64 {
+        let after = |millis: u64| from + Duration::from_millis(millis);
+        let mut steps = (100..).step_by(100);
+        let dead = steps.find(|millis| {
+            pulse.renewed("b", "", &format!("{millis} later"), after(*millis));
+            pulse.health("a", after(*millis)) == Health::Dead
+        });
+        dead.unwrap()
+    }
+
+    #[test]
+    fn who_was_late_once_is_given_longer_for_a_while() {
+        let (mut pulse, at) = late(3000, "then");
+        assert_eq!(given_up(&mut pulse, at), 5000, "half as long again as it was silent");
+        let (mut pulse, at) = late(60_000, "then");
+        assert_eq!(given_up(&mut pulse, at), 16_000, "there is an end");
+        let (mut pulse, at) = late(1000, "then");
+        assert_eq!(given_up(&mut pulse, at), 2000, "that was nothing");
+        let (mut pulse, at) = late(3000, "now");
+        assert_eq!(given_up(&mut pulse, at), 2000, "it was off, and started anew");
+        let (pulse, at) = late(3000, "then");
+        assert_eq!(pulse.patience(at + MEMORY - TIMEOUT), Duration::from_millis(4950));
+        assert_eq!(pulse.patience(at + MEMORY), TIMEOUT);
+    }
+
     #[test]
     fn a_restart_gives_everybody_the_whole_time() {
         check(&[], 1999, &[("a", Health::Alive)]);
@@ -230,8 +311,8 @@ mod tests {
         let start = Instant::now();
         let mut pulse = Pulse::new(TIMEOUT);
         pulse.appeared("a", start);
-        pulse.renewed("a", "x", start);
-        pulse.renewed("a", "x", start + TIMEOUT);
+        pulse.renewed("a", "", "x", start);
+        pulse.renewed("a", "", "x", start + TIMEOUT);
         assert_eq!(pulse.health("a", start + TIMEOUT), Health::Doubtful);
     }
 }

@@ -16,7 +16,7 @@ use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
 use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Client, ResourceExt};
 use portolan_client::{Cache, Change, Key, Recorder};
@@ -105,10 +105,12 @@ impl Controller for Nodes {
                 self.note_taints(&old.name_any(), &[], now);
             }
             Input::Lease(Change::Applied { new, .. }) => {
-                let (name, renewed) = (new.name_any(), new.spec.as_ref().and_then(|spec| spec.renew_time.as_ref()));
-                let mark = renewed.map(|time| time.0.to_string()).unwrap_or_default();
+                let (name, spec) = (new.name_any(), new.spec.as_ref());
+                let text = |time: Option<&MicroTime>| time.map(|time| time.0.to_string()).unwrap_or_default();
+                let mark = text(spec.and_then(|spec| spec.renew_time.as_ref()));
+                let term = text(spec.and_then(|spec| spec.acquire_time.as_ref()));
                 let was = self.pulse.health(&name, now);
-                self.pulse.renewed(&name, &mark, now);
+                self.pulse.renewed(&name, &term, &mark, now);
                 if was != Health::Alive {
                     queue.add(Task::Node(name));
                 }

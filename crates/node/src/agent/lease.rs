@@ -30,13 +30,13 @@ const RETRY: Duration = Duration::from_millis(100);
 /// Renews the Lease for ever, and tells `renewed` until when each renewal is good.
 pub(super) async fn renew(host: &Host, nodes: &Cache<Node>, renewed: &watch::Sender<Instant>) {
     let api: Api<Lease> = Api::namespaced(host.client.clone(), NAMESPACE);
-    let name = &host.config.node_name;
-    keep_up(renewed, || write(&api, name, nodes)).await;
+    let (name, since) = (&host.config.node_name, Timestamp::now());
+    keep_up(renewed, || write(&api, name, since, nodes)).await;
 }
 
-async fn write(api: &Api<Lease>, name: &str, nodes: &Cache<Node>) -> Result<(), kube::Error> {
+async fn write(api: &Api<Lease>, name: &str, since: Timestamp, nodes: &Cache<Node>) -> Result<(), kube::Error> {
     let node = nodes.get(&Key::new("", name));
-    let lease = lease(name, node.as_deref(), Timestamp::now());
+    let lease = lease(name, node.as_deref(), since, Timestamp::now());
     match api.patch(name, &PatchParams::default(), &Patch::Merge(&lease)).await {
         Err(kube::Error::Api(status)) if status.code == 404 => {
             let lease = serde_json::from_value(lease).map_err(kube::Error::SerdeError)?;
@@ -47,7 +47,7 @@ async fn write(api: &Api<Lease>, name: &str, nodes: &Cache<Node>) -> Result<(), 
 }
 
 /// What the Lease should say. It goes when the Node does.
-fn lease(name: &str, node: Option<&Node>, now: Timestamp) -> Value {
+fn lease(name: &str, node: Option<&Node>, since: Timestamp, now: Timestamp) -> Value {
     let mut metadata = json!({"name": name});
     if let Some(owner) = node.and_then(|node| node.owner_ref(&())) {
         metadata["ownerReferences"] = json!([owner]);
@@ -56,6 +56,8 @@ fn lease(name: &str, node: Option<&Node>, now: Timestamp) -> Value {
         "holderIdentity": name,
         // The API knows whole seconds only.
         "leaseDurationSeconds": LEASE_EXPIRY.as_millis().div_ceil(1000),
+        // Tells a node that starts anew from one that is late.
+        "acquireTime": MicroTime(since),
         "renewTime": MicroTime(now),
     });
     json!({"metadata": metadata, "spec": spec})
@@ -114,7 +116,8 @@ mod tests {
     #[test]
     fn the_lease_belongs_to_the_node() {
         let node: Node = serde_json::from_value(json!({"metadata": {"name": "a", "uid": "u"}})).unwrap();
-        let lease: Lease = serde_json::from_value(lease("a", Some(&node), Timestamp::UNIX_EPOCH)).unwrap();
+        let lease: Lease =
+            serde_json::from_value(lease("a", Some(&node), Timestamp::UNIX_EPOCH, Timestamp::UNIX_EPOCH)).unwrap();
         let owner = &lease.metadata.owner_references.unwrap()[0];
         assert_eq!((&*owner.kind, &*owner.uid, owner.controller), ("Node", "u", None));
     }
