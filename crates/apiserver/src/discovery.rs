@@ -5,10 +5,12 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use portolan_kinds::{Catalog, Kind, Question};
 use serde_json::{Value, json};
 
 use crate::accept::Discovery;
+use crate::object;
 use crate::review::Review;
 use crate::route::Sub;
 
@@ -177,6 +179,9 @@ pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Value 
             "kind": resource.kind, "verbs": resource.verbs
         });
         resource.add_names(&mut entry);
+        if let Some(kind) = resource.stored {
+            entry["storageVersionHash"] = storage_version_hash(kind).into();
+        }
         resources.push(entry);
         for (kind, sub) in resource.subresources() {
             let (sub_group, sub_version, name) = sub_kind(kind, sub);
@@ -193,6 +198,15 @@ pub(crate) fn resources(catalog: &Catalog, group: &str, version: &str) -> Value 
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": resources})
+}
+
+/// Changes with what objects are stored as, so that who migrates them knows when to; clients must not read it.
+fn storage_version_hash(kind: &Kind) -> String {
+    let stored = object::stored_kind(kind);
+    let (api_version, kind) = (stored.stored_api_version(), stored.kind);
+    let slash = if api_version.contains('/') { "" } else { "/" };
+    let digest = ring::digest::digest(&ring::digest::SHA256, format!("{slash}{api_version}/{kind}").as_bytes());
+    BASE64_STANDARD.encode(&digest.as_ref()[..8])
 }
 
 /// `/api` (the core group) or `/apis` (the others) with everything in them.
@@ -302,6 +316,14 @@ mod tests {
         assert_eq!(seen.len(), portolan_kinds::all().len() + Review::ALL.len());
         assert_eq!(group_list(&catalog)["groups"].as_array().unwrap().len(), groups(&catalog).len() - 1);
         assert!(group(&catalog, "nonsense").is_none());
+    }
+
+    #[test]
+    fn what_is_stored_has_the_hash_that_kubernetes_gives_it() {
+        let hash = |group, plural| storage_version_hash(portolan_kinds::find(group, "v1", plural).unwrap());
+        assert_eq!(hash("", "pods"), "xPOwRZ+Yhw8=");
+        assert_eq!(hash("apps", "deployments"), "8aSe+NMegvE=");
+        assert_eq!(hash("events.k8s.io", "events"), "r2yiGXH7wu8=");
     }
 
     #[test]

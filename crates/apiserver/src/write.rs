@@ -288,6 +288,9 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
     check_named(&asked, &object)?;
     let unconditional = object::text(&object, "/metadata/resourceVersion").is_empty();
     if unconditional && !kind.allows_unconditional_update() {
+        if server.store.get(&object::key(kind, asked.namespace(), asked.name())).0.is_none() {
+            return Err(Status::not_found(kind.group, kind.plural, asked.name()));
+        }
         let field = "metadata.resourceVersion";
         let errors = [FieldError::invalid(field, 0, "must be specified for an update")];
         return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));

@@ -118,6 +118,8 @@ async fn a_definition_is_served_at_once() {
 #[tokio::test]
 async fn objects_are_pruned_defaulted_and_checked() {
     let (_cluster, admin) = served().await;
+    let nowhere = admin.put(&format!("{CRONTABS}/b"), &crontab("b")).await;
+    assert_eq!(nowhere.failure(), (404, "crontabs.stable.example.com \"b\" not found".to_owned()));
     let mut sent = crontab("a");
     sent["spec"]["unknown"] = 1.into();
     sent["spec"]["free"] = json!({"anything": [1]});
