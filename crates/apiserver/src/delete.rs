@@ -201,15 +201,10 @@ pub(crate) async fn delete(server: &Server, asked: Asked<'_>) -> Result<Deleted,
     Err(Status::stale(kind.group, kind.plural, name))
 }
 
-/// The kinds for which upstream answers with the object that is gone instead of a Status.
-fn returns_object(kind: &Kind) -> bool {
-    kind.group.is_empty() && matches!(kind.plural, "pods" | "services" | "serviceaccounts")
-}
-
 pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, view: View) -> Result<Reply, Status> {
     let kind = asked.kind();
     let deleted = delete(server, asked).await?;
-    if deleted.removed && !returns_object(kind) {
+    if deleted.removed && !kind.returns_deleted() {
         let uid = object::text(&object::decode(&deleted.stored), "/metadata/uid").to_owned();
         return Ok(respond::object(200, view.media, &respond::success(kind.group, kind.plural, asked.name(), &uid)));
     }

@@ -159,6 +159,11 @@ impl Kind {
         )
     }
 
+    /// Whether who deletes an object is answered with it, and not with a Status.
+    pub fn returns_deleted(&self) -> bool {
+        matches!(self.strategy, Strategy::Pod | Strategy::Service | Strategy::ServiceAccount)
+    }
+
     /// Checks types and unknown fields of a decoded JSON body and drops nulls and unknown fields; sets nothing.
     /// Returns the object and the warnings, such as `unknown field "spec.foo"`.
     pub fn decode(&self, body: Value, validation: FieldValidation) -> Result<(Value, Vec<String>), Status> {

@@ -136,7 +136,7 @@ fn table_is_current() {
                     match word {
                         "-" => {}
                         "*" | "+" | "=" | "!" | "~" => write!(line, " {word}").unwrap(),
-                        tag if ["pb=", "enum=", "default="].iter().any(|name| tag.starts_with(name)) => {
+                        tag if ["pb=", "enum=", "default=", "list="].iter().any(|name| tag.starts_with(name)) => {
                             write!(line, " {tag}").unwrap();
                         }
                         go => write!(line, " go={go}").unwrap(),

@@ -115,7 +115,10 @@ fn document(catalog: &Catalog, path: &str, words: &Words) -> Option<Value> {
     }
     let (defined, own): (Vec<&Kind>, Vec<&Kind>) = kinds.iter().partition(|kind| kind.is_custom());
     let asked = questions.into_iter().map(paths::asked);
-    let others: Vec<Other> = kinds.iter().flat_map(|kind| paths::others(kind)).chain(asked).collect();
+    let mut others: Vec<Other> = kinds.iter().flat_map(|kind| paths::others(kind)).chain(asked).collect();
+    if let Some(kind) = kinds.first() {
+        others.extend(paths::everywhere(kind.group, kind.version));
+    }
     let mut components = schemas::components(&own, &others, words);
     for kind in defined {
         defined::add(&mut components, kind);
@@ -230,7 +233,22 @@ mod tests {
         let spec = &schemas["io.k8s.api.core.v1.ServiceSpec"]["properties"];
         assert_eq!(spec["type"]["enum"], json!(["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]));
         assert_eq!(spec["ipFamilies"]["items"]["enum"], json!(["", "IPv4", "IPv6"]));
+        assert_eq!(ports["items"], json!({"$ref": "#/components/schemas/io.k8s.api.core.v1.ServicePort"}));
+        let port = &schemas["io.k8s.api.core.v1.ServicePort"]["properties"];
+        assert_eq!((&port["protocol"]["default"], &port["port"]["default"]), (&json!("TCP"), &json!(0)));
+        assert_eq!((&service["properties"]["spec"]["default"], port["name"].get("default")), (&json!({}), None));
         let apps = v3(&Catalog::default(), "apis/apps/v1").unwrap();
+        let gvk = |group: &str| json!({"group": group, "version": "v1", "kind": "DeleteOptions"});
+        let options = &apps["components"]["schemas"]["io.k8s.apimachinery.pkg.apis.meta.v1.DeleteOptions"];
+        assert_eq!(options["x-kubernetes-group-version-kind"], json!([gvk(""), gvk("apps")]));
+        let gone = |path: &str| {
+            core["paths"][path]["delete"]["responses"]["200"]["content"]["application/json"]["schema"]["$ref"].clone()
+        };
+        assert_eq!(gone("/api/v1/namespaces/{namespace}/pods/{name}"), "#/components/schemas/io.k8s.api.core.v1.Pod");
+        assert_eq!(
+            gone("/api/v1/namespaces/{namespace}/secrets/{name}"),
+            "#/components/schemas/io.k8s.apimachinery.pkg.apis.meta.v1.Status"
+        );
         assert!(apps["paths"].get("/apis/apps/v1/namespaces/{namespace}/deployments/{name}/scale").is_some());
         assert!(apps["components"]["schemas"].get("io.k8s.api.apps.v1.DeploymentList").is_some());
     }

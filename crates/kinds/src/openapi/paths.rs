@@ -40,8 +40,14 @@ pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
         })
     };
     let mut whole = writable(&object);
-    whole["delete"] =
-        operation(kind, "delete", &status(), Some(&options()), &["dryRun", "gracePeriodSeconds", "propagationPolicy"]);
+    let gone = status();
+    whole["delete"] = operation(
+        kind,
+        "delete",
+        if kind.returns_deleted() { &object } else { &gone },
+        Some(&options()),
+        &["dryRun", "gracePeriodSeconds", "propagationPolicy"],
+    );
     paths.insert(format!("{collection}/{{name}}"), whole);
     if kind.has_status {
         paths.insert(format!("{collection}/{{name}}/status"), writable(&object));
@@ -72,7 +78,7 @@ pub(super) fn ask(paths: &mut Map<String, Value>, root: &str, question: &Questio
 
 /// The type that a question is of.
 pub(super) fn asked(question: &Question) -> Other {
-    (question.type_name, gvk(question.group, question.kind))
+    (question.type_name, vec![gvk(question.group, question.kind)])
 }
 
 const SCALE: &str = "autoscaling.v1.Scale";
@@ -81,8 +87,8 @@ fn gvk(group: &str, kind: &str) -> Value {
     json!({"group": group, "version": "v1", "kind": kind})
 }
 
-/// What can only be asked of an object of the kind.
-fn subresources(kind: &Kind) -> Vec<(&'static str, Other)> {
+/// What can only be asked of an object of the kind: the subresource, its type, and what that is called.
+fn subresources(kind: &Kind) -> Vec<(&'static str, (&'static str, Value))> {
     match (kind.group, kind.plural) {
         ("", "pods") => vec![
             ("binding", ("core.v1.Binding", gvk("", "Binding"))),
@@ -98,7 +104,15 @@ fn subresources(kind: &Kind) -> Vec<(&'static str, Other)> {
 /// The types that the kind's subresources are of, where they are not the kind's own.
 pub(super) fn others(kind: &Kind) -> impl Iterator<Item = Other> {
     let scale = kind.has_scale.then(|| (SCALE, gvk("autoscaling", "Scale")));
-    subresources(kind).into_iter().map(|(_, other)| other).chain(scale)
+    subresources(kind).into_iter().map(|(_, other)| other).chain(scale).map(|(name, gvk)| (name, vec![gvk]))
+}
+
+/// What every group's requests and answers have.
+pub(super) fn everywhere(group: &str, version: &str) -> [Other; 2] {
+    let core = gvk("", "DeleteOptions");
+    let own = json!({"group": group, "version": version, "kind": "DeleteOptions"});
+    let options = if own == core { vec![core] } else { vec![core, own] };
+    [("meta.v1.DeleteOptions", options), ("meta.v1.Status", vec![gvk("", "Status")])]
 }
 
 const WRITE: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];

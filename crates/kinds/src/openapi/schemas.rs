@@ -33,8 +33,8 @@ pub(super) fn reference(name: &str) -> Value {
 /// Descriptions, by type and by field.
 pub(super) type Words = BTreeMap<String, BTreeMap<String, String>>;
 
-/// A type that is no kind with a list, and group, version and kind of its objects.
-pub(super) type Other = (&'static str, Value);
+/// A type that is no kind with a list, and the groups, versions and kinds of its objects.
+pub(super) type Other = (&'static str, Vec<Value>);
 
 /// All that the kinds and `others` refer to, and the kinds' lists.
 pub(super) fn components(kinds: &[&Kind], others: &[Other], words: &Words) -> Map<String, Value> {
@@ -54,7 +54,7 @@ pub(super) fn components(kinds: &[&Kind], others: &[Other], words: &Words) -> Ma
     }
     for (name, gvk) in others {
         if let Some(schema) = all.get_mut(&full_name(name)) {
-            schema["x-kubernetes-group-version-kind"] = json!([gvk]);
+            schema["x-kubernetes-group-version-kind"] = json!(gvk);
         }
     }
     for kind in kinds {
@@ -161,8 +161,8 @@ fn shape(shape_of: &Shape) -> Value {
     match shape_of {
         // Beside a reference, a description would not count.
         Shape::Object(index) => json!({"allOf": [reference(&full_name(table().types[*index].name))]}),
-        Shape::List(item) => json!({"type": "array", "items": shape(item)}),
-        Shape::Map(item) => json!({"type": "object", "additionalProperties": shape(item)}),
+        Shape::List(item) => json!({"type": "array", "items": element(item)}),
+        Shape::Map(item) => json!({"type": "object", "additionalProperties": element(item)}),
         Shape::Scalar(scalar) => match scalar {
             Scalar::String => json!({"type": "string"}),
             Scalar::Bool => json!({"type": "boolean"}),
@@ -177,6 +177,15 @@ fn shape(shape_of: &Shape) -> Value {
             Scalar::Any => json!({"allOf": [reference(FIELDS)]}),
             Scalar::Json => json!({"x-kubernetes-preserve-unknown-fields": true}),
         },
+    }
+}
+
+/// What a list or a map has many of. Nothing stands beside its reference.
+fn element(item: &Shape) -> Value {
+    let mut made = shape(item);
+    match made.pointer_mut("/allOf/0") {
+        Some(reference) => reference.take(),
+        None => made,
     }
 }
 
