@@ -130,13 +130,16 @@ where
         }
     }
 
-    fn replace(&self, mut listed: BTreeMap<Key, Arc<K>>) {
+    fn replace(&self, listed: BTreeMap<Key, Arc<K>>) {
         let gone: Vec<_> =
             self.read().iter().filter(|(key, _)| !listed.contains_key(key)).map(|(_, o)| o.clone()).collect();
         for object in gone {
             self.remove(&object);
         }
-        while let Some((key, new)) = listed.pop_first() {
+        // In the order of their changes, as a watch would have told: who has seen one has seen all before it.
+        let mut listed: Vec<_> = listed.into_iter().collect();
+        listed.sort_by_key(|(_, object)| object.resource_version().and_then(|text| text.parse::<u64>().ok()));
+        for (key, new) in listed {
             let same = self.get(&key).is_some_and(|old| old.resource_version() == new.resource_version());
             if !same {
                 self.insert(key, new);
@@ -231,6 +234,26 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry;
 
     use super::*;
+
+    #[test]
+    fn a_list_made_anew_is_told_in_the_order_of_its_changes() {
+        let cache = Cache::<ConfigMap>::detached();
+        let mut told = cache.subscribe();
+        let mut listing = None;
+        cache.take(Event::Init, &mut listing);
+        for (name, revision) in [("a", "12"), ("b", "9"), ("c", "10")] {
+            let mut object = ConfigMap::default();
+            object.metadata.name = Some(name.to_owned());
+            object.metadata.resource_version = Some(revision.to_owned());
+            cache.take(Event::InitApply(object), &mut listing);
+        }
+        cache.take(Event::InitDone, &mut listing);
+        let mut names = Vec::new();
+        while let Ok(Change::Applied { new, .. }) = told.try_recv() {
+            names.push(new.name_any());
+        }
+        assert_eq!(names, ["b", "c", "a"]);
+    }
 
     #[test]
     fn owners_are_not_kept() {
