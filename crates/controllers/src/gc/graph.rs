@@ -97,6 +97,12 @@ impl Graph {
         self.dependents.get(uid).into_iter().flatten().filter_map(|uid| self.items.get(uid))
     }
 
+    /// The uids of all that names an owner of this kind.
+    pub(crate) fn owned_by(&self, kind: &Kind) -> Vec<String> {
+        let owned = self.items.values().filter(|item| item.owners.iter().any(|owner| kind.is_meant_by(owner)));
+        owned.map(|item| item.uid.clone()).collect()
+    }
+
     /// Takes an object in; the uids to look at because of it.
     pub(crate) fn put(&mut self, item: Item) -> Vec<String> {
         let old = self.items.get(&item.uid);

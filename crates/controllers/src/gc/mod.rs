@@ -147,9 +147,12 @@ impl Controller for GarbageCollector {
             }
             Input::Gone(uid) => self.graph.remove(&uid),
             Input::Defined(kind, namespaced) => {
+                let known = self.kinds.len();
                 self.kinds.retain(|(old, _)| (&old.group, &old.kind) != (&kind.group, &kind.kind));
+                // Until now nothing could be said of its objects as owners.
+                let concerned = if self.kinds.len() == known { self.graph.owned_by(&kind) } else { Vec::new() };
                 self.kinds.push((kind, namespaced));
-                return;
+                concerned
             }
             Input::Nothing => return,
         };
@@ -334,4 +337,48 @@ async fn set_owners(
     let name = meta.name.as_deref().unwrap_or_default();
     let patched = api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(patch)).await;
     refusal::ignore_not_found(patched).map(|patched| patched.map(|patched| patched.metadata))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::time::Instant;
+
+    /// As after a start, when objects are known before the definitions of what owned them.
+    #[tokio::test]
+    async fn what_a_kind_owns_is_looked_at_when_the_kind_becomes_known() {
+        let client = crate::nowhere();
+        let (events, _writing) = Recorder::new(client.clone(), "");
+        let mut collector = GarbageCollector { client, events, graph: Graph::default(), kinds: kinds() };
+        let mut queue = Queue::default();
+        let owner = OwnerReference {
+            api_version: "example.com/v1".into(),
+            kind: "Thing".into(),
+            name: "gone".into(),
+            uid: "1".into(),
+            ..OwnerReference::default()
+        };
+        let meta = ObjectMeta {
+            name: Some("owned".into()),
+            namespace: Some("default".into()),
+            uid: Some("2".into()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        };
+        let item = Item::new(Arc::new(Kind::of::<k8s_openapi::api::core::v1::Pod>()), &meta);
+        collector.observe(Input::Seen { item: Box::new(item), replaced: None }, &mut queue);
+        let thing =
+            Kind { group: "example.com".into(), version: "v1".into(), kind: "Thing".into(), plural: "things".into() };
+        while let Some(uid) = queue.take(Instant::now()) {
+            assert!(collector.reconcile(&uid, &mut queue).is_none(), "nobody knows where to look for a Thing");
+            queue.done(&uid);
+        }
+        collector.observe(Input::Defined(thing.clone(), true), &mut queue);
+        let uid = queue.take(Instant::now()).expect("it may be an orphan");
+        assert_eq!(uid, "2");
+        assert!(collector.reconcile(&uid, &mut queue).is_some());
+        queue.done(&uid);
+        collector.observe(Input::Defined(Kind { version: "v2".into(), ..thing }, true), &mut queue);
+        assert_eq!(queue.take(Instant::now()), None, "another version of a kind tells nothing new");
+    }
 }
