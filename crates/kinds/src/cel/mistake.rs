@@ -15,6 +15,9 @@ impl Mistake {
     }
 }
 
+/// Bytes of what is shown of all mistakes, each of which shows a whole line.
+const LONGEST: usize = 256 << 10;
+
 /// A rule's text, as its mistakes are shown in it.
 pub(super) struct Source<'a> {
     text: &'a str,
@@ -27,7 +30,15 @@ impl<'a> Source<'a> {
 
     pub(super) fn show(&self, mut mistakes: Vec<Mistake>) -> String {
         mistakes.sort_by_key(|mistake| mistake.at);
-        mistakes.iter().map(|mistake| self.one(mistake)).collect::<Vec<_>>().join("\n")
+        let mut shown = String::new();
+        for mistake in &mistakes {
+            if shown.len() > LONGEST {
+                break;
+            }
+            shown.push_str(if shown.is_empty() { "" } else { "\n" });
+            shown.push_str(&self.one(mistake));
+        }
+        shown
     }
 
     fn one(&self, mistake: &Mistake) -> String {

@@ -225,6 +225,8 @@ fn what_does_not_compile_is_pointed_at() {
     assert!(evaluate(&deep).contains("expression recursion limit exceeded"));
     let long = format!("1{} == 1", " + 1".repeat(20_000));
     assert!(evaluate(&long).contains("expression recursion limit exceeded"));
+    let many = format!("[{}x] == []", "x, ".repeat(30_000));
+    assert!(evaluate(&many).len() < 1 << 20, "a hundred mistakes, each with the line that they are in");
     let wide = format!("true{}", " && self.replicas == 3".repeat(4_000));
     assert_eq!(evaluate(&wide), "true");
 }

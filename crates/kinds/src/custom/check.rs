@@ -20,7 +20,7 @@ use crate::{FieldError, FieldErrorKind};
 /// Schemas that are held against values for one object.
 const MOST_STEPS: usize = 2_000_000;
 /// At most this many errors are told of one object.
-const MAX_ERRORS: usize = 200;
+pub(super) const MAX_ERRORS: usize = 200;
 
 /// Everything that is wrong with a value at `path` (nothing for the object itself), which was `old` before.
 pub(super) fn check(schema: &Schema, value: &Value, old: Option<&Value>, path: &str) -> Vec<FieldError> {

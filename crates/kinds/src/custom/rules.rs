@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::check::MAX_ERRORS;
 use super::declared;
 use super::places::{self, Items, Place};
 use crate::cel::{self, Failure, Program, Refused, Shape, Spent, Type, Variables, escape};
@@ -166,7 +167,7 @@ struct Check {
     errors: Vec<FieldError>,
 }
 
-/// The budget is spent, or an evaluation was stopped: no more rules are asked.
+/// The budget is spent, an evaluation was stopped, or enough is wrong: no more rules are asked.
 struct Stopped;
 
 impl Check {
@@ -239,6 +240,9 @@ impl Check {
         }
         let variables = Variables { own: value, old, old_is_optional: rule.optional_old, shape };
         let spent = "validation failed due to running out of cost budget, no further validation rules will be run";
+        if self.errors.len() >= MAX_ERRORS {
+            return Err(Stopped);
+        }
         if self.left.cost == 0 || self.left.work == 0 {
             self.errors.push(wrong(spent.to_owned()));
             return Err(Stopped);
@@ -369,6 +373,16 @@ mod tests {
         ] {
             assert_eq!(told(&schema, &new, Some(&old)), expected, "{new}");
         }
+    }
+
+    /// Each may make a message of kilobytes.
+    #[test]
+    fn so_much_is_told_and_no_more() {
+        let rule = json!({"rule": "self > 0", "messageExpression": "'a'.replace('a', 'no') + string(self)"});
+        let items = json!({"type": "integer", "x-kubernetes-validations": [rule]});
+        let schema = json!({"type": "array", "items": items});
+        assert_eq!(told(&schema, &json!([1, -1]), None), ["[1]: Invalid value: -1: no-1"]);
+        assert_eq!(told(&schema, &json!(vec![0; 1_000]), None).len(), MAX_ERRORS);
     }
 
     #[test]
