@@ -4,7 +4,7 @@
 //! kube-apiserver's `endpoints/handlers/patch.go`.
 
 use portolan_kinds::apply;
-use portolan_kinds::{FieldError, FieldValidation, Status};
+use portolan_kinds::{FieldValidation, Status};
 use serde_json::Value;
 
 use crate::authz::Request;
@@ -26,8 +26,17 @@ const TRIES: usize = 8;
 pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<Value, Status> {
     let decoding = |why: &str| Status::bad_request(format!("error decoding YAML: {why}"));
     let (config, repeated) = body::yaml(bytes).map_err(|status| decoding(status.message()))?;
-    if !config.is_object() {
-        return Err(decoding("the body must be an object"));
+    if !config.is_object() && !config.is_null() {
+        let got = match config {
+            Value::Array(_) => "array",
+            Value::String(_) => "string",
+            Value::Bool(_) => "bool",
+            _ => "number",
+        };
+        return Err(decoding(&format!(
+            "error unmarshaling JSON: while decoding JSON: json: cannot unmarshal {got} into Go value of type \
+             map[string]interface {{}}"
+        )));
     }
     match asked.options.field_validation {
         FieldValidation::Strict => {
@@ -44,7 +53,8 @@ pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<Value, Sta
 
 /// What becomes of the live object, if there is one, and of its managed fields.
 pub(crate) fn applied(asked: Asked<'_>, live: (Option<&Value>, &Value), config: &Value) -> Result<Changed, Status> {
-    let now = object::time(jiff::Timestamp::now());
+    // As upstream, who applies a Scale does so at no known time.
+    let now = if asked.target.sub == Sub::Scale { String::new() } else { object::time(jiff::Timestamp::now()) };
     let force = asked.options.force.unwrap_or_default();
     let (object, owners) = apply::apply(asked.kind(), live, config, force, asked.writer(&now))?;
     Ok(Changed { object, owners: Some(owners) })
@@ -87,15 +97,14 @@ async fn create(server: &Server, asked: Asked<'_>, config: &Value) -> Result<Wri
             ..Request::default()
         },
     )?;
-    let changed = applied(asked, (None, &Value::Null), config)?;
+    let mut changed = applied(asked, (None, &Value::Null), config)?;
+    // As upstream: what there is none of yet has no revision to differ from.
+    object::metadata(&mut changed.object).remove("resourceVersion");
     let uid = object::text(config, "/metadata/uid");
     if !uid.is_empty() {
         let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
         return Err(Status::conflict(kind.group, kind.plural, asked.name(), &why));
     }
-    if object::name(config).is_empty() {
-        let error = FieldError::required("metadata.name", "name or generateName is required");
-        return Err(Status::invalid(kind.group, kind.kind, "", &[error]));
-    }
+    write::check_named(&asked, config)?;
     write::create(server, asked, changed).await
 }

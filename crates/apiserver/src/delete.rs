@@ -39,20 +39,24 @@ pub(crate) enum Plan {
     Nothing,
 }
 
-/// Of the garbage collector's two finalizers, those that the object should have.
-fn finalizers(old: &Value, propagation: Propagation) -> Vec<Value> {
+/// Of the garbage collector's two finalizers, those that the object should have. Nothing hangs on an Event.
+fn finalizers(kind: &Kind, old: &Value, propagation: Propagation) -> Vec<Value> {
     const ORPHAN: &str = "orphan";
     const FOREGROUND: &str = "foregroundDeletion";
     let now = old["metadata"]["finalizers"].as_array().cloned().unwrap_or_default();
     let wanted = match propagation {
         Propagation::Unsaid => return now,
         Propagation::Background => None,
+        _ if kind.kind == "Event" => None,
         Propagation::Foreground => Some(FOREGROUND),
         Propagation::Orphan => Some(ORPHAN),
     };
-    let mut finalizers: Vec<Value> = now.into_iter().filter(|name| *name != ORPHAN && *name != FOREGROUND).collect();
+    let mut finalizers: Vec<Value> =
+        now.iter().filter(|name| *name != ORPHAN && *name != FOREGROUND).cloned().collect();
     finalizers.extend(wanted.map(Value::from));
-    finalizers
+    // Who has all of them already keeps them in their order.
+    let same = finalizers.len() == now.len() && finalizers.iter().all(|name| now.contains(name));
+    if same { now } else { finalizers }
 }
 
 /// Seconds that a pod has to end; others have none.
@@ -73,7 +77,7 @@ pub(crate) fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, now: Times
     if kind.plural == "namespaces" {
         return plan_namespace(old, now);
     }
-    let mut finalizers = finalizers(old, options.propagation);
+    let mut finalizers = finalizers(kind, old, options.propagation);
     let defines = custom::is_definition(kind) && !object::is_deleting(old);
     let was: Option<i64> = old["metadata"]["deletionGracePeriodSeconds"].as_i64();
     let marked_at = object::text(old, "/metadata/deletionTimestamp").parse::<Timestamp>().ok();
@@ -129,7 +133,7 @@ fn plan_namespace(old: &Value, now: Timestamp) -> Plan {
     Plan::Mark(new)
 }
 
-fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
+pub(crate) fn check_preconditions(kind: &Kind, old: &Value, options: &DeleteOptions) -> Result<(), Status> {
     let name = object::name(old);
     for (asked, pointer, what, then) in [
         (&options.uid, "/metadata/uid", "UID", "deleted and then recreated"),
@@ -208,14 +212,15 @@ pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, view: View) -> 
         let uid = object::text(&object::decode(&deleted.stored), "/metadata/uid").to_owned();
         return Ok(respond::object(200, view.media, &respond::success(kind.group, kind.plural, asked.name(), &uid)));
     }
-    Ok(respond::bytes(200, view.media, show::one(kind, &deleted.stored, view)))
+    let code = if !deleted.removed && asked.options.delete.cascades { 202 } else { 200 };
+    Ok(respond::bytes(code, view.media, show::one(kind, &deleted.stored, view)))
 }
 
 pub(crate) async fn collection(server: &Server, asked: Asked<'_>, view: View) -> Result<Reply, Status> {
     let kind = asked.kind();
     let filter = Filter::parse(&asked.target.kind, None, asked.options)?;
     let page = Page { limit: asked.options.limit, ..Page::default() };
-    let (entries, meta) = read::select(server, &asked.user.name, asked.target, &filter, page, false).await?;
+    let (entries, meta) = read::select(server, &asked.user.name, asked.target, &filter, page).await?;
     let keys: Vec<_> = entries.iter().map(|(key, _)| key.clone()).collect();
     let outcomes = stream::iter(keys.into_iter().map(|key| async move {
         let target = Target {
@@ -310,6 +315,7 @@ mod tests {
     fn finalizers_keep_objects() {
         let plain = json!({"metadata": {}});
         let held = json!({"metadata": {"finalizers": ["f"]}});
+        let orphaning = json!({"metadata": {"finalizers": ["orphan", "f"]}});
         let waiting = json!({"metadata": {
             "finalizers": ["f"], "deletionTimestamp": "2026-01-01T00:00:00Z", "deletionGracePeriodSeconds": 0
         }});
@@ -320,6 +326,9 @@ mod tests {
             (&plain, Propagation::Orphan, "2026-01-01T00:00:00Z 0 [\"orphan\"]"),
             (&held, Propagation::Unsaid, "2026-01-01T00:00:00Z 0 [\"f\"]"),
             (&held, Propagation::Foreground, "2026-01-01T00:00:00Z 0 [\"f\",\"foregroundDeletion\"]"),
+            (&orphaning, Propagation::Orphan, "2026-01-01T00:00:00Z 0 [\"orphan\",\"f\"]"),
+            (&orphaning, Propagation::Foreground, "2026-01-01T00:00:00Z 0 [\"f\",\"foregroundDeletion\"]"),
+            (&orphaning, Propagation::Background, "2026-01-01T00:00:00Z 0 [\"f\"]"),
             (&waiting, Propagation::Unsaid, "nothing"),
         ] {
             let plan = plan(kind("configmaps"), old, &options(None, propagation), now());

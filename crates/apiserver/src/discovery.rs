@@ -15,6 +15,8 @@ use crate::review::Review;
 use crate::route::Sub;
 
 const VERBS: [&str; 8] = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// Of what is not deleted together.
+const ONE_BY_ONE: [&str; 7] = ["create", "delete", "get", "list", "patch", "update", "watch"];
 
 fn sub_verbs(sub: Sub) -> &'static [&'static str] {
     match sub {
@@ -61,7 +63,8 @@ struct Resource<'a> {
 impl<'a> Resource<'a> {
     fn of(kind: &'a Kind) -> Self {
         let Kind { group, version, kind: name, plural, singular, namespaced, .. } = *kind;
-        Self { group, version, kind: name, plural, singular, namespaced, verbs: &VERBS, stored: Some(kind) }
+        let verbs = if kind.deletes_collections() { &VERBS[..] } else { &ONE_BY_ONE };
+        Self { group, version, kind: name, plural, singular, namespaced, verbs, stored: Some(kind) }
     }
 
     fn asked(review: Review) -> Self {

@@ -1,5 +1,7 @@
 //! Query parameters -> what a request asks for.
 
+use std::collections::BTreeSet;
+use std::num::{IntErrorKind, ParseIntError};
 use std::time::Duration;
 
 use portolan_kinds::{FieldError, FieldValidation, Status};
@@ -32,12 +34,25 @@ pub(crate) struct Options {
     pub(crate) force: Option<bool>,
     pub(crate) include_object: Include,
     pub(crate) delete: DeleteOptions,
+    /// What is wrong with what only writes look at.
+    pub(crate) mistakes: Vec<FieldError>,
+    pub(crate) deletion: Deletion,
+}
+
+/// What the query says about a deletion, which counts if there is no body.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct Deletion {
+    grace_period_seconds: Option<String>,
+    policy: Option<String>,
+    orphan_dependents: Option<bool>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct DeleteOptions {
     pub(crate) grace_period_seconds: Option<i64>,
     pub(crate) propagation: Propagation,
+    /// `orphanDependents` is false: who says so in this old way is told with 202 that the object is there still.
+    pub(crate) cascades: bool,
     pub(crate) uid: Option<String>,
     pub(crate) resource_version: Option<String>,
 }
@@ -98,15 +113,13 @@ pub(crate) enum Propagation {
 }
 
 impl Propagation {
-    /// # Errors
-    /// 422 for a policy that there is not, and for two ways of saying.
-    fn of(policy: Option<&str>, orphan_dependents: Option<bool>) -> Result<Self, Status> {
-        let mut errors = Vec::new();
+    /// What is wrong goes to `errors`: a policy that there is not, and two ways of saying.
+    fn of(policy: Option<&str>, orphan_dependents: Option<bool>, errors: &mut Vec<FieldError>) -> Self {
         if let (Some(policy), Some(_)) = (policy, orphan_dependents) {
             let why = "orphanDependents and deletionPropagation cannot be both set";
             errors.push(FieldError::invalid("propagationPolicy", policy, why));
         }
-        let propagation = match (policy, orphan_dependents) {
+        match (policy, orphan_dependents) {
             (None, None) => Self::Unsaid,
             (Some("Background"), _) | (None, Some(false)) => Self::Background,
             (Some("Orphan"), _) | (None, Some(true)) => Self::Orphan,
@@ -116,11 +129,6 @@ impl Propagation {
                 errors.push(FieldError::not_supported("propagationPolicy", other, &policies));
                 Self::Unsaid
             }
-        };
-        if errors.is_empty() {
-            Ok(propagation)
-        } else {
-            Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", &errors))
         }
     }
 }
@@ -130,8 +138,13 @@ impl Options {
     /// 400 or 422 for values that mean nothing.
     pub(crate) fn parse(query: &str) -> Result<Self, Status> {
         let mut options = Self::default();
-        let (mut policy, mut orphan_dependents) = (None, None);
+        let mut dry_run = Vec::new();
+        let mut seen = BTreeSet::new();
         for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+            // As in Go: of what is said twice the first counts, but of what is a list.
+            if name != "dryRun" && !seen.insert(name.clone()) {
+                continue;
+            }
             match name.as_ref() {
                 "watch" => options.watch = flag(&value),
                 "labelSelector" => options.label_selector = value.into_owned(),
@@ -146,21 +159,23 @@ impl Options {
                 "timeoutSeconds" => options.timeout_seconds = Some(number(&value)?),
                 "allowWatchBookmarks" => options.allow_bookmarks = flag(&value),
                 "sendInitialEvents" => options.send_initial_events = Some(flag(&value)),
-                "dryRun" => options.dry_run = dry_run(&value)?,
+                "dryRun" => dry_run.push(value.into_owned()),
                 "fieldManager" => {
                     options.names_manager = !value.is_empty();
                     options.manager = value.into_owned();
                 }
                 "force" => options.force = Some(flag(&value)),
                 "includeObject" => options.include_object = include_object(&value)?,
-                "fieldValidation" => options.field_validation = field_validation(&value)?,
-                "gracePeriodSeconds" => options.delete.grace_period_seconds = Some(number(&value)?),
-                "propagationPolicy" => policy = Some(value),
-                "orphanDependents" => orphan_dependents = Some(flag(&value)),
+                "fieldValidation" => {
+                    options.field_validation = field_validation(&value, &mut options.mistakes);
+                }
+                "gracePeriodSeconds" => options.deletion.grace_period_seconds = Some(value.into_owned()),
+                "propagationPolicy" => options.deletion.policy = Some(value.into_owned()),
+                "orphanDependents" => options.deletion.orphan_dependents = Some(flag(&value)),
                 _ => {}
             }
         }
-        options.delete.propagation = Propagation::of(policy.as_deref(), orphan_dependents)?;
+        options.dry_run = is_dry_run(&dry_run, &mut options.mistakes);
         Ok(options)
     }
 
@@ -180,11 +195,12 @@ impl Options {
         if self.manager.len() > LONGEST_MANAGER {
             errors.push(FieldError::too_long("fieldManager", LONGEST_MANAGER));
         }
-        if self.manager.chars().any(char::is_control) {
-            let why = "should only contain printable characters";
+        if let Some((at, letter)) = self.manager.char_indices().find(|(_, letter)| letter.is_control()) {
+            let why = format!("invalid character U+{:04X} (at position {at})", u32::from(letter));
             errors.push(FieldError::invalid("fieldManager", self.manager.as_str(), why));
         }
-        if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", kind, "", &errors)) }
+        errors.extend(self.mistakes.iter().cloned());
+        refuse(kind, &errors)
     }
 
     /// Checks what a patch may ask for.
@@ -200,6 +216,23 @@ impl Options {
         Err(Status::invalid("meta.k8s.io", "PatchOptions", "", &[error]))
     }
 
+    /// Takes in what the query of a DELETE says, which has no body.
+    ///
+    /// # Errors
+    /// 400 or 422 for options that mean nothing.
+    pub(crate) fn take_delete_query(&mut self) -> Result<(), Status> {
+        let Deletion { grace_period_seconds, policy, orphan_dependents } = std::mem::take(&mut self.deletion);
+        let mut errors = Vec::new();
+        self.delete = DeleteOptions {
+            grace_period_seconds: grace_period_seconds.map(|seconds| number(&seconds)).transpose()?,
+            propagation: Propagation::of(policy.as_deref(), orphan_dependents, &mut errors),
+            cascades: orphan_dependents == Some(false),
+            ..DeleteOptions::default()
+        };
+        errors.extend(self.mistakes.iter().cloned());
+        refuse("DeleteOptions", &errors)
+    }
+
     /// Takes in the body of a DELETE, instead of what the query says.
     ///
     /// # Errors
@@ -210,17 +243,18 @@ impl Options {
             return Err(Status::bad_request(format!("the body of a delete is DeleteOptions, and not {kind}")));
         }
         let text = |value: &Value| value.as_str().map(str::to_owned);
+        let (policy, orphan_dependents) = (body["propagationPolicy"].as_str(), body["orphanDependents"].as_bool());
+        let mut errors = Vec::new();
         self.delete = DeleteOptions {
             grace_period_seconds: body["gracePeriodSeconds"].as_i64(),
-            propagation: Propagation::of(body["propagationPolicy"].as_str(), body["orphanDependents"].as_bool())?,
+            propagation: Propagation::of(policy, orphan_dependents, &mut errors),
+            cascades: orphan_dependents == Some(false),
             uid: text(&body["preconditions"]["uid"]),
             resource_version: text(&body["preconditions"]["resourceVersion"]),
         };
-        self.dry_run = false;
-        for value in body["dryRun"].as_array().into_iter().flatten() {
-            self.dry_run |= dry_run(value.as_str().unwrap_or("?"))?;
-        }
-        Ok(())
+        let dry_run: Vec<String> = body["dryRun"].as_array().into_iter().flatten().filter_map(text).collect();
+        self.dry_run = is_dry_run(&dry_run, &mut errors);
+        refuse("DeleteOptions", &errors)
     }
 
     /// The revision asked for: `None` is the freshest, `Some(0)` any.
@@ -231,11 +265,15 @@ impl Options {
         if self.resource_version.is_empty() {
             return Ok(None);
         }
-        self.resource_version.parse().map(Some).map_err(|_| {
+        self.resource_version.parse().map(Some).map_err(|error: ParseIntError| {
             let asked = &self.resource_version;
+            let why = match error.kind() {
+                IntErrorKind::PosOverflow => "value out of range",
+                _ => "invalid syntax",
+            };
             Status::bad_request(format!(
                 "invalid resource version: resourceVersion: Invalid value: \"{asked}\": strconv.ParseUint: parsing \
-                 \"{asked}\": invalid syntax"
+                 \"{asked}\": {why}"
             ))
         })
     }
@@ -262,28 +300,28 @@ fn number<T: std::str::FromStr>(value: &str) -> Result<T, Status> {
     value.parse().map_err(|_| Status::bad_request(format!("strconv.ParseInt: parsing \"{value}\": invalid syntax")))
 }
 
-fn dry_run(value: &str) -> Result<bool, Status> {
-    match value {
-        "" => Ok(false),
-        "All" => Ok(true),
-        other => {
-            Err(Status::invalid("meta.k8s.io", "Options", "", &[FieldError::not_supported("dryRun", other, &["All"])]))
-        }
-    }
+fn refuse(kind: &str, errors: &[FieldError]) -> Result<(), Status> {
+    if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", kind, "", errors)) }
 }
 
-fn field_validation(value: &str) -> Result<FieldValidation, Status> {
-    match value {
-        "" | "Warn" => Ok(FieldValidation::Warn),
-        "Ignore" => Ok(FieldValidation::Ignore),
-        "Strict" => Ok(FieldValidation::Strict),
-        other => Err(Status::invalid(
-            "meta.k8s.io",
-            "Options",
-            "",
-            &[FieldError::not_supported("fieldValidation", other, &["Ignore", "Strict", "Warn"])],
-        )),
+fn is_dry_run(values: &[String], errors: &mut Vec<FieldError>) -> bool {
+    if values.iter().any(|value| !matches!(value.as_str(), "" | "All")) {
+        errors.push(FieldError::not_supported("dryRun", values.to_vec(), &["All"]));
     }
+    values.iter().any(|value| value == "All")
+}
+
+fn field_validation(value: &str, errors: &mut Vec<FieldError>) -> FieldValidation {
+    match value {
+        "" | "Warn" => {}
+        "Ignore" => return FieldValidation::Ignore,
+        "Strict" => return FieldValidation::Strict,
+        other => {
+            let known = ["", "Ignore", "Strict", "Warn"];
+            errors.push(FieldError::not_supported("fieldValidation", other, &known));
+        }
+    }
+    FieldValidation::Warn
 }
 
 fn include_object(value: &str) -> Result<Include, Status> {
@@ -312,17 +350,23 @@ mod tests {
         assert_eq!(options.limit, Some(500));
         assert_eq!(options.send_initial_events, Some(true));
         assert!(!Options::parse("watch=false").unwrap().watch);
-        for (query, code) in [
-            ("limit=x", 400),
-            ("timeoutSeconds=-1", 400),
-            ("dryRun=Some", 422),
-            ("includeObject=x", 400),
-            ("fieldValidation=x", 422),
-            ("propagationPolicy=x", 422),
-        ] {
+        for (query, code) in [("limit=x", 400), ("timeoutSeconds=-1", 400), ("includeObject=x", 400)] {
             assert_eq!(Options::parse(query).map_err(|status| status.code()), Err(code), "{query}");
         }
         assert!(Options::parse("resourceVersion=abc").unwrap().revision().is_err());
+        // What only writes look at keeps nobody from reading.
+        for (query, words) in [
+            ("dryRun=All&dryRun=Some", "dryRun: Unsupported value: [\"All\",\"Some\"]: supported values: \"All\""),
+            (
+                "fieldValidation=x",
+                "fieldValidation: Unsupported value: \"x\": supported values: \"\", \"Ignore\", \"Strict\", \"Warn\"",
+            ),
+        ] {
+            let mut options = Options::parse(query).unwrap();
+            let status = options.check_write("CreateOptions").unwrap_err();
+            assert_eq!(status.message(), format!("CreateOptions.meta.k8s.io \"\" is invalid: {words}"));
+            assert_eq!(options.take_delete_query().map_err(|status| status.code()), Err(422));
+        }
     }
 
     #[test]
@@ -356,7 +400,7 @@ mod tests {
             (
                 "fieldManager=a%0Ab",
                 true,
-                "fieldManager: Invalid value: \"a\\nb\": should only contain printable characters",
+                "fieldManager: Invalid value: \"a\\nb\": invalid character U+000A (at position 1)",
             ),
             (long.as_str(), false, "fieldManager: Too long: may not be more than 128 bytes"),
         ] {
@@ -389,6 +433,16 @@ mod tests {
             assert!(message.starts_with("DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: "), "{message}");
             assert!(message.contains(words), "{message}");
         }
-        assert!(Options::parse("propagationPolicy=Orphan&orphanDependents=false").is_err());
+        for (query, expected) in [
+            ("propagationPolicy=Orphan&orphanDependents=false", Err(422)),
+            ("propagationPolicy=x", Err(422)),
+            ("gracePeriodSeconds=", Err(400)),
+            ("gracePeriodSeconds=5", Ok(Some(5))),
+        ] {
+            let mut options = Options::parse(query).unwrap();
+            assert!(options.clone().take_delete_body(&json!({})).is_ok(), "who sends a body says it there");
+            let taken = options.take_delete_query().map_err(|status| status.code());
+            assert_eq!(taken.map(|()| options.delete.grace_period_seconds), expected, "{query}");
+        }
     }
 }

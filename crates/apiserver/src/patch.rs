@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::body;
 use crate::server::Server;
-use crate::write::{self, Asked, Changed, Written};
+use crate::write::{self, Asked, Written};
 
 /// At most this many unknown members of operations are named.
 const MOST_UNKNOWN: usize = 100;
@@ -38,7 +38,8 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes:
         kind.refuse_repeated(&patched, &repeated, validation)?;
         let (object, unknown) = kind.decode(patched, validation)?;
         asked.warnings.add(unknown);
-        Ok(Changed::from(object))
+        write::check_named(&asked, &object)?;
+        Ok(object.into())
     })
     .await
 }
@@ -73,7 +74,10 @@ impl Patch {
                 let mistakes = repeated.into_iter().chain(unknown).map(|mistake| format!("json patch {mistake}"));
                 Ok((Self::Json(Operations::parse(patch)?), mistakes.collect()))
             }
-            "application/merge-patch+json" => json().map(|(patch, repeated)| (Self::Merge(patch), repeated)),
+            "application/merge-patch+json" => match json()? {
+                (patch @ Value::Object(_), repeated) => Ok((Self::Merge(patch), repeated)),
+                _ => Err(Status::bad_request("Invalid JSON Patch")),
+            },
             // Nobody knows how the lists of a defined kind merge.
             "application/strategic-merge-patch+json" if !kind.is_custom() => {
                 json().map(|(patch, repeated)| (Self::Strategic(patch), repeated))

@@ -26,7 +26,10 @@ fn bound(pod: &Value, node: &str, now: &str) -> Result<Value, Status> {
     }
     let mut pod = pod.clone();
     object::spec(&mut pod).insert("nodeName".into(), node.into());
-    let conditions = object::member(&mut pod, "status").entry("conditions").or_insert(json!([]));
+    let status = object::member(&mut pod, "status");
+    // What it waited for, it has now.
+    status.remove("nominatedNodeName");
+    let conditions = status.entry("conditions").or_insert(json!([]));
     if let Some(conditions) = conditions.as_array_mut() {
         conditions.retain(|condition| condition["type"] != "PodScheduled");
         conditions.push(json!({
@@ -42,22 +45,56 @@ fn done() -> Value {
 }
 
 pub(crate) async fn bind(server: &Server, asked: Asked<'_>, binding: &Value) -> Result<Value, Status> {
+    if object::name(binding) != asked.name() {
+        return Err(Status::bad_request("name in URL does not match name in Binding object"));
+    }
     let node = object::text(binding, "/target/name");
     let kind = object::text(binding, "/target/kind");
     if node.is_empty() || !matches!(kind, "" | "Node") {
         return Err(Status::bad_request("a Binding needs a target of kind Node, with a name"));
     }
     let now = object::time(jiff::Timestamp::now());
-    write::bind(server, asked, |pod| bound(pod, node, &now)).await?;
+    write::rewrite(server, asked, |pod| {
+        write::check_uid(&asked, binding, object::text(pod, "/metadata/uid"))?;
+        bound(pod, node, &now)
+    })
+    .await?;
     Ok(done())
 }
 
-/// Eviction is deletion, since there are no disruption budgets.
+/// The pod with the condition that says what ends it.
+fn evicted(pod: &Value, now: &str) -> Value {
+    let mut pod = pod.clone();
+    let conditions = object::member(&mut pod, "status").entry("conditions").or_insert(json!([]));
+    if let Some(conditions) = conditions.as_array_mut() {
+        conditions.retain(|condition| condition["type"] != "DisruptionTarget");
+        conditions.push(json!({
+            "type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI",
+            "message": "Eviction API: evicting", "lastProbeTime": null, "lastTransitionTime": now
+        }));
+    }
+    pod
+}
+
+/// Eviction is deletion that is told of beforehand, since there are no disruption budgets.
 pub(crate) async fn evict(server: &Server, asked: Asked<'_>, eviction: &Value) -> Result<Value, Status> {
+    if object::name(eviction) != asked.name() {
+        return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+    }
     let mut options = asked.options.clone();
     options.take_delete_body(&delete::eviction_options(eviction))?;
     let target = Target { sub: Sub::None, ..asked.target.clone() };
-    delete::delete(server, Asked { target: &target, options: &options, ..asked }).await?;
+    let asked = Asked { target: &target, ..asked };
+    let now = object::time(jiff::Timestamp::now());
+    let (_, entry) = read::stored(&server.store, &target)?;
+    let pod = object::decode(&entry.value);
+    delete::check_preconditions(asked.kind(), &pod, &options.delete)?;
+    if !object::is_deleting(&pod) && !options.dry_run {
+        write::rewrite(server, asked, |pod| Ok(evicted(pod, &now))).await?;
+    }
+    // The revision that the client saw is the one before the condition.
+    options.delete.resource_version = None;
+    delete::delete(server, Asked { options: &options, ..asked }).await?;
     Ok(done())
 }
 

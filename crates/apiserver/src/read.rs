@@ -58,6 +58,7 @@ pub(crate) async fn get(store: &Store, target: &Target, options: &Options, view:
 /// Where the next page begins. The form is ours alone; clients hand it back as it is.
 #[derive(Deserialize, Serialize)]
 struct Continue {
+    /// 0 for the latest, of a list whose own is forgotten.
     revision: u64,
     after: (String, String),
 }
@@ -113,7 +114,9 @@ pub(crate) async fn list(
     let store = &server.store;
     validate(options)?;
     let asked = options.revision()?;
-    let mut page = Page { at: None, after: None, limit: options.limit };
+    // Of any state there is, upstream gives all that is in its cache.
+    let limit = options.limit.filter(|_| options.resource_version != "0");
+    let mut page = Page { at: None, after: None, limit };
     if options.continue_token.is_empty() {
         wait_for(store, asked).await?;
         // With a limit, a revision has always meant just that one.
@@ -129,11 +132,11 @@ pub(crate) async fn list(
         if Revision(revision) > store.revision() {
             return Err(Continue::unknown());
         }
-        page.at = Some(Revision(revision));
+        page.at = Some(Revision(revision)).filter(|revision| revision.0 != 0);
         page.after = Some(object::key(&target.kind, &namespace, &name));
     }
     let filter = Filter::parse(&target.kind, None, options)?;
-    let (entries, meta) = select(server, asker, target, &filter, page, !options.continue_token.is_empty()).await?;
+    let (entries, meta) = select(server, asker, target, &filter, page).await?;
     let mut listing = Listing::new(&target.kind, entries, &meta, view);
     let packed = respond::packs(listing.size(), accept_encoding);
     while listing.is_to_measure() {
@@ -150,6 +153,11 @@ pub(crate) async fn list(
     Ok(respond::pieces(view.media, body, packed))
 }
 
+const CONTINUE_EXPIRED: &str = "The provided continue parameter is too old to display a consistent list result. You can start \
+    a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the \
+    results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or \
+    deleted between the time the first chunk was returned and now may show up in the list.";
+
 type Entries = Vec<(Key, portolan_store::Entry)>;
 
 /// The page of those objects that the filter wants.
@@ -159,16 +167,14 @@ pub(crate) async fn select(
     target: &Target,
     filter: &Filter,
     mut page: Page,
-    continued: bool,
 ) -> Result<(Entries, ListMeta), Status> {
-    let expired = |expired: portolan_store::Expired| {
-        Status::expired(if continued {
-            "The provided continue parameter is too old to display a consistent list result. You must start a new list \
-             without the continue parameter."
-                .to_owned()
-        } else {
-            too_old(&expired)
-        })
+    let after = page.after.clone();
+    let expired = |expired: portolan_store::Expired| match &after {
+        Some(key) => {
+            let (namespace, name) = (key.namespace().to_owned(), key.name().to_owned());
+            Status::expired(CONTINUE_EXPIRED).with_continue(Continue { revision: 0, after: (namespace, name) }.encode())
+        }
+        None => Status::expired(too_old(&expired)),
     };
     let prefix = object::prefix(&target.kind, target.namespace.as_deref());
     let limit = page.limit.unwrap_or(usize::MAX);

@@ -77,7 +77,7 @@ pub(crate) fn success(group: &str, plural: &str, name: &str, uid: &str) -> Value
     if !group.is_empty() {
         details["group"] = group.into();
     }
-    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details, "code": 200})
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
 }
 
 /// Characters of all warnings together, and of each once that is not enough: clients refuse long heads.

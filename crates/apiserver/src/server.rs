@@ -364,8 +364,11 @@ impl Server {
         // Before its turn: who sends slowly must not keep others from theirs.
         let bytes = body::read(&parts, body, &self.budget).await?;
         let media = body::media_type(&parts);
-        if matches!(verb, "delete" | "deletecollection") && !bytes.is_empty() {
-            options.take_delete_body(&body::decode(&media, &bytes)?)?;
+        if matches!(verb, "delete" | "deletecollection") {
+            match bytes.is_empty() {
+                true => options.take_delete_query()?,
+                false => options.take_delete_body(&body::decode(&media, &bytes)?)?,
+            }
         }
         let turns = if turns::is_vital(&user, &target) { &self.admission.vital } else { &self.admission.writes };
         let turn = turns.request(asker, 1 + bytes.len() as u64 / BODY_COST).await?;
@@ -454,7 +457,7 @@ fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static 
         (&Method::PUT, Sub::None | Sub::Status | Sub::Scale | Sub::Finalize) if !collection => "update",
         (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale) if !collection => "patch",
         (&Method::DELETE, Sub::None) if !collection => "delete",
-        (&Method::DELETE, Sub::None) if one_place => "deletecollection",
+        (&Method::DELETE, Sub::None) if one_place && target.kind.deletes_collections() => "deletecollection",
         (&Method::GET | &Method::HEAD, Sub::Exec | Sub::Attach | Sub::PortForward | Sub::Proxy) => "get",
         (&Method::POST, Sub::Exec | Sub::Attach | Sub::PortForward | Sub::Proxy) => "create",
         (&Method::PUT, Sub::Proxy) => "update",

@@ -41,23 +41,36 @@ const LONGEST_BREATH: Duration = Duration::from_millis(50);
 /// A watch without `timeoutSeconds` ends after half an hour to an hour, so that clients spread themselves again.
 const LONGEST: std::ops::Range<u64> = 1800..3600;
 
-fn validate(options: &Options) -> Result<(), Status> {
-    const NOT_OLDER: &str = "NotOlderThan";
-    let mut errors = Vec::new();
+const NOT_OLDER: &str = "NotOlderThan";
+
+/// Whether the state comes first, and its end is told, and what the match has to be for it. As upstream, to watch from no
+/// revision, or any, is another word for it.
+fn initial_events(options: &Options) -> (Option<bool>, &str) {
     let matching = options.resource_version_match.as_str();
+    let anywhere = matches!(options.resource_version.as_str(), "" | "0");
+    match options.send_initial_events {
+        None if matching.is_empty() && anywhere => (Some(true), NOT_OLDER),
+        said => (said, matching),
+    }
+}
+
+fn validate(options: &Options) -> Result<(), Status> {
+    let mut errors = Vec::new();
+    let (initial_events, matching) = initial_events(options);
     let mut forbid = |detail: &str| errors.push(FieldError::forbidden("resourceVersionMatch", detail));
-    if options.send_initial_events.is_some() && matching != NOT_OLDER {
+    if initial_events.is_some() && matching != NOT_OLDER {
         forbid("sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
     }
     if !matching.is_empty() {
-        if options.send_initial_events.is_none() {
+        if initial_events.is_none() {
             forbid("resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
-        }
-        if !options.continue_token.is_empty() {
-            forbid("resourceVersionMatch is forbidden when continue is provided");
         }
         if matching != NOT_OLDER {
             errors.push(FieldError::not_supported("resourceVersionMatch", matching, &[NOT_OLDER]));
+        }
+        if !options.continue_token.is_empty() {
+            let why = "resourceVersionMatch is forbidden when continue is provided";
+            errors.push(FieldError::forbidden("resourceVersionMatch", why));
         }
     }
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid("meta.k8s.io", "ListOptions", "", &errors)) }
@@ -78,11 +91,8 @@ pub(crate) async fn watch(
     read::wait_for(store, asked).await?;
     let prefix = object::prefix(&target.kind, target.namespace.as_deref());
 
-    // Streaming lists, and the older way to get the state first: no revision, or any.
-    let from_state = match options.send_initial_events {
-        Some(wanted) => wanted,
-        None => asked.unwrap_or(0) == 0,
-    };
+    let (wanted, _) = initial_events(options);
+    let from_state = wanted.unwrap_or(asked.unwrap_or(0) == 0);
     let start = match asked.filter(|asked| !from_state && *asked != 0) {
         Some(asked) => Revision(asked),
         None => store.revision(),
@@ -97,7 +107,7 @@ pub(crate) async fn watch(
         prefix,
         page: Page { at: Some(start), after: None, limit: Some(PIECE_OBJECTS) },
         entries: Vec::new().into_iter(),
-        tells_end: options.send_initial_events == Some(true),
+        tells_end: wanted == Some(true) && options.allow_bookmarks,
     });
     let seconds = options.timeout_seconds.filter(|seconds| *seconds > 0);
     let lifetime = Duration::from_secs(seconds.unwrap_or_else(|| rand::random_range(LONGEST)).min(LONGEST.end));

@@ -224,11 +224,14 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
         let mut ops: Vec<Op> = Vec::new();
         ops.extend(namespace_check(&server.store, kind, asked.namespace(), &name)?);
         let key = object::key(kind, asked.namespace(), &name);
-        let exists = server.store.get(&key).0.is_some();
-        if exists && base.is_empty() {
-            return Err(Status::already_exists(kind.group, kind.plural, &name));
-        }
-        if exists {
+        if let Some(there) = server.store.get(&key).0 {
+            if base.is_empty() {
+                let refused = match object::is_deleting(&object::decode(&there.value)) {
+                    true => Status::still_exists,
+                    false => Status::already_exists,
+                };
+                return Err(refused(kind.group, kind.plural, &name));
+            }
             continue;
         }
         let mut complete = object.clone();
@@ -296,15 +299,33 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
         return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));
     }
     let creates = asked.target.sub == Sub::None && kind.allows_create_on_update();
-    let changed = change(server, asked, !unconditional, |_, _| Ok(object.clone().into())).await;
-    match changed {
-        Err(status) if status.code() == 404 && unconditional && creates => create(server, asked, object).await,
+    let changed = change(server, asked, !unconditional, |old, _| {
+        check_uid(&asked, &object, object::text(old, "/metadata/uid"))?;
+        Ok(object.clone().into())
+    });
+    match changed.await {
+        Err(status) if status.code() == 404 && unconditional && creates => {
+            check_uid(&asked, &object, "")?;
+            create(server, asked, object).await
+        }
         other => other,
     }
 }
 
-/// Makes `change` of the stored object and its managed fields, which come apart, trying again when it changed
-/// meanwhile, unless `strict`: then the client named the revision it saw.
+/// Who says which object is to be replaced means that one and no other of its name. A patch that says it is judged by its
+/// outcome.
+pub(crate) fn check_uid(asked: &Asked<'_>, object: &Value, found: &str) -> Result<(), Status> {
+    let kind = asked.kind();
+    let uid = object::text(object, "/metadata/uid");
+    if uid.is_empty() || uid == found {
+        return Ok(());
+    }
+    let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {found}");
+    Err(Status::conflict(kind.group, kind.plural, asked.name(), &why))
+}
+
+/// Makes `change` of the stored object and its managed fields, which come apart, trying again when it changed meanwhile,
+/// unless `strict`: then the client named the revision it saw.
 pub(crate) async fn change(
     server: &Server,
     asked: Asked<'_>,
@@ -394,13 +415,6 @@ fn settle_update(
     let kind = asked.kind();
     let sent = apply::take_managed_fields(&mut new);
     check_place(asked, &new)?;
-    let conflict = |why: &str| Status::conflict(kind.group, kind.plural, asked.name(), why);
-    let (uid, old_uid) = (object::text(&new, "/metadata/uid"), object::text(old, "/metadata/uid"));
-    if !uid.is_empty() && uid != old_uid {
-        return Err(conflict(&format!(
-            "Precondition failed: UID in precondition: {uid}, UID in object meta: {old_uid}"
-        )));
-    }
     let seen = object::text(&new, "/metadata/resourceVersion");
     if !seen.is_empty() && seen != "0" && seen != object::text(old, "/metadata/resourceVersion") {
         return Err(Status::stale(kind.group, kind.plural, asked.name()));
@@ -408,36 +422,26 @@ fn settle_update(
     for (field, value) in [("apiVersion", kind.api_version()), ("kind", kind.kind.to_owned())] {
         object::map_of(&mut new).insert(field.into(), value.into());
     }
-    let old_metadata = &old["metadata"];
     let metadata = object::metadata(&mut new);
     metadata.remove("selfLink");
-    for field in [
-        "name",
-        "namespace",
-        "uid",
-        "resourceVersion",
-        "creationTimestamp",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-    ] {
-        match &old_metadata[field] {
+    for field in ["name", "namespace", "resourceVersion"] {
+        match &old["metadata"][field] {
             Value::Null => metadata.remove(field),
             value => metadata.insert(field.into(), value.clone()),
         };
     }
-    if asked.target.sub == Sub::Finalize {
-        // Of a namespace, and nothing but the finalizers that no other update may touch.
-        let finalizers = new["spec"]["finalizers"].take();
-        new = old.clone();
-        object::spec(&mut new).insert("finalizers".into(), finalizers);
-        let owners = apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now)));
-        return Ok((new, owners));
-    }
+    // Of a namespace: the one way to change these.
+    let finalizers = (asked.target.sub == Sub::Finalize).then(|| new["spec"]["finalizers"].clone());
     let sub = if asked.target.sub == Sub::Status { Subresource::Status } else { Subresource::None };
     kind.default(&mut new);
     let owners = owners
         .unwrap_or_else(|| apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now))));
     kind.prepare_update(&mut new, old, sub);
+    match finalizers {
+        Some(Value::Null) => _ = object::spec(&mut new).remove("finalizers"),
+        Some(finalizers) => _ = object::spec(&mut new).insert("finalizers".into(), finalizers),
+        None => {}
+    }
     if sub == Subresource::None {
         let errors = kind.settle(&mut new, Some(old), &services::families(&server.services));
         refuse_invalid(kind, &new, &errors)?;
@@ -457,16 +461,17 @@ fn is_finished(kind: &Kind, new: &Value, old: &Value) -> bool {
     old["metadata"]["deletionGracePeriodSeconds"] == 0
 }
 
-/// Gives a pod its node, which no update may change otherwise; so this goes past the rules for updates.
-pub(crate) async fn bind(
+/// Makes of a pod what its binding or its eviction says, such as its node, which no update may change otherwise; so this
+/// goes past the rules for updates.
+pub(crate) async fn rewrite(
     server: &Server,
     asked: Asked<'_>,
-    bound: impl Fn(&Value) -> Result<Value, Status>,
+    change: impl Fn(&Value) -> Result<Value, Status>,
 ) -> Result<(), Status> {
     let kind = asked.kind();
     for _ in 0..TRIES {
         let (key, entry) = crate::read::stored(&server.store, asked.target)?;
-        let pod = bound(&object::decode(&entry.value))?;
+        let pod = change(&object::decode(&entry.value))?;
         if asked.options.dry_run {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! Turns the JSON a client sent into an object with known fields of the right types, in the form Kubernetes keeps it.
 //!
-//! Invariant: what comes out has no nulls, no unknown fields and no empty optional fields, so that equal objects are
-//! equal values and a no-op update can be seen. Works in place and allocates only for errors.
+//! Invariant: what comes out has no nulls, no unknown fields, no empty lists and no empty optional fields, so that equal
+//! objects are equal values and a no-op update can be seen. Works in place and allocates only for errors.
 //!
 //! Deliberately not here: duplicate keys (whoever reads the text sees them), and what is required (validation says).
 
@@ -170,7 +170,8 @@ impl Walk<'_> {
                 failed = Some(error);
                 return true;
             }
-            field.always || !is_empty(field, value)
+            let is_list = matches!(field.shape, Shape::List(_) | Shape::Map(_));
+            (field.always && !is_list) || !is_empty(field, value)
         });
         failed.map_or(Ok(()), Err)
     }

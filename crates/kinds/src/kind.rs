@@ -143,6 +143,11 @@ impl Kind {
         )
     }
 
+    /// Whether all of them, or all that a selector finds, may be deleted at once.
+    pub fn deletes_collections(&self) -> bool {
+        self.strategy != Strategy::Namespace
+    }
+
     /// Whether a PUT of an absent object makes it.
     pub fn allows_create_on_update(&self) -> bool {
         matches!(

@@ -92,7 +92,7 @@ pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old:
             kept.extend(status.map(|value| ("status".to_owned(), value)));
             *new = Value::Object(kept);
             let keep: &[&str] = match strategy {
-                Strategy::Deployment | Strategy::ReplicaSet => &["labels"],
+                Strategy::Deployment => &["labels"],
                 Strategy::Pod => &["ownerReferences"],
                 _ => &[],
             };
@@ -182,7 +182,8 @@ fn restore(new: &mut Value, old: &Value, field: &str) {
     }
 }
 
-fn metadata(new: &mut Value, old: &Value) {
+/// What no update changes, whatever it says.
+pub(crate) fn metadata(new: &mut Value, old: &Value) {
     for field in ["creationTimestamp", "generation", "selfLink"] {
         restore(new, old, field);
     }
@@ -192,6 +193,8 @@ fn metadata(new: &mut Value, old: &Value) {
     // A deletion that was asked for cannot be taken back; validation rejects one that an update brings in.
     if old.has("deletionTimestamp") {
         restore(new, old, "deletionTimestamp");
+    }
+    if old.has("deletionGracePeriodSeconds") && !new.has("deletionGracePeriodSeconds") {
         restore(new, old, "deletionGracePeriodSeconds");
     }
 }

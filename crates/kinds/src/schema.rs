@@ -33,7 +33,7 @@ pub(crate) struct Field {
     pub(crate) pointer: bool,
     /// Kept even when empty.
     pub(crate) always: bool,
-    /// Go holds the struct in its owner itself, so that it is never absent.
+    /// Go holds the struct or the time in its owner itself, so that it is always written.
     pub(crate) by_value: bool,
     /// The Go type that error messages name, where it is not the shape's own.
     pub(crate) go: Option<&'static str>,
@@ -187,6 +187,7 @@ fn parse_field(line: &'static str, names: &[&'static str]) -> Field {
             Some(("list", kind)) => field.list_type = Some(kind),
             Some(("map", kind)) => field.map_type = Some(kind),
             None if word == "~" => field.undefaulted = true,
+            None if word == "^" => field.always = false,
             Some(("default", value)) => field.default = serde_json::from_str(value).ok(),
             Some(("enum", choices)) => field.choices = choices.split(',').collect(),
             Some(("pb", tag)) => field.tag = tag.split('.').filter_map(|number| number.parse().ok()).collect(),

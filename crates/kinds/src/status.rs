@@ -156,6 +156,7 @@ pub struct Status {
     message: String,
     /// `details`, or null.
     details: Value,
+    continue_token: Option<String>,
 }
 
 /// `pods "x"` or `deployments.apps "x"`.
@@ -179,7 +180,7 @@ fn details(group: &str, plural: &str, name: &str) -> Map<String, Value> {
 
 impl Status {
     fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), details: Value::Null }
+        Self { code, reason, message: message.into(), details: Value::Null, continue_token: None }
     }
 
     fn with_details(mut self, details: Map<String, Value>) -> Self {
@@ -204,7 +205,8 @@ impl Status {
         let mut map = Map::new();
         map.insert("kind".into(), "Status".into());
         map.insert("apiVersion".into(), "v1".into());
-        map.insert("metadata".into(), json!({}));
+        let token = self.continue_token.as_deref();
+        map.insert("metadata".into(), token.map_or_else(|| json!({}), |token| json!({"continue": token})));
         map.insert("status".into(), "Failure".into());
         map.insert("message".into(), self.message.as_str().into());
         if !self.reason.is_empty() {
@@ -290,6 +292,13 @@ impl Status {
             .with_details(details(group, plural, name))
     }
 
+    /// The same of an object that is on its way out, so that who waits for that knows.
+    pub fn still_exists(group: &str, plural: &str, name: &str) -> Self {
+        let mut status = Self::already_exists(group, plural, name);
+        status.message.insert_str(0, "object is being deleted: ");
+        status
+    }
+
     /// 409; `why` is the part after the colon.
     pub fn conflict(group: &str, plural: &str, name: &str, why: &str) -> Self {
         Self::new(
@@ -321,6 +330,17 @@ impl Status {
     /// 410: the resourceVersion is too old to list or watch from.
     pub fn expired(message: impl Into<String>) -> Self {
         Self::new(410, "Expired", message)
+    }
+
+    /// With details that have nothing in them.
+    pub(crate) fn about_nothing(self) -> Self {
+        self.with_details(Map::new())
+    }
+
+    /// With a token by which the rest of a list can be had all the same.
+    pub fn with_continue(mut self, token: String) -> Self {
+        self.continue_token = Some(token);
+        self
     }
 
     /// 410: a watch asked for a revision that is no longer kept.

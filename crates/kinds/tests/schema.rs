@@ -4,7 +4,8 @@
 //! `k8s-openapi` (as text) says which fields a type has, of which type, and what they mean; the doc comments of
 //! `k8s-pb` carry the markers for patches and lists and the protobuf tags; `schema/go-facts.txt` says what only the Go
 //! types know: names of string types, which scalars are pointers (`*`), which are always written (`+`), which may be
-//! left out (`-`), which structs stand in their owner itself (`=`), and what OpenAPI has for a default.
+//! left out (`-`), which are required and not written when empty (`^`), which structs and times stand in their owner
+//! itself (`=`), and what OpenAPI has for a default.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -135,7 +136,7 @@ fn table_is_current() {
                 for word in fact.split(' ') {
                     match word {
                         "-" => {}
-                        "*" | "+" | "=" | "!" | "~" => write!(line, " {word}").unwrap(),
+                        "*" | "+" | "=" | "!" | "~" | "^" => write!(line, " {word}").unwrap(),
                         tag if ["pb=", "enum=", "default=", "list="].iter().any(|name| tag.starts_with(name)) => {
                             write!(line, " {tag}").unwrap();
                         }

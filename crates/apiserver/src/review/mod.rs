@@ -53,6 +53,10 @@ impl Review {
     ) -> Result<Value, Status> {
         let Question { group, kind, .. } = *self.question();
         portolan_kinds::check(group, "v1", kind, &mut asked)?;
+        // Where it is asked says as much as what is asked.
+        if self == Self::LocalAccess && object::namespace(&asked).is_empty() {
+            object::metadata(&mut asked).insert("namespace".into(), namespace.into());
+        }
         let mut metadata = json!({});
         let spec = &asked["spec"];
         let status = match self {

@@ -189,8 +189,8 @@ async fn what_is_refused() {
         (
             "fieldManager=me",
             config(&|c| _ = c["metadata"].as_object_mut().unwrap().remove("name")),
-            422,
-            "metadata.name: Required value",
+            400,
+            "the name of the object (a based on URL) was undeterminable: name must be provided",
         ),
         (
             "fieldManager=me",

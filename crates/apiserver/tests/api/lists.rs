@@ -118,7 +118,8 @@ async fn revisions() {
     assert_eq!((names(&exact), &exact["metadata"]["resourceVersion"]), (vec!["c00".to_owned()], &json!(then)));
     // What clients relied on before there was resourceVersionMatch.
     assert_eq!(names(&list(format!("resourceVersion={then}&limit=10")).await.ok()), ["c00"]);
-    assert_eq!(names(&list("resourceVersion=0&limit=10".to_owned()).await.ok()), ["c00", "later"]);
+    assert_eq!(names(&list("resourceVersion=0&limit=1".to_owned()).await.ok()), ["c00", "later"]);
+    assert_eq!(names(&list("limit=1&limit=2".to_owned()).await.ok()), ["c00"], "of two the first counts");
     for fresh in ["resourceVersion=0".to_owned(), format!("resourceVersion={then}&resourceVersionMatch=NotOlderThan")] {
         assert_eq!(names(&list(fresh).await.ok()), ["c00", "later"]);
     }
@@ -131,11 +132,24 @@ async fn revisions() {
     ] {
         assert_eq!(list(query.to_owned()).await.code, code, "{query}");
     }
+    let page = list("limit=1".to_owned()).await.ok();
+    client.post(CONFIG_MAPS, &config_map("latest")).await.ok();
     // There is no history from before a restart.
     let directory = cluster.stop().await;
     let cluster = Cluster::start_in(directory, |_| {}).await;
-    let old = cluster.admin().get(&format!("{CONFIG_MAPS}?resourceVersion={then}&resourceVersionMatch=Exact")).await;
+    let client = cluster.admin();
+    let old = client.get(&format!("{CONFIG_MAPS}?resourceVersion={then}&resourceVersionMatch=Exact")).await;
     assert_eq!((old.code, &old.json()["reason"]), (410, &json!("Expired")));
+    // Nor is the rest of a list as it was; whoever likes gets it as it is.
+    let rest = async |page: &Value| {
+        let token = page["metadata"]["continue"].as_str().unwrap();
+        client.get(&format!("{CONFIG_MAPS}?limit=1&continue={token}")).await
+    };
+    let expired = rest(&page).await;
+    assert_eq!((expired.code, &expired.json()["reason"]), (410, &json!("Expired")));
+    let next = rest(&expired.json()).await.ok();
+    assert_eq!(names(&next), ["later"]);
+    assert_eq!(names(&rest(&next).await.ok()), ["latest"]);
 }
 
 #[tokio::test]

@@ -23,5 +23,6 @@ mod roles;
 mod services;
 mod surface;
 mod tokens;
+mod updates;
 mod watches;
 mod words;

@@ -282,7 +282,7 @@ fn pod(name: &str) -> Value {
 const PODS: &str = "/api/v1/namespaces/default/pods";
 
 async fn bind(client: &Client, name: &str) -> u16 {
-    let body = json!({"target": {"kind": "Node", "name": "n1"}});
+    let body = json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": "n1"}});
     client.post(&format!("{PODS}/{name}/binding"), &body).await.code
 }
 
@@ -317,9 +317,17 @@ async fn eviction_deletes() {
     bind(&client, "p").await;
     let body = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"},
         "deleteOptions": {"kind": "DeleteOptions", "gracePeriodSeconds": 3}});
+    let mut other = body.clone();
+    other["metadata"]["name"] = "q".into();
+    let (code, words) = client.post(&format!("{PODS}/p/eviction"), &other).await.failure();
+    assert_eq!((code, words.as_str()), (400, "name in URL does not match name in Eviction object"));
     assert_eq!(client.post(&format!("{PODS}/p/eviction"), &body).await.code, 201);
     let ending = client.get(&format!("{PODS}/p")).await.ok();
     assert_eq!(ending["metadata"]["deletionGracePeriodSeconds"], 3);
+    // What ends it is told to whoever looks.
+    let conditions = ending["status"]["conditions"].as_array().unwrap();
+    let told = conditions.iter().find(|condition| condition["type"] == "DisruptionTarget").unwrap();
+    assert_eq!((&told["status"], &told["reason"]), (&json!("True"), &json!("EvictionByEvictionAPI")));
 }
 
 #[tokio::test]
@@ -457,7 +465,7 @@ async fn whoever_is_refused_is_warned_all_the_same() {
     client.post(CONFIG_MAPS, &config_map("a")).await.ok();
     let patch = json!({"colour": "blue", "immutable": true, "metadata": {"uid": "another"}});
     let refused = client.merge(&format!("{CONFIG_MAPS}/a"), &patch).await;
-    assert_eq!(refused.code, 409);
+    assert_eq!(refused.code, 422);
     assert_eq!(refused.headers["warning"], r#"299 - "unknown field \"colour\"""#);
 }
 

@@ -80,7 +80,7 @@ async fn a_pods_token_ends_with_the_pod_and_only_its_node_gets_it() {
     let admin = robot(&cluster).await;
     let spec = json!({"serviceAccountName": "robot", "containers": [{"name": "c", "image": "i"}]});
     let pod = admin.post(PODS, &json!({"metadata": {"name": "p"}, "spec": spec})).await.ok();
-    let target = json!({"target": {"kind": "Node", "name": "n1"}});
+    let target = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
     assert_eq!(admin.post(&format!("{PODS}/p/binding"), &target).await.code, 201);
     let bound = |uid: &Value| json!({"boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": uid}});
     let uid = &pod["metadata"]["uid"];

@@ -66,6 +66,12 @@ async fn a_streaming_list_ends_with_its_bookmark() {
         assert_eq!(end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
         assert_eq!(end["object"]["metadata"]["resourceVersion"], revision(&client).await.as_str());
     }
+    // To watch from nowhere in particular is the same in other words, for who knows bookmarks.
+    let mut watch = client.watch(&format!("{CONFIG_MAPS}?watch=1&allowWatchBookmarks=true")).await;
+    assert_eq!(watch.short().await, pair("ADDED", "a"));
+    assert_eq!(watch.short().await, pair("ADDED", "b"));
+    let end = watch.next().await.unwrap();
+    assert_eq!(end["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
     // An empty list has an end too.
     let mut watch = client.watch(&format!("/api/v1/namespaces/default/secrets?{query}")).await;
     assert_eq!(watch.next().await.unwrap()["type"], "BOOKMARK");
@@ -85,6 +91,7 @@ async fn senseless_combinations_are_refused() {
         "sendInitialEvents=true",
         "sendInitialEvents=true&resourceVersionMatch=Exact",
         "resourceVersionMatch=NotOlderThan&resourceVersion=5",
+        "continue=x",
     ] {
         let answer = client.get(&format!("{CONFIG_MAPS}?watch=1&{query}")).await;
         assert_eq!(answer.code, 422, "{query}");
@@ -161,7 +168,7 @@ async fn fields_select_in_a_watch() {
         let body = json!({"metadata": {"name": name}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
         client.post(pods, &body).await.ok();
     }
-    let binding = json!({"target": {"kind": "Node", "name": "n1"}});
+    let binding = json!({"metadata": {"name": "q"}, "target": {"kind": "Node", "name": "n1"}});
     assert_eq!(client.post(&format!("{pods}/q/binding"), &binding).await.code, 201);
     assert_eq!(watch.short().await, pair("ADDED", "q"));
     assert_eq!(named.short().await, pair("ADDED", "q"));

@@ -131,6 +131,8 @@ async fn what_go_always_writes() {
         client.post(slices, &slice).await.ok()["endpoints"],
         json!([{"addresses": ["10.0.0.1"], "conditions": {}}])
     );
+    let empty = client.post(slices, &json!({"metadata": {"name": "b"}, "addressType": "IPv4", "ports": []})).await.ok();
+    assert_eq!((empty.get("endpoints"), empty.get("ports")), (Some(&Value::Null), Some(&Value::Null)));
     let pods = "/api/v1/namespaces/default/pods";
     let pod = json!({"metadata": {"name": "a"}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
     let made = client.post(pods, &pod).await.ok();
@@ -141,4 +143,9 @@ async fn what_go_always_writes() {
     // A client that does not know of priorities does not take the pod's away.
     let put = with(made, "/spec/priority", Value::Null);
     assert_eq!(client.put(&format!("{pods}/a"), &put).await.ok()["spec"]["priority"], 0);
+    let ready = json!({"status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+    let told = client.merge(&format!("{pods}/a/status"), &ready).await.ok();
+    let condition = json!({"type": "Ready", "status": "True", "lastProbeTime": null, "lastTransitionTime": null});
+    assert_eq!(told["status"]["conditions"], json!([condition]));
+    assert_eq!(client.get(&format!("{pods}/a")).await.ok(), told);
 }

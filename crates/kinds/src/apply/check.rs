@@ -241,12 +241,11 @@ mod tests {
                 json!({"spec": {"ports": [{"port": 80}, {"port": 80, "protocol": "TCP"}]}}),
                 Some(".spec.ports: duplicate entries for key [port=80,protocol=\"TCP\"]"),
             ),
+            // A key that is always written has a value, if only for validation to refuse.
+            (json!({"spec": {"ports": [{"name": "a"}]}}), None),
             (
-                json!({"spec": {"ports": [{"name": "a"}]}}),
-                Some(
-                    ".spec.ports: element 0: associative list with keys has an element that omits key field \"port\" (and \
-                     doesn't have default value)",
-                ),
+                json!({"spec": {"ports": [{"name": "a"}, {"name": "b"}]}}),
+                Some(".spec.ports: duplicate entries for key [port=0,protocol=\"TCP\"]"),
             ),
             (
                 json!({"metadata": {"finalizers": [{}], "labels": {"a": 1}}}),

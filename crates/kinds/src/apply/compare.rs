@@ -1,10 +1,9 @@
 //! Two objects -> the fields that the second has more, has otherwise, and has no longer.
 //!
-//! An object, map or item that is new is itself among what was added, beside its fields; so is an empty one. Structs
-//! that Go holds in their owner are there in every object, and so are neither added nor removed.
+//! An object, map or item that is new is itself among what was added, beside its fields; so is an empty one. What Go writes
+//! of every object, set or not, is neither added nor removed with what it is in: `containers` never is, but each of them.
 
 use std::collections::BTreeMap;
-use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
@@ -33,8 +32,6 @@ impl Changes {
     }
 }
 
-static NOTHING: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
-
 /// Either value may be absent, and must be what `form` says it is.
 type Pair<'a> = (Option<&'a Value>, Option<&'a Value>);
 
@@ -50,11 +47,11 @@ fn parts(form: Form<'_>, (old, new): Pair<'_>, changes: &mut Changes) {
     }
     let (left, right) = (object(old), object(new));
     let mut visit = |name: &str, left_child: Option<&Value>, right_child: Option<&Value>| {
-        let always = form.always_has(name);
+        let unset = form.unset(name);
+        // Null is what emptying left of it, and is not stored but where Go writes it.
         let pair = (
-            left_child.or((always && left.is_some()).then_some(&*NOTHING)),
-            // Null is what emptying left of it, and it is not stored.
-            right_child.filter(|child| !child.is_null()).or((always && right.is_some()).then_some(&*NOTHING)),
+            left_child.or(unset.filter(|_| left.is_some())),
+            right_child.filter(|child| !child.is_null()).or(unset.filter(|_| right.is_some())),
         );
         value(form.child(name), pair, || element::field(name), changes);
     };
@@ -149,12 +146,11 @@ mod tests {
                 "added": {
                     "f:metadata": {"f:labels": {".": {}, "f:a": {}}},
                     "f:spec": {
-                        "f:replicas": {}, "f:selector": {}, "f:strategy": {"f:type": {}},
+                        "f:replicas": {}, "f:strategy": {"f:type": {}},
                         "f:template": {
                             "f:metadata": {"f:labels": {".": {}, "f:a": {}}},
                             "f:spec": {
                                 "f:containers": {
-                                    ".": {},
                                     "k:{\"name\":\"c\"}": {
                                         ".": {}, "f:name": {}, "f:resources": {},
                                         "f:ports": {
@@ -168,7 +164,7 @@ mod tests {
                         }
                     }
                 },
-                "modified": {}, "removed": {}
+                "modified": {"f:spec": {"f:selector": {}}}, "removed": {}
             }),
         );
     }

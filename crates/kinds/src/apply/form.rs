@@ -6,6 +6,7 @@
 use serde_json::{Map, Value};
 
 use super::element;
+use crate::complete;
 use crate::custom::{Additional, ListType, Schema};
 use crate::schema::{Field, Shape, Type, table};
 
@@ -128,9 +129,12 @@ impl<'a> Form<'a> {
         }
     }
 
-    /// Whether the field of this object is a struct that is never absent.
-    pub(super) fn always_has(self, name: &str) -> bool {
-        matches!(self, Self::Struct(schema) if schema.field(name).is_some_and(|field| field.by_value))
+    /// What is written of a field of this object that nobody set, if anything is.
+    pub(super) fn unset(self, name: &str) -> Option<&'static Value> {
+        match self {
+            Self::Struct(schema) => complete::unset(schema.field(name)?),
+            _ => None,
+        }
     }
 }
 
@@ -156,7 +160,11 @@ impl<'a> List<'a> {
     pub(super) fn default(self, key: &str) -> Option<Value> {
         match self {
             Self::Set => None,
-            Self::Keyed { item, .. } => item.field(key)?.default.clone(),
+            Self::Keyed { item, .. } => {
+                let field = item.field(key)?;
+                let unset = || complete::unset(field).filter(|value| !value.is_null()).cloned();
+                field.default.clone().or_else(unset)
+            }
             Self::Defined(schema) => schema.items.as_ref()?.properties.get(key)?.default.clone(),
         }
     }

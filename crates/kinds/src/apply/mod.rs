@@ -260,8 +260,11 @@ pub fn apply(
     if let Err(conflicts) = &outcome
         && writer.manager == KUBECTL
         && let Some(last) = last_applied(live)
+        && last.text("apiVersion") == kind.api_version()
     {
-        let allowed = extract(apply.form, &last);
+        // But for what is no longer as it was: somebody has set that since.
+        let since = compare(apply.form, &last, live);
+        let allowed = set::difference(&set::difference(&extract(apply.form, &last), &since.taken()), &since.removed);
         let left: Vec<Conflict> = conflicts
             .iter()
             .map(|conflict| Conflict { fields: set::difference(&conflict.fields, &allowed), ..conflict.clone() })

@@ -242,9 +242,10 @@ fn some_config() -> impl Strategy<Value = Value> {
     });
     let labels = prop::collection::btree_map(prop::sample::select(vec!["x", "y", "z"]), value(), 0..3);
     let finalizers = prop::sample::subsequence(vec!["f/1", "f/2", "f/3"], 0..=3);
-    (prop::option::of(1..3_u32), labels, finalizers, prop::option::of(value()), containers).prop_map(
+    (prop::option::of(1..3_u32), labels, finalizers, value(), containers).prop_map(
         |(replicas, labels, finalizers, selector, (names, images, ports))| {
-            let mut config = json!({});
+            // No Deployment is without a selector.
+            let mut config = json!({"spec": {"selector": {"matchLabels": {"app": selector}}}});
             if let Some(replicas) = replicas {
                 config["spec"]["replicas"] = replicas.into();
             }
@@ -253,9 +254,6 @@ fn some_config() -> impl Strategy<Value = Value> {
             }
             if !finalizers.is_empty() {
                 config["metadata"]["finalizers"] = json!(finalizers);
-            }
-            if let Some(selector) = selector {
-                config["spec"]["selector"] = json!({"matchLabels": {"app": selector}});
             }
             let containers: Vec<Value> = names
                 .iter()

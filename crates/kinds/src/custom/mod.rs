@@ -32,7 +32,8 @@ use crate::catalog::Strategy;
 use crate::kind::Scale;
 use crate::look::{Look, Path, map_of, remove};
 use crate::{
-    Column, FieldError, FieldValidation, Kind, Status, Subresource, UnsupportedField, decode, openapi, validate,
+    Column, FieldError, FieldValidation, Kind, Status, Subresource, UnsupportedField, decode, openapi, prepare,
+    validate,
 };
 use columns::Columns;
 pub(crate) use format::fits as fits_format;
@@ -289,9 +290,7 @@ impl Custom {
         let before = old["metadata"].int("generation").unwrap_or(0);
         let generation = if content(new) == content(old) { before } else { before + 1 };
         let metadata = crate::look::child(new, "metadata");
-        for field in ["creationTimestamp", "selfLink", "uid", "deletionTimestamp", "deletionGracePeriodSeconds"] {
-            put(metadata, field, old["metadata"].get(field).cloned());
-        }
+        prepare::metadata(metadata, &old["metadata"]);
         put(metadata, "generation", (generation > 0).then(|| generation.into()));
     }
 

@@ -143,14 +143,14 @@ fn keeps_what_go_keeps() {
                    "spec": {"hostNetwork": false, "containers": [], "tolerations": [], "securityContext": {},
                             "terminationGracePeriodSeconds": 0, "volumes": [{"name": "v", "emptyDir": {}}]}}),
             json!({"metadata": {"name": "a"},
-                   "spec": {"containers": [], "securityContext": {}, "terminationGracePeriodSeconds": 0,
+                   "spec": {"securityContext": {}, "terminationGracePeriodSeconds": 0,
                             "volumes": [{"name": "v", "emptyDir": {}}]}}),
         ),
         (
             "discovery.k8s.io",
             "endpointslices",
             json!({"addressType": "IPv4", "endpoints": [], "ports": [{"name": "", "port": 0}]}),
-            json!({"addressType": "IPv4", "endpoints": [], "ports": [{"name": "", "port": 0}]}),
+            json!({"addressType": "IPv4", "ports": [{"name": "", "port": 0}]}),
         ),
         (
             "coordination.k8s.io",

@@ -244,7 +244,7 @@ mod tests {
                 "replicas": 1, "revisionHistoryLimit": 10, "progressDeadlineSeconds": 600,
                 "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": "25%", "maxUnavailable": "25%"}},
                 "template": {"metadata": {}, "spec": {
-                    "containers": [], "dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "securityContext": {},
+                    "dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "securityContext": {},
                     "terminationGracePeriodSeconds": 30, "schedulerName": "default-scheduler"}}}}),
         );
         check(
@@ -255,14 +255,14 @@ mod tests {
                 "replicas": 0, "revisionHistoryLimit": 10, "progressDeadlineSeconds": 600,
                 "strategy": {"type": "Recreate"},
                 "template": {"metadata": {}, "spec": {
-                    "containers": [], "dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "securityContext": {},
+                    "dnsPolicy": "ClusterFirst", "restartPolicy": "Always", "securityContext": {},
                     "terminationGracePeriodSeconds": 30, "schedulerName": "default-scheduler"}}}}),
         );
         check(
             "discovery.k8s.io",
             "endpointslices",
             json!({"addressType": "IPv4", "endpoints": [], "ports": [{"port": 80}, {"name": "dns", "protocol": "UDP"}]}),
-            &json!({"addressType": "IPv4", "endpoints": [],
+            &json!({"addressType": "IPv4",
                     "ports": [{"name": "", "port": 80, "protocol": "TCP"}, {"name": "dns", "protocol": "UDP"}]}),
         );
         check(

@@ -14,7 +14,7 @@ const MOST_OPERATIONS: usize = 10_000;
 
 /// Of a list of operations that cannot be carried out, clients are told no more.
 fn rejected() -> Status {
-    Status::unprocessable("the server rejected our request due to an error in our request")
+    Status::unprocessable("the server rejected our request due to an error in our request").about_nothing()
 }
 
 /// A list of operations. What is wrong with one of them shows when its turn comes.

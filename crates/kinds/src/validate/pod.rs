@@ -240,6 +240,13 @@ fn with_updatable_of(new: &Value, old: &Value) -> Value {
 pub(super) fn status(errors: &mut Errors, new: &Value, old: &Value) {
     let path = Path::Root.field("status");
     let (now, before) = (&new["status"], &old["status"]);
+    let (nominated, path_of_nominated) = (now.text("nominatedNodeName"), path.field("nominatedNodeName"));
+    if !nominated.is_empty() && nominated != before.text("nominatedNodeName") {
+        errors.each(&path_of_nominated, nominated, names::dns1123_subdomain(nominated));
+        if !old["spec"].text("nodeName").is_empty() {
+            errors.forbidden(&path_of_nominated, "may not be set on pods that are already bound to a node");
+        }
+    }
     errors.non_negative(&path.field("observedGeneration"), now.int("observedGeneration"));
     // A status written whole may leave the class out.
     if now.has("qosClass") {

@@ -75,7 +75,7 @@ pub(crate) fn warnings(strategy: Strategy, new: &Value, old: Option<&Value>) -> 
                 found.hostname(new, "Pod names and hostnames");
             }
             // Who changes other things has been told.
-            if old.is_none_or(|old| old["spec"]["template"] != new["spec"]["template"]) {
+            if old.is_none_or(|old| old["spec"] != new["spec"]) {
                 pod::pod(&mut found, &new["spec"]["template"], &template);
             }
         }
