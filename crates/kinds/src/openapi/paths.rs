@@ -22,15 +22,15 @@ pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
     };
     let namespace = if kind.namespaced { vec![in_path("namespace")] } else { Vec::new() };
     let item: Vec<Value> = std::iter::once(in_path("name")).chain(namespace.iter().cloned()).collect();
-    paths.insert(
-        collection.clone(),
-        json!({
-            "get": operation(kind, "list", &list, None, &[]),
-            "post": operation(kind, "post", &object, Some(&object), &WRITE),
-            "delete": operation(kind, "deletecollection", &status(), Some(&options()), &["dryRun"]),
-            "parameters": namespace,
-        }),
-    );
+    let mut all = json!({
+        "get": operation(kind, "list", &list, None, &[]),
+        "post": operation(kind, "post", &object, Some(&object), &WRITE),
+        "parameters": namespace,
+    });
+    if kind.deletes_collections() {
+        all["delete"] = operation(kind, "deletecollection", &status(), Some(&options()), &["dryRun"]);
+    }
+    paths.insert(collection.clone(), all);
     let writable = |body: &Value| {
         json!({
             "get": operation(kind, "get", body, None, &[]),
