@@ -70,7 +70,6 @@ enum Command {
 fn main() -> ExitCode {
     // A pod's shim and its containers' first steps are this binary under another name; they never come back from here.
     portolan_node::try_reexec();
-    memory::keep_few_arenas();
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env()
@@ -78,7 +77,11 @@ fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    match run(Cli::parse().command) {
+    let command = Cli::parse().command;
+    if matches!(command, Command::NodeInit(_) | Command::Agent(_) | Command::Proxy(_) | Command::Workload(_)) {
+        memory::keep_little();
+    }
+    match run(command) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("portolan: {error:#}");

@@ -24,6 +24,10 @@ use anyhow::{Result, ensure};
 
 use contender::{Contender, Running};
 
+/// The one that the binary has.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const CLIENTS: [usize; 3] = [1, 8, 32];
 
 fn main() -> Result<()> {
