@@ -6,10 +6,27 @@ use portolan_kinds::{Status, protobuf};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Form {
     Whole,
-    /// As rows, for people; with this much of each object beside its row.
-    Table(Include),
+    /// For people.
+    Table(Rows),
     /// Only the metadata.
     Partial,
+}
+
+/// What of a table is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Rows {
+    /// So much of each object stands beside its row.
+    pub include: Include,
+    /// It is asked for by the name that it had first.
+    pub is_beta: bool,
+    /// What its columns are was said in an earlier event.
+    pub goes_on: bool,
+}
+
+impl Rows {
+    pub(crate) fn api_version(self) -> &'static str {
+        if self.is_beta { "meta.k8s.io/v1beta1" } else { "meta.k8s.io/v1" }
+    }
 }
 
 /// `includeObject`.
@@ -117,11 +134,13 @@ impl<'a> Clause<'a> {
 
     /// How it wants an object to look, if that is something that is known.
     fn form(&self, include: Include) -> Option<Form> {
-        let meta_v1 = self.get("g") == "meta.k8s.io" && self.get("v") == "v1";
+        let version = if self.get("g") == "meta.k8s.io" { self.get("v") } else { "" };
         match self.get("as") {
             "" if self.get("g").is_empty() && self.get("v").is_empty() => Some(Form::Whole),
-            "Table" if meta_v1 => Some(Form::Table(include)),
-            "PartialObjectMetadata" | "PartialObjectMetadataList" if meta_v1 => Some(Form::Partial),
+            "Table" if matches!(version, "v1" | "v1beta1") => {
+                Some(Form::Table(Rows { include, is_beta: version == "v1beta1", goes_on: false }))
+            }
+            "PartialObjectMetadata" | "PartialObjectMetadataList" if version == "v1" => Some(Form::Partial),
             _ => None,
         }
     }
@@ -225,7 +244,8 @@ mod tests {
     fn what_clients_send() {
         use Form::{Partial, Table, Whole};
         use Media::{Json, Protobuf, Yaml};
-        let rows = Table(Include::Object);
+        let rows = Table(Rows { include: Include::Object, is_beta: false, goes_on: false });
+        let beta = Table(Rows { include: Include::Object, is_beta: true, goes_on: false });
         let client_go = "application/vnd.kubernetes.protobuf,application/json";
         let metadata = "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,\
                         application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
@@ -244,11 +264,8 @@ mod tests {
                 Ok((rows, Json)),
                 Ok((rows, Json)),
             ),
-            (
-                "application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
-                Ok((Whole, Json)),
-                Ok((Whole, Json)),
-            ),
+            ("application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json", Ok((beta, Json)), Ok((beta, Json))),
+            ("application/json;as=Table;v=v2;g=meta.k8s.io", Err(406), Err(406)),
             ("application/yaml;as=Table;v=v1;g=meta.k8s.io", Ok((rows, Yaml)), Ok((rows, Yaml))),
             ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", Err(406), Err(406)),
             ("*/*;as=Table;v=v1;g=meta.k8s.io", Ok((rows, Json)), Ok((rows, Json))),

@@ -117,7 +117,7 @@ impl Listing {
     /// What comes before the objects.
     fn head(&self) -> Vec<u8> {
         let (kind, api_version) = match self.view.form {
-            Form::Table(_) => ("Table".into(), "meta.k8s.io/v1".to_owned()),
+            Form::Table(rows) => ("Table".into(), rows.api_version().to_owned()),
             Form::Partial => ("PartialObjectMetadataList".into(), "meta.k8s.io/v1".to_owned()),
             Form::Whole => (self.kind.list_kind(), self.kind.api_version()),
         };
@@ -147,8 +147,8 @@ impl Listing {
     fn push(&self, stored: &Bytes, piece: &mut Vec<u8>) {
         let kind = &self.kind;
         match (self.view.media, self.view.form) {
-            (Media::Json, Form::Table(include)) => {
-                piece.extend_from_slice(show::row(kind, stored, include, self.now).to_string().as_bytes());
+            (Media::Json, Form::Table(rows)) => {
+                piece.extend_from_slice(show::row(kind, stored, rows, self.now).to_string().as_bytes());
             }
             (Media::Json, Form::Partial) => {
                 piece.extend_from_slice(br#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","#);

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
-use crate::accept::{Form, Include, Media, View};
+use crate::accept::{Form, Include, Media, Rows, View};
 use crate::encode;
 use crate::object;
 
@@ -23,10 +23,9 @@ pub(crate) fn one(kind: &Kind, stored: &Bytes, view: View) -> Bytes {
             push_metadata(stored, &mut bytes);
             bytes.into()
         }
-        (Form::Table(include), media) => {
+        (Form::Table(rows), media) => {
             let revision = object::text(&object::decode(stored), "/metadata/resourceVersion").to_owned();
-            let row = row(kind, stored, include, Timestamp::now());
-            encode::value(media, &table(kind, &[row], json!({"resourceVersion": revision}))).1
+            encode::value(media, &table(kind, rows, &revision, row(kind, stored, rows, Timestamp::now()))).1
         }
         (form, media) => encode::value(media, &item(kind, stored, form, Timestamp::now())).1,
     }
@@ -37,7 +36,7 @@ pub(crate) fn item(kind: &Kind, stored: &Bytes, form: Form, now: Timestamp) -> V
     match form {
         Form::Whole => converted(kind, stored),
         Form::Partial => partial(object::decode(stored)["metadata"].take()),
-        Form::Table(include) => row(kind, stored, include, now),
+        Form::Table(rows) => row(kind, stored, rows, now),
     }
 }
 
@@ -74,22 +73,31 @@ pub(crate) fn columns(kind: &Kind) -> Vec<Value> {
     kind.columns().iter().map(column).collect()
 }
 
-fn table(kind: &Kind, rows: &[Value], metadata: Value) -> Value {
+/// A table with one row.
+fn table(kind: &Kind, rows: Rows, revision: &str, row: Value) -> Value {
+    let columns = if rows.goes_on { Value::Null } else { columns(kind).into() };
     json!({
-        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-        "columnDefinitions": columns(kind), "rows": rows
+        "kind": "Table", "apiVersion": rows.api_version(), "metadata": {"resourceVersion": revision},
+        "columnDefinitions": columns, "rows": [row]
     })
 }
 
-pub(crate) fn row(kind: &Kind, stored: &Bytes, include: Include, now: Timestamp) -> Value {
+pub(crate) fn row(kind: &Kind, stored: &Bytes, rows: Rows, now: Timestamp) -> Value {
     let mut object = converted(kind, stored);
     let cells = kind.row(&object, now);
-    let object = match include {
+    let object = match rows.include {
         Include::None => Value::Null,
-        Include::Metadata => partial(object["metadata"].take()),
+        Include::Metadata => beside(rows, object["metadata"].take()),
         Include::Object => object,
     };
     json!({"cells": cells, "object": object})
+}
+
+/// Metadata in a row.
+fn beside(rows: Rows, metadata: Value) -> Value {
+    let mut object = partial(metadata);
+    object["apiVersion"] = rows.api_version().into();
+    object
 }
 
 /// A part of a watch: what happened, and to what, which is in that media type.
@@ -114,11 +122,10 @@ pub(crate) fn bookmark(kind: &Kind, revision: Revision, initial_events_end: bool
         Form::Whole => json!({"kind": kind.kind, "apiVersion": kind.api_version(), "metadata": metadata}),
         Form::Partial => partial(metadata),
         // The row carries the annotation, since the metadata of a table has no place for it.
-        Form::Table(_) => json!({
-            "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": {"resourceVersion": revision.to_string()},
-            "columnDefinitions": columns(kind),
-            "rows": [{"cells": vec![Value::Null; kind.columns().len()], "object": partial(metadata)}]
-        }),
+        Form::Table(rows) => {
+            let row = json!({"cells": vec![Value::Null; kind.columns().len()], "object": beside(rows, metadata)});
+            table(kind, rows, &revision.to_string(), row)
+        }
     };
     encode::value(view.media, &object).1
 }

@@ -212,7 +212,7 @@ impl Feed {
     }
 
     /// Some of the state, as it was when the watch began, and whether there is more.
-    fn initial_piece(&self, initial: &mut Initial) -> Result<(Vec<u8>, bool), Expired> {
+    fn initial_piece(&mut self, initial: &mut Initial) -> Result<(Vec<u8>, bool), Expired> {
         if initial.entries.len() == 0 {
             let list = initial.server.store.list(&initial.prefix, &initial.page)?;
             initial.entries = list.entries.into_iter();
@@ -223,7 +223,7 @@ impl Feed {
             let Some((key, entry)) = initial.entries.next() else { break };
             if self.filter.matches(&key, &entry.value) {
                 let shown = show::one(&self.kind, &entry.value, self.view);
-                show::push_event(self.view.media, "ADDED", &shown, &mut piece);
+                self.tell("ADDED", &shown, &mut piece);
             }
             initial.page.after = Some(key);
         }
@@ -233,11 +233,18 @@ impl Feed {
         Ok((piece, !ended))
     }
 
-    fn bookmark(&self, revision: Revision, initial_events_end: bool) -> Bytes {
+    fn bookmark(&mut self, revision: Revision, initial_events_end: bool) -> Bytes {
         let mut line = Vec::new();
         let object = show::bookmark(&self.kind, revision, initial_events_end, self.view);
-        show::push_event(self.view.media, "BOOKMARK", &object, &mut line);
+        self.tell("BOOKMARK", &object, &mut line);
         line.into()
+    }
+
+    fn tell(&mut self, event: &str, object: &[u8], piece: &mut Vec<u8>) {
+        show::push_event(self.view.media, event, object, piece);
+        if let Form::Table(rows) = &mut self.view.form {
+            rows.goes_on = true;
+        }
     }
 
     fn fail(&mut self, expired: &Expired) -> Bytes {
@@ -249,7 +256,7 @@ impl Feed {
         line.into()
     }
 
-    fn push(&self, event: &Arc<Event>, piece: &mut Vec<u8>) {
+    fn push(&mut self, event: &Arc<Event>, piece: &mut Vec<u8>) {
         let seen = event.memo(Seen::default);
         let matches = |entry: &Option<Entry>, facts: Option<&OnceLock<Facts>>| {
             entry.as_ref().is_some_and(|entry| match facts {
@@ -281,7 +288,7 @@ impl Feed {
             }
             _ => shown(),
         };
-        show::push_event(self.view.media, name, &shown, piece);
+        self.tell(name, &shown, piece);
     }
 }
 

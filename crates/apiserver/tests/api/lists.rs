@@ -188,6 +188,8 @@ async fn forms() {
         table["rows"][0]["cells"].as_array().unwrap().len(),
         table["columnDefinitions"].as_array().unwrap().len()
     );
+    let old = get(CONFIG_MAPS.into(), "application/json;as=Table;v=v1beta1;g=meta.k8s.io").await.ok();
+    assert_eq!([&old["apiVersion"], &old["rows"][0]["object"]["apiVersion"]], ["meta.k8s.io/v1beta1"; 2]);
     let row = get(format!("{CONFIG_MAPS}/c01"), TABLE).await.ok();
     assert_eq!(row["rows"].as_array().unwrap().len(), 1);
     let partial =

@@ -197,6 +197,11 @@ async fn tables_and_metadata_are_watched_too() {
     let event = table.next().await.unwrap();
     assert_eq!((&event["type"], &event["object"]["kind"]), (&json!("ADDED"), &json!("Table")));
     assert_eq!(event["object"]["rows"][0]["object"]["metadata"]["name"], "a");
+    assert_eq!(event["object"]["columnDefinitions"][0]["name"], "Name");
+    client.post(CONFIG_MAPS, &config_map("b")).await.ok();
+    let event = table.next().await.unwrap();
+    assert_eq!(event["object"]["rows"][0]["cells"][0], "b");
+    assert_eq!(event["object"]["columnDefinitions"], Value::Null, "who watches was told");
     let event = partial.next().await.unwrap();
     assert_eq!(event["object"]["kind"], "PartialObjectMetadata");
     assert_eq!(event["object"]["data"], Value::Null);
