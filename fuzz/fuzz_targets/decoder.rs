@@ -7,5 +7,5 @@ mod targets;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     // What does not begin so is refused by that alone.
-    targets::decoder(&[b"k8s\0", bytes].concat());
+    targets::decoder(&[&b"k8s\0"[..], bytes].concat());
 });
