@@ -161,7 +161,7 @@ impl Listing {
                 piece.push(b'{');
                 piece.extend_from_slice(object::without_type(stored));
             }
-            (Media::Yaml, _) => piece.extend_from_slice(yaml::item(&self.item(stored)).as_bytes()),
+            (Media::Yaml, _) => piece.extend_from_slice(yaml::item(self.item(stored)).as_bytes()),
             (Media::Protobuf, form) => {
                 piece.extend(protobuf::item(&show::item(kind, stored, form, self.now)).unwrap_or_default());
             }

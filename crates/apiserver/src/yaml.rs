@@ -5,105 +5,16 @@
 
 use serde_json::Value;
 
-/// Keys longer than this are announced by a `?`: parsers do not look far ahead for the colon.
-const LONGEST_PLAIN_KEY: usize = 128;
-
-/// A document, which ends its last line.
 pub(crate) fn document(value: &Value) -> String {
-    let mut text = String::new();
-    lines(value, 0, &mut text);
-    text
+    // Otherwise a list would be indented in its object, and a long text folded.
+    let options = serde_saphyr::ser_options! { compact_list_indent: true, prefer_block_scalars: false };
+    // What cannot be written so, as nothing is known to be, is YAML as it is.
+    serde_saphyr::to_string_with_options(value, options).unwrap_or_else(|_| format!("{value}\n"))
 }
 
 /// An item of a list that is a field of a document.
-pub(crate) fn item(value: &Value) -> String {
-    let mut text = "- ".to_owned();
-    lines(value, 2, &mut text);
-    text
-}
-
-/// The value, whose first line is begun already and whose others are indented.
-fn lines(value: &Value, indent: usize, text: &mut String) {
-    let begin = |index: usize, text: &mut String| {
-        if index > 0 {
-            text.extend(std::iter::repeat_n(' ', indent));
-        }
-    };
-    match value {
-        Value::Object(map) if !map.is_empty() => {
-            for (index, (name, value)) in map.iter().enumerate() {
-                begin(index, text);
-                let name = string(name);
-                if name.len() > LONGEST_PLAIN_KEY {
-                    text.push_str("? ");
-                    text.push_str(&name);
-                    text.push('\n');
-                    text.extend(std::iter::repeat_n(' ', indent));
-                } else {
-                    text.push_str(&name);
-                }
-                text.push(':');
-                member(value, indent, text);
-            }
-        }
-        Value::Array(items) if !items.is_empty() => {
-            for (index, value) in items.iter().enumerate() {
-                begin(index, text);
-                text.push_str("- ");
-                lines(value, indent + 2, text);
-            }
-        }
-        Value::String(word) => {
-            text.push_str(&string(word));
-            text.push('\n');
-        }
-        // Nothing, or a word that JSON and YAML share.
-        value => {
-            text.push_str(&value.to_string());
-            text.push('\n');
-        }
-    }
-}
-
-/// The value of an object's member, after the colon.
-fn member(value: &Value, indent: usize, text: &mut String) {
-    let deeper = match value {
-        Value::Object(map) if !map.is_empty() => indent + 2,
-        // The dashes set a list off.
-        Value::Array(items) if !items.is_empty() => indent,
-        value => {
-            text.push(' ');
-            return lines(value, indent, text);
-        }
-    };
-    text.push('\n');
-    text.extend(std::iter::repeat_n(' ', deeper));
-    lines(value, deeper, text);
-}
-
-fn string(text: &str) -> String {
-    if is_plain(text) {
-        return text.to_owned();
-    }
-    // What JSON escapes, YAML understands; but some letters may not stand in YAML as they are.
-    let mut quoted = String::new();
-    for letter in Value::from(text).to_string().chars() {
-        match letter {
-            '\u{7f}'..='\u{9f}' | '\u{2028}' | '\u{2029}' | '\u{feff}' | '\u{fffe}' | '\u{ffff}' => {
-                quoted.push_str(&format!("\\u{:04x}", u32::from(letter)));
-            }
-            letter => quoted.push(letter),
-        }
-    }
-    quoted
-}
-
-/// Whether it is text to everybody: no number, no time, and none of the words for true, false and nothing.
-fn is_plain(text: &str) -> bool {
-    const WORDS: [&str; 9] = ["y", "n", "yes", "no", "on", "off", "true", "false", "null"];
-    text.starts_with(|letter: char| letter.is_ascii_alphabetic())
-        && text.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '.' | '/' | '_' | '-'))
-        && !WORDS.iter().any(|word| text.eq_ignore_ascii_case(word))
+pub(crate) fn item(value: Value) -> String {
+    document(&vec![value].into())
 }
 
 #[cfg(test)]
@@ -135,13 +46,13 @@ items:
 kind: List
 metadata:
   annotations:
-    \"a b\": \"line\\nline\"
+    a b: \"line\\nline\"
     time: \"2026-01-01\"
 none: []
 nothing: null
 ";
         assert_eq!(document(&value), expected);
-        assert_eq!(item(&json!({"a": 1, "b": {"c": "~"}})), "- a: 1\n  b:\n    c: \"~\"\n");
+        assert_eq!(item(json!({"a": 1, "b": {"c": "~"}})), "- a: 1\n  b:\n    c: \"~\"\n");
         assert_eq!(document(&json!({})), "{}\n");
     }
 
