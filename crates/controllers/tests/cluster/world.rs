@@ -173,15 +173,16 @@ impl World {
             }
             unreachable!("the cache lives as long as this wait")
         };
-        tokio::select! {
-            found = met => found,
-            () = driver => unreachable!("the watch goes on for ever"),
-            // The deadline.
-            () = tokio::time::sleep(PATIENCE) => {
-                let seen: Vec<_> = cache.list().iter().map(|object| serde_json::to_string(&**object).unwrap()).collect();
-                panic!("waited in vain for {what}; there is:\n{}", seen.join("\n"))
+        let found = async {
+            tokio::select! {
+                found = met => found,
+                () = driver => unreachable!("the watch goes on for ever"),
             }
-        }
+        };
+        tokio::time::timeout(PATIENCE, found).await.unwrap_or_else(|_| {
+            let seen: Vec<_> = cache.list().iter().map(|object| serde_json::to_string(&**object).unwrap()).collect();
+            panic!("waited in vain for {what}; there is:\n{}", seen.join("\n"))
+        })
     }
 
     /// Holds for `time`, or panics with what broke it. Something that must not happen is given that long to.
@@ -195,9 +196,8 @@ impl World {
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
     {
         let broken = self.wait(what, api, |objects| (!condition(objects)).then(|| format!("{objects:?}")));
-        tokio::select! {
-            broken = broken => panic!("{what} does not hold: {broken}"),
-            () = tokio::time::sleep(time) => {}
+        if let Ok(broken) = tokio::time::timeout(time, broken).await {
+            panic!("{what} does not hold: {broken}");
         }
     }
 }
