@@ -9,10 +9,11 @@
 //! An answered connection is left alone: its backend may be finishing what it began.
 //!
 //! Invariant: the work is done after the rules are in place, by a task of its own that no rule waits for; what fails is
-//! tried again, since a client that goes on talking would else be lost for ever. The kernel
-//! has no index by backend: each look walks its whole table, some milliseconds whatever is looked for. So what has come
-//! in meanwhile is looked for together, and after each look comes a pause of some times its length: under a storm of
-//! changes this takes a bounded share of one core, and a flow is ended at most [`LONGEST_PAUSE`] later than at once.
+//! tried again, since a client that goes on talking would else be lost for ever. The kernel has no index by backend:
+//! each look walks its whole table, some milliseconds whatever is looked for. So what has come in meanwhile is looked
+//! for together, and after each look comes a pause of some times its length: under a storm of changes this takes a
+//! bounded share of one core, and a flow is ended at most [`LONGEST_PAUSE`] later than at once. After a look that failed
+//! the pause is longer, a minute in the end, and new work waits for it too: the kernel would refuse that as well.
 //!
 //! Source: kernel `nf_conntrack_netlink.c` (dumps are filtered from 5.8 on, a flush from 6.12; `nlink` filters by
 //! itself where the kernel cannot).
