@@ -24,7 +24,8 @@ use crate::lines::Lines;
 pub(crate) const LIMIT: usize = 3 << 20;
 /// A body must have arrived after this long.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A body too large is read away this long, so that a client that reads only after it has written gets its answer.
+/// What nobody wants of a body is read away this long, so that a client that reads only after it has written gets its
+/// answer.
 const DRAIN: Duration = Duration::from_secs(5);
 /// This much of a body is small: most are no larger.
 const SMALL: usize = 16 << 10;
@@ -76,60 +77,70 @@ impl<'a> Share<'a> {
     }
 }
 
-pub(crate) async fn read(parts: &Parts, body: Incoming, budget: &Budget) -> Result<Bytes, Status> {
-    if body.is_end_stream() {
-        return Ok(Bytes::new());
+/// A body until somebody takes it. Nobody may have to: many a request is answered by what comes before.
+pub(crate) struct Unread {
+    body: Option<Incoming>,
+    /// Whether the client waits to be asked for it.
+    is_held_back: bool,
+}
+
+impl Unread {
+    pub(crate) fn new(parts: &Parts, body: Incoming) -> Self {
+        let body = Some(body).filter(|body| !body.is_end_stream());
+        Self { body, is_held_back: parts.headers.contains_key(EXPECT) }
     }
+
+    /// The body, unless there is none or it was taken before.
+    pub(crate) fn take(&mut self) -> Option<Incoming> {
+        self.body.take()
+    }
+
+    /// Reads away what nobody took: a client that is cut off while it writes does not read the answer.
+    pub(crate) async fn drain(self) {
+        if let Some(mut body) = self.body.filter(|_| !self.is_held_back) {
+            let deadline = Instant::now() + DRAIN;
+            while let Ok(Some(Ok(_))) = timeout_at(deadline, body.frame()).await {}
+        }
+    }
+}
+
+/// The whole body. Of one that is too large the rest is left unread.
+pub(crate) async fn read(parts: &Parts, unread: &mut Unread, budget: &Budget) -> Result<Bytes, Status> {
+    let Some(mut body) = unread.take() else { return Ok(Bytes::new()) };
     let deadline = Instant::now() + PATIENCE;
-    let declared: Option<usize> = parts
+    let declared = parts
         .headers
         .get(CONTENT_LENGTH)
         .and_then(|length| length.to_str().ok())
-        .map(|length| length.parse().unwrap_or(usize::MAX));
-    if declared.is_some_and(|length| length > LIMIT) {
-        // A client that asked first has sent nothing yet.
-        if !parts.headers.contains_key(EXPECT) {
-            drain(body).await;
-        }
-        return Err(Status::too_large(LIMIT));
+        .map_or(0, |length| length.parse().unwrap_or(usize::MAX));
+    let mut collected = None;
+    if declared <= LIMIT {
+        let late = |_| Status::timeout("the request's body did not arrive in time", 0);
+        let _one_of_many = timeout_at(deadline, budget.bodies.acquire()).await.map_err(late)?;
+        let collecting = collect(&mut body, declared, Share::new(budget));
+        collected = timeout_at(deadline, collecting).await.map_err(late)??;
+        unread.is_held_back = false;
     }
-    let late = |_| Status::timeout("the request's body did not arrive in time", 0);
-    let one_of_many = timeout_at(deadline, budget.bodies.acquire()).await.map_err(late)?;
-    let share = Share::new(budget);
-    let collected = timeout_at(deadline, collect(body, declared.unwrap_or(0), share)).await.map_err(late)?;
-    drop(one_of_many);
-    match collected? {
-        Collected::Whole(bytes) => Ok(bytes),
-        Collected::TooLarge(rest) => {
-            drain(rest).await;
-            Err(Status::too_large(LIMIT))
-        }
-    }
+    collected.ok_or_else(|| {
+        unread.body = Some(body);
+        Status::too_large(LIMIT)
+    })
 }
 
-enum Collected {
-    Whole(Bytes),
-    TooLarge(Incoming),
-}
-
-async fn collect(mut body: Incoming, expected: usize, mut share: Share<'_>) -> Result<Collected, Status> {
+/// `None` if there is more than the limit.
+async fn collect(body: &mut Incoming, expected: usize, mut share: Share<'_>) -> Result<Option<Bytes>, Status> {
     let mut bytes = Vec::with_capacity(expected);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|_| Status::bad_request("unexpected EOF"))?;
         if let Ok(data) = frame.into_data() {
             if bytes.len() + data.len() > LIMIT {
-                return Ok(Collected::TooLarge(body));
+                return Ok(None);
             }
             share.grow_to(bytes.len() + data.len()).await.map_err(Status::internal)?;
             bytes.extend_from_slice(&data);
         }
     }
-    Ok(Collected::Whole(bytes.into()))
-}
-
-async fn drain(mut body: Incoming) {
-    let deadline = Instant::now() + DRAIN;
-    while let Ok(Some(Ok(_))) = timeout_at(deadline, body.frame()).await {}
+    Ok(Some(bytes.into()))
 }
 
 /// The media type of the body, in lower case and without its parameters.

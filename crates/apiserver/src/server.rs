@@ -20,7 +20,7 @@ use crate::accept::{self, Discovery, Media, View};
 use crate::allocate::Allocator;
 use crate::authz::{Authorizer, Request as Access};
 use crate::backup::Backup;
-use crate::body::{self, Budget};
+use crate::body::{self, Budget, Unread};
 use crate::custom::Kinds;
 use crate::documents::Documents;
 use crate::listen::Standing;
@@ -106,16 +106,16 @@ impl Server {
         // Of what has no form but its own, errors above all. Who takes none of that gets JSON all the same.
         let media = accept::whole(header(&parts, ACCEPT));
         let of_failures = *media.as_ref().unwrap_or(&Media::Json);
-        match self.answer(parts, body, &peer, media).await {
-            Ok(reply) => reply,
-            Err(status) => respond::failure(of_failures, &status),
-        }
+        let mut body = Unread::new(&parts, body);
+        let reply = self.answer(parts, &mut body, &peer, media).await;
+        body.drain().await;
+        reply.unwrap_or_else(|status| respond::failure(of_failures, &status))
     }
 
     async fn answer(
         self: Arc<Self>,
         parts: Parts,
-        body: Incoming,
+        body: &mut Unread,
         peer: &Peer,
         media: Result<Media, Status>,
     ) -> Result<Reply, Status> {
@@ -161,7 +161,7 @@ impl Server {
         route: Result<Route, Status>,
         catalog: &Arc<Catalog>,
         parts: Parts,
-        body: Incoming,
+        body: &mut Unread,
         peer: &Peer,
         media: Result<Media, Status>,
     ) -> Result<Reply, Status> {
@@ -300,7 +300,7 @@ impl Server {
         (asker, user): (&str, User),
         target: Target,
         parts: Parts,
-        body: Incoming,
+        body: &mut Unread,
         peer: &Peer,
         warnings: &Arc<Warnings>,
     ) -> Result<Reply, Status> {

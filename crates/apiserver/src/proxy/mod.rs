@@ -19,12 +19,13 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use portolan_kinds::Status;
 
 use crate::accept::Media;
+use crate::body::Unread;
 use crate::nodes;
 use crate::respond::{self, Body, BodyError, Reply};
 use crate::route::{self, Target};
@@ -62,7 +63,7 @@ pub(crate) async fn forward(
     user: &User,
     target: &Target,
     parts: Parts,
-    body: Incoming,
+    body: &mut Unread,
     peer: &Peer,
 ) -> Result<Reply, Status> {
     match ask(server, user, target, parts, body, peer).await {
@@ -81,7 +82,7 @@ async fn ask(
     user: &User,
     target: &Target,
     mut parts: Parts,
-    body: Incoming,
+    body: &mut Unread,
     peer: &Peer,
 ) -> Result<Reply, Status> {
     let path = parts.uri.path().to_owned();
@@ -103,7 +104,10 @@ async fn ask(
     let uri: Uri = format!("{}{query}", if rest.is_empty() { "/" } else { rest })
         .parse()
         .map_err(|_| Status::bad_request("a path that no backend can be asked for"))?;
-    let mut request = Request::new(body.map_err(|error| -> BodyError { Box::new(error) }).boxed_unsync());
+    let mut request = Request::new(match body.take() {
+        Some(body) => body.map_err(|error| -> BodyError { Box::new(error) }).boxed_unsync(),
+        None => Empty::new().map_err(|never| match never {}).boxed_unsync(),
+    });
     *request.headers_mut() = headers(&parts.headers, client.is_some());
     let way_here = forwarded_for(&parts.headers, peer.source);
     for (name, value) in [

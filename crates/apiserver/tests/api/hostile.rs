@@ -51,6 +51,25 @@ async fn a_hundred_megabytes_are_refused_at_little_cost() {
     assert_eq!(client.post(CONFIG_MAPS, &config_map("a")).await.code, 201);
 }
 
+/// Who writes a long body first and then reads hears the answer, though nobody wanted the body.
+#[tokio::test]
+async fn an_answer_that_needs_no_body_waits_for_it() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    for path in [CONFIG_MAPS, "/api/v1/nonsense", "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"] {
+        let head = format!("PATCH {path} HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n", 20 << 20);
+        let mut stream = client.connect().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        stream.write_all(&vec![b' '; 20 << 20]).await.unwrap();
+        let again = "GET /version HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+        stream.write_all(again.as_bytes()).await.unwrap();
+        let mut answers = String::new();
+        tokio::time::timeout(DEADLINE, stream.read_to_string(&mut answers)).await.unwrap().unwrap();
+        assert!(answers.starts_with("HTTP/1.1 40"), "{answers}");
+        assert!(answers.contains("HTTP/1.1 200 OK"), "the connection goes on: {answers}");
+    }
+}
+
 #[tokio::test]
 async fn what_cannot_be_read_is_400_and_changes_nothing() {
     let cluster = Cluster::start().await;
