@@ -139,7 +139,6 @@ enum Place<'a> {
 struct Local<'a> {
     name: &'a str,
     place: Option<Place<'a>>,
-    size: Option<u64>,
 }
 
 struct Estimate<'a> {
@@ -195,11 +194,7 @@ impl<'a> Estimate<'a> {
             Some(Place::Key) => return Some(0),
             None => {}
         }
-        if self.types.of(expr).is_scalar() {
-            return Some(1);
-        }
-        let Node::Name(name) = &expr.node else { return None };
-        self.locals.iter().rfind(|local| local.name == name)?.size
+        self.types.of(expr).is_scalar().then_some(1)
     }
 
     fn size(&self, expr: &Expr) -> u64 {
@@ -371,15 +366,17 @@ impl<'a> Estimate<'a> {
             _ => self.size(&fold.range),
         };
         let is_list = matches!(self.types.of(&fold.range), Type::List(_));
-        let made = self.items.get(&fold.range.id).copied();
-        let item = self.item(&fold.range);
-        let value = (item, made.map(|(_, value)| value));
-        let key = (self.place(&fold.range).map(|_| Place::Key), made.map(|(key, _)| key));
-        let (first, second) = if fold.value.is_none() && is_list { (value, value) } else { (key, value) };
+        let (key, item) = match (fold.what, self.place(&fold.range)) {
+            (What::Optional | What::FlatOptional, _) => (None, None),
+            // What is iterated over has no place in the schema. Upstream takes its items for the object itself then.
+            (_, None) => (Some(Place::At(self.own)), Some(Place::At(self.own))),
+            (_, Some(_)) => (Some(Place::Key), self.item(&fold.range)),
+        };
         let depth = self.locals.len();
-        self.locals.push(Local { name: &fold.key, place: first.0, size: first.1 });
+        let first = if fold.value.is_none() && is_list { item } else { key };
+        self.locals.push(Local { name: &fold.key, place: first });
         if let Some(name) = &fold.value {
-            self.locals.push(Local { name, place: second.0, size: second.1 });
+            self.locals.push(Local { name, place: item });
         }
         let filter = fold.filter.as_ref().map_or(0, |filter| self.cost(filter));
         let body = self.cost(&fold.body);

@@ -259,6 +259,8 @@ fn worst_costs_are_known_before() {
         ("self.name.startsWith('a')", 3),
         ("self.tags.all(t, t.size() > 0)", 2 + 100 * (3 + 2 + 1) + 1),
         ("self.ports.all(p, self.ports.exists(q, q.name == p.name))", 2 + 100 * (3 + 2 + 100 * (4 + 4 + 10) + 1) + 1),
+        // Whatever the items are, they count as if each were the object.
+        ("(has(self.tags) ? self.tags : []).all(t, t.contains('/'))", 1 + 10 + 100 * (3 + 1) + 1),
     ] {
         let own = own();
         assert_eq!(Program::compile(rule, &own, false).unwrap().most_cost(&own), cost, "{rule}");
