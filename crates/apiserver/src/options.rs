@@ -330,7 +330,8 @@ fn include_object(value: &str) -> Result<Include, Status> {
         "" | "Metadata" => Ok(Include::Metadata),
         "Object" => Ok(Include::Object),
         other => Err(Status::bad_request(format!(
-            "unrecognized includeObject value \"{other}\": it must be None, Metadata or Object"
+            "Unable to convert to Table as requested: includeObject: Invalid value: \"{other}\": must be 'Metadata', \
+             'Object', 'None', or empty"
         ))),
     }
 }

@@ -84,13 +84,16 @@ fn table(kind: &Kind, rows: Rows, revision: &str, row: Value) -> Value {
 
 pub(crate) fn row(kind: &Kind, stored: &Bytes, rows: Rows, now: Timestamp) -> Value {
     let mut object = converted(kind, stored);
-    let cells = kind.row(&object, now);
-    let object = match rows.include {
+    let mut row = json!({"cells": kind.row(&object, now)});
+    if let Some(conditions) = kind.row_conditions(&object) {
+        row["conditions"] = conditions;
+    }
+    row["object"] = match rows.include {
         Include::None => Value::Null,
         Include::Metadata => beside(rows, object["metadata"].take()),
         Include::Object => object,
     };
-    json!({"cells": cells, "object": object})
+    row
 }
 
 /// Metadata in a row.

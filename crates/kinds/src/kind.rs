@@ -321,6 +321,11 @@ impl Kind {
         }
     }
 
+    /// The conditions of its row, if it has any.
+    pub fn row_conditions(&self, object: &Value) -> Option<Value> {
+        table::conditions(self.strategy, object)
+    }
+
     /// Value of a field-selector field (empty when the object has none).
     pub fn field(&self, object: &Value, field: &str) -> Result<String, UnsupportedField> {
         match &self.custom {

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::path::JsonPath;
 use crate::Column;
+use crate::catalog::Strategy;
 use crate::look::Look;
 use crate::table;
 
@@ -21,12 +22,11 @@ pub(super) struct Columns {
 
 impl Columns {
     pub(super) fn new(columns: &[Value]) -> Self {
-        let mut heads = vec![table::NAME];
+        let mut heads = table::columns(Strategy::Custom).to_vec();
         if columns.is_empty() {
-            let age = "CreationTimestamp is a timestamp representing the server time when this object was created.";
-            heads.push(Column { kind: "date".into(), description: age.into(), ..table::AGE });
             return Self { heads, paths: vec![JsonPath::parse(".metadata.creationTimestamp").ok()] };
         }
+        heads.truncate(1);
         let mut paths = Vec::with_capacity(columns.len());
         for column in columns {
             let owned = |field: &str| Cow::<'static, str>::Owned(column.text(field).to_owned());

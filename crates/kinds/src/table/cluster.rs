@@ -3,36 +3,40 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{AGE, NAME, age, name, or_none, shown, wide};
-use crate::Column;
+use super::Says::{Field, Text};
+use super::{AGE, CREATED, Drawn, NAME, age, name, or_none, shown, wide};
 use crate::look::Look;
 
-pub(super) const NODE: &[Column] = &[
+pub(super) const NODE: &[Drawn] = &[
     NAME,
-    shown("Status", "string", "Whether the node takes pods."),
-    shown("Roles", "string", "What the node is for."),
+    shown("Status", "string", Text("The status of the node")),
+    shown("Roles", "string", Text("The roles of the node")),
     AGE,
-    shown("Version", "string", "Version of its agent."),
-    wide("Internal-IP", "Address inside the cluster."),
-    wide("External-IP", "Address outside."),
-    wide("OS-Image", "Operating system."),
-    wide("Kernel-Version", "Version of its kernel."),
-    wide("Container-Runtime", "What runs its containers."),
+    shown("Version", "string", Field("core.v1.NodeSystemInfo", "kubeletVersion")),
+    wide("Internal-IP", Field("core.v1.NodeStatus", "addresses")),
+    wide("External-IP", Field("core.v1.NodeStatus", "addresses")),
+    wide("OS-Image", Field("core.v1.NodeSystemInfo", "osImage")),
+    wide("Kernel-Version", Field("core.v1.NodeSystemInfo", "kernelVersion")),
+    wide("Container-Runtime", Field("core.v1.NodeSystemInfo", "containerRuntimeVersion")),
 ];
 
-pub(super) const NAMESPACE: &[Column] =
-    &[NAME, shown("Status", "string", "Whether it is in use or being deleted."), AGE];
+pub(super) const NAMESPACE: &[Drawn] = &[NAME, shown("Status", "string", Text("The status of the namespace")), AGE];
 
-pub(super) const DEFINITION: &[Column] = &[NAME, shown("Created At", "date", "When the object was created.")];
+pub(super) const DEFINITION: &[Drawn] = &[NAME, CREATED];
 
-pub(super) const LEASE: &[Column] = &[NAME, shown("Holder", "string", "Who holds it."), AGE];
+pub(super) const LEASE: &[Drawn] =
+    &[NAME, shown("Holder", "string", Field("coordination.v1.LeaseSpec", "holderIdentity")), AGE];
 
-pub(super) const CONFIG_MAP: &[Column] = &[NAME, shown("Data", "string", "Number of keys."), AGE];
+pub(super) const CONFIG_MAP: &[Drawn] = &[NAME, shown("Data", "string", Field("core.v1.ConfigMap", "data")), AGE];
 
-pub(super) const SECRET: &[Column] =
-    &[NAME, shown("Type", "string", "What the data is for."), shown("Data", "string", "Number of keys."), AGE];
+pub(super) const SECRET: &[Drawn] = &[
+    NAME,
+    shown("Type", "string", Field("core.v1.Secret", "type")),
+    shown("Data", "string", Field("core.v1.Secret", "data")),
+    AGE,
+];
 
-pub(super) const SERVICE_ACCOUNT: &[Column] = &[NAME, AGE];
+pub(super) const SERVICE_ACCOUNT: &[Drawn] = &[NAME, AGE];
 
 fn address<'a>(status: &'a Value, kind: &str) -> &'a str {
     let found = status.list("addresses").iter().find(|address| address.text("type") == kind);

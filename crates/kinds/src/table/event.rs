@@ -3,21 +3,21 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{column, name, shown, since, wide};
-use crate::Column;
+use super::Says::Field;
+use super::{Drawn, NAME, name, shown, since, wide};
 use crate::look::Look;
 
-pub(super) const EVENT: &[Column] = &[
-    shown("Last Seen", "string", "Time since it was last seen."),
-    shown("Type", "string", "Normal or Warning."),
-    shown("Reason", "string", "Why, in one word."),
-    shown("Object", "string", "What it is about."),
-    wide("Subobject", "The part of the object it is about."),
-    wide("Source", "Who reports it."),
-    shown("Message", "string", "What happened."),
-    wide("First Seen", "Time since it was first seen."),
-    wide("Count", "How often it was seen."),
-    column("Name", "string", "name", "Name must be unique within a namespace.", 1),
+pub(super) const EVENT: &[Drawn] = &[
+    shown("Last Seen", "string", Field("core.v1.Event", "lastTimestamp")),
+    shown("Type", "string", Field("core.v1.Event", "type")),
+    shown("Reason", "string", Field("core.v1.Event", "reason")),
+    shown("Object", "string", Field("core.v1.Event", "involvedObject")),
+    wide("Subobject", Field("core.v1.ObjectReference", "fieldPath")),
+    wide("Source", Field("core.v1.Event", "source")),
+    shown("Message", "string", Field("core.v1.Event", "message")),
+    wide("First Seen", Field("core.v1.Event", "firstTimestamp")),
+    wide("Count", Field("core.v1.Event", "count")),
+    Drawn { priority: 1, ..NAME },
 ];
 
 pub(super) fn event(object: &Value, now: Timestamp) -> Vec<Value> {
@@ -37,8 +37,11 @@ pub(super) fn event(object: &Value, now: Timestamp) -> Vec<Value> {
         "" => kind,
         name => format!("{kind}/{name}"),
     };
-    let source = match (object["source"].text("component"), object["source"].text("host")) {
-        ("", _) => object.text("reportingComponent").to_owned(),
+    let either = |old: &'static str, new: &'static str| match object["source"].text(old) {
+        "" => object.text(new),
+        text => text,
+    };
+    let source = match (either("component", "reportingComponent"), either("host", "reportingInstance")) {
         (component, "") => component.to_owned(),
         (component, host) => format!("{component}, {host}"),
     };

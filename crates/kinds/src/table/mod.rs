@@ -11,52 +11,90 @@ mod rbac;
 mod workload;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use jiff::Timestamp;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::Column;
 use crate::catalog::Strategy;
 use crate::look::Look;
+use crate::schema::descriptions;
 
 pub(crate) use duration::human;
 
-const fn column(
+/// A column as it is drawn up here.
+#[derive(Clone, Copy)]
+struct Drawn {
     name: &'static str,
     kind: &'static str,
     format: &'static str,
-    description: &'static str,
+    says: Says,
     priority: i32,
-) -> Column {
-    Column {
-        name: Cow::Borrowed(name),
-        kind: Cow::Borrowed(kind),
-        format: Cow::Borrowed(format),
-        description: Cow::Borrowed(description),
-        priority,
-    }
+}
+
+/// What describes a column.
+#[derive(Clone, Copy)]
+enum Says {
+    Text(&'static str),
+    /// What the schema says of a field of a type.
+    Field(&'static str, &'static str),
 }
 
 /// A column that is always shown.
-const fn shown(name: &'static str, kind: &'static str, description: &'static str) -> Column {
-    column(name, kind, "", description, 0)
+const fn shown(name: &'static str, kind: &'static str, says: Says) -> Drawn {
+    Drawn { name, kind, format: "", says, priority: 0 }
 }
 
 /// A column of `-o wide`.
-const fn wide(name: &'static str, description: &'static str) -> Column {
-    column(name, "string", "", description, 1)
+const fn wide(name: &'static str, says: Says) -> Drawn {
+    Drawn { priority: 1, ..shown(name, "string", says) }
 }
 
-pub(crate) const NAME: Column = column("Name", "string", "name", "Name must be unique within a namespace.", 0);
+const METADATA: &str = "meta.v1.ObjectMeta";
 
-pub(crate) const AGE: Column = shown("Age", "string", "Time since the object was created.");
+const NAME: Drawn = Drawn { format: "name", ..shown("Name", "string", Says::Field(METADATA, "name")) };
 
+const AGE: Drawn = shown("Age", "string", Says::Field(METADATA, "creationTimestamp"));
+
+const CREATED: Drawn = Drawn { name: "Created At", kind: "date", ..AGE };
+
+/// With their descriptions, which are looked up once.
 pub(crate) fn columns(strategy: Strategy) -> &'static [Column] {
+    static ALL: OnceLock<Vec<(Strategy, Vec<Column>)>> = OnceLock::new();
+    let all = ALL.get_or_init(|| {
+        let words = descriptions();
+        let strategies = crate::all().iter().map(|kind| kind.strategy).chain([Strategy::Custom]);
+        strategies
+            .map(|strategy| (strategy, drawn(strategy).iter().map(|column| head(column, &words)).collect()))
+            .collect()
+    });
+    all.iter().find(|(of, _)| *of == strategy).map_or(&[], |(_, columns)| columns)
+}
+
+fn head(column: &Drawn, words: &BTreeMap<String, BTreeMap<String, String>>) -> Column {
+    let description = match column.says {
+        Says::Text(text) => Cow::Borrowed(text),
+        Says::Field(of, field) => words.get(of).and_then(|of| of.get(field)).cloned().unwrap_or_default().into(),
+    };
+    Column {
+        name: column.name.into(),
+        kind: column.kind.into(),
+        format: column.format.into(),
+        description,
+        priority: column.priority,
+    }
+}
+
+fn drawn(strategy: Strategy) -> &'static [Drawn] {
     match strategy {
         Strategy::ClusterRole | Strategy::Role => rbac::ROLE,
-        Strategy::ClusterRoleBinding | Strategy::RoleBinding => rbac::BINDING,
+        Strategy::ClusterRoleBinding => rbac::CLUSTER_ROLE_BINDING,
+        Strategy::RoleBinding => rbac::ROLE_BINDING,
         Strategy::ConfigMap => cluster::CONFIG_MAP,
-        Strategy::Custom => &[],
+        // The two of a definition that asks for none.
+        Strategy::Custom => &[NAME, Drawn { kind: "date", ..AGE }],
         Strategy::CustomResourceDefinition => cluster::DEFINITION,
         Strategy::Deployment => workload::DEPLOYMENT,
         Strategy::EndpointSlice => network::ENDPOINT_SLICE,
@@ -91,7 +129,7 @@ pub(crate) fn row(strategy: Strategy, object: &Value, now: Timestamp) -> Vec<Val
         Strategy::EventsEvent => event::event(&crate::convert_event(object, "v1"), now),
         Strategy::Ingress => network::ingress(object, now),
         Strategy::IngressClass => network::ingress_class(object, now),
-        Strategy::IpAddress => network::ip_address(object, now),
+        Strategy::IpAddress => network::ip_address(object),
         Strategy::Lease => cluster::lease(object, now),
         Strategy::Namespace => cluster::namespace(object, now),
         Strategy::Node => cluster::node(object, now),
@@ -102,6 +140,16 @@ pub(crate) fn row(strategy: Strategy, object: &Value, now: Timestamp) -> Vec<Val
         Strategy::ServiceAccount => cluster::service_account(object, now),
         Strategy::ServiceCidr => network::service_cidr(object, now),
     }
+}
+
+/// What a row says of its object beside its cells: that a pod is done, which `kubectl get` hid once.
+pub(crate) fn conditions(strategy: Strategy, object: &Value) -> Option<Value> {
+    let (reason, message) = match (strategy, object["status"].text("phase")) {
+        (Strategy::Pod, "Succeeded") => ("Succeeded", "The pod has completed successfully."),
+        (Strategy::Pod, "Failed") => ("Failed", "The pod failed."),
+        _ => return None,
+    };
+    Some(json!([{"type": "Completed", "status": "True", "reason": reason, "message": message}]))
 }
 
 fn name(object: &Value) -> Value {
@@ -131,9 +179,9 @@ fn labels(labels: &Value) -> Value {
 
 /// A LabelSelector in the form that `-l` takes, or `<none>`.
 fn selector(selector: &Value) -> Value {
-    let mut parts: Vec<(String, String)> = selector
+    let mut parts: Vec<(&str, String)> = selector
         .entries("matchLabels")
-        .map(|(key, value)| (key.to_owned(), format!("{key}={}", value.as_str().unwrap_or_default())))
+        .map(|(key, value)| (key, format!("{key}={}", value.as_str().unwrap_or_default())))
         .collect();
     for requirement in selector.list("matchExpressions") {
         let key = requirement.text("key");
@@ -146,9 +194,9 @@ fn selector(selector: &Value) -> Value {
             "Exists" => key.to_owned(),
             _ => format!("!{key}"),
         };
-        parts.push((key.to_owned(), text));
+        parts.push((key, text));
     }
-    parts.sort();
+    parts.sort_by_key(|(key, _)| *key);
     let parts: Vec<String> = parts.into_iter().map(|(_, text)| text).collect();
     or_none(parts.join(","))
 }

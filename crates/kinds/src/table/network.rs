@@ -5,51 +5,56 @@ use std::collections::BTreeSet;
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{AGE, NAME, age, labels, name, or_none, shown, wide};
-use crate::Column;
+use super::Says::{Field, Text};
+use super::{AGE, Drawn, NAME, age, labels, name, or_none, shown, wide};
 use crate::look::Look;
 
-pub(super) const SERVICE: &[Column] = &[
+pub(super) const SERVICE: &[Drawn] = &[
     NAME,
-    shown("Type", "string", "How the Service is reached."),
-    shown("Cluster-IP", "string", "Its address inside the cluster."),
-    shown("External-IP", "string", "Its addresses outside."),
-    shown("Port(s)", "string", "Its ports, and the nodes' ports that lead to them."),
+    shown("Type", "string", Field("core.v1.ServiceSpec", "type")),
+    shown("Cluster-IP", "string", Field("core.v1.ServiceSpec", "clusterIP")),
+    shown("External-IP", "string", Field("core.v1.ServiceSpec", "externalIPs")),
+    shown("Port(s)", "string", Field("core.v1.ServiceSpec", "ports")),
     AGE,
-    wide("Selector", "Labels of the pods behind it."),
+    wide("Selector", Field("core.v1.ServiceSpec", "selector")),
 ];
 
-pub(super) const ENDPOINTS: &[Column] =
-    &[NAME, shown("Endpoints", "string", "Addresses and ports that are ready."), AGE];
+pub(super) const ENDPOINTS: &[Drawn] =
+    &[NAME, shown("Endpoints", "string", Field("core.v1.Endpoints", "subsets")), AGE];
 
-pub(super) const ENDPOINT_SLICE: &[Column] = &[
+pub(super) const ENDPOINT_SLICE: &[Drawn] = &[
     NAME,
-    shown("AddressType", "string", "Kind of the addresses."),
-    shown("Ports", "string", "Ports of every endpoint."),
-    shown("Endpoints", "string", "Addresses of the endpoints."),
-    AGE,
-];
-
-pub(super) const INGRESS: &[Column] = &[
-    NAME,
-    shown("Class", "string", "Who implements it."),
-    shown("Hosts", "string", "Names of the hosts that it leads to Services."),
-    shown("Address", "string", "Where it can be reached."),
-    shown("Ports", "string", "Ports it listens on, of the usual ones."),
+    shown("AddressType", "string", Field("discovery.v1.EndpointSlice", "addressType")),
+    shown("Ports", "string", Field("discovery.v1.EndpointSlice", "ports")),
+    shown("Endpoints", "string", Field("discovery.v1.EndpointSlice", "endpoints")),
     AGE,
 ];
 
-pub(super) const INGRESS_CLASS: &[Column] = &[
+pub(super) const INGRESS: &[Drawn] = &[
     NAME,
-    shown("Controller", "string", "Who implements the class."),
-    shown("Parameters", "string", "The object that says more about it."),
+    shown(
+        "Class",
+        "string",
+        Text("The name of the IngressClass resource that should be used for additional configuration"),
+    ),
+    shown("Hosts", "string", Text("Hosts that incoming requests are matched against before the ingress rule")),
+    shown("Address", "string", Text("Address is a list containing ingress points for the load-balancer")),
+    shown("Ports", "string", Text("Ports of TLS configurations that open")),
     AGE,
 ];
 
-pub(super) const SERVICE_CIDR: &[Column] =
-    &[NAME, shown("CIDRs", "string", "Ranges that Services get their addresses from."), AGE];
+pub(super) const INGRESS_CLASS: &[Drawn] = &[
+    NAME,
+    shown("Controller", "string", Text("Controller that is responsible for handling this class")),
+    shown("Parameters", "string", Text("A reference to a resource with additional parameters")),
+    AGE,
+];
 
-pub(super) const IP_ADDRESS: &[Column] = &[NAME, shown("ParentRef", "string", "What holds the address."), AGE];
+pub(super) const SERVICE_CIDR: &[Drawn] =
+    &[NAME, shown("CIDRs", "string", Field("networking.v1.ServiceCIDRSpec", "cidrs")), AGE];
+
+pub(super) const IP_ADDRESS: &[Drawn] =
+    &[NAME, shown("ParentRef", "string", Field("networking.v1.IPAddressSpec", "parentRef"))];
 
 fn external(service: &Value) -> Value {
     let spec = &service["spec"];
@@ -122,14 +127,19 @@ pub(super) fn endpoints(object: &Value, now: Timestamp) -> Vec<Value> {
             all.extend(addresses().map(|ip| joined(ip, &port["port"])));
         }
     }
-    vec![name(object), or_none(cut(&all, 3)), age(object, now)]
+    let cell = if object.list("subsets").is_empty() { "<none>".to_owned() } else { cut(&all, 3) };
+    vec![name(object), cell.into(), age(object, now)]
 }
 
 pub(super) fn endpoint_slice(object: &Value, now: Timestamp) -> Vec<Value> {
     let ports: Vec<String> = object
         .list("ports")
         .iter()
-        .map(|port| port.int("port").map_or_else(|| "*".to_owned(), |number| number.to_string()))
+        .map(|port| match (port.int("port"), port.text("name")) {
+            (Some(number), _) => number.to_string(),
+            (None, _) if !port.has("name") => "*".to_owned(),
+            (None, name) => name.to_owned(),
+        })
         .collect();
     let ports = if ports.is_empty() { "<unset>".to_owned() } else { cut(&ports, 3) };
     let addresses: Vec<String> = object
@@ -147,7 +157,7 @@ pub(super) fn service_cidr(object: &Value, now: Timestamp) -> Vec<Value> {
     vec![name(object), cidrs.join(",").into(), age(object, now)]
 }
 
-pub(super) fn ip_address(object: &Value, now: Timestamp) -> Vec<Value> {
+pub(super) fn ip_address(object: &Value) -> Vec<Value> {
     let parent = &object["spec"]["parentRef"];
     let resource = match (parent.text("resource"), parent.text("group")) {
         (resource, "") => resource.to_owned(),
@@ -155,7 +165,7 @@ pub(super) fn ip_address(object: &Value, now: Timestamp) -> Vec<Value> {
     };
     let parts = [resource.as_str(), parent.text("namespace"), parent.text("name")];
     let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    vec![name(object), or_none(parts.join("/")), age(object, now)]
+    vec![name(object), or_none(parts.join("/"))]
 }
 
 pub(super) fn ingress(object: &Value, now: Timestamp) -> Vec<Value> {

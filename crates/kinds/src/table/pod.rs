@@ -3,30 +3,36 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{AGE, NAME, age, human, name, shown, wide};
-use crate::Column;
+use super::Says::{Field, Text};
+use super::{AGE, Drawn, NAME, age, human, name, shown, wide};
 use crate::look::Look;
 
-pub(super) const POD: &[Column] = &[
+pub(super) const POD: &[Drawn] = &[
     NAME,
-    shown("Ready", "string", "Containers that are ready, of all."),
-    shown("Status", "string", "What the pod is doing, or why it is not doing it."),
-    shown("Restarts", "string", "Times its containers were restarted, and when last."),
+    shown("Ready", "string", Text("The aggregate readiness state of this pod for accepting traffic.")),
+    shown("Status", "string", Text("The aggregate status of the containers in this pod.")),
+    shown(
+        "Restarts",
+        "string",
+        Text(
+            "The number of times the containers in this pod have been restarted and when the last container in this pod has restarted.",
+        ),
+    ),
     AGE,
-    wide("IP", "Address of the pod."),
-    wide("Node", "Node the pod runs on."),
-    wide("Nominated Node", "Node that room is being made on."),
-    wide("Readiness Gates", "Readiness gates that are open, of all."),
+    wide("IP", Field("core.v1.PodStatus", "podIP")),
+    wide("Node", Field("core.v1.PodSpec", "nodeName")),
+    wide("Nominated Node", Field("core.v1.PodStatus", "nominatedNodeName")),
+    wide("Readiness Gates", Field("core.v1.PodSpec", "readinessGates")),
 ];
 
 pub(super) fn pod(pod: &Value, now: Timestamp) -> Vec<Value> {
     let (spec, status) = (&pod["spec"], &pod["status"]);
     let summary = summarize(pod);
-    let restarts = match summary.last_restart {
-        Some(time) if summary.restarts > 0 => {
-            format!("{} ({} ago)", summary.restarts, human(now.as_second() - time.as_second()))
+    let restarts = match summary.restarts {
+        Restarts { count, last: Some(time) } if count > 0 => {
+            format!("{count} ({} ago)", human(now.as_second() - time.as_second()))
         }
-        _ => summary.restarts.to_string(),
+        Restarts { count, .. } => count.to_string(),
     };
     let ip = status.list("podIPs").first().map_or_else(|| status.text("podIP"), |ip| ip.text("ip"));
     let text = |text: &str| Value::from(if text.is_empty() { "<none>" } else { text });
@@ -60,16 +66,26 @@ struct Summary {
     ready: usize,
     total: usize,
     reason: String,
-    restarts: i64,
-    last_restart: Option<Timestamp>,
+    restarts: Restarts,
+}
+
+/// How often containers were restarted, and when last.
+#[derive(Clone, Copy, Default)]
+struct Restarts {
+    count: i64,
+    last: Option<Timestamp>,
+}
+
+impl Restarts {
+    fn add(&mut self, container: &Value) {
+        self.count += container.int("restartCount").unwrap_or(0);
+        let ended = container.get_in(&["lastState", "terminated"]).text("finishedAt");
+        self.last = self.last.max(ended.parse().ok());
+    }
 }
 
 fn condition<'a>(status: &'a Value, kind: &str) -> &'a Value {
     status.list("conditions").iter().find(|condition| condition.text("type") == kind).unwrap_or(&Value::Null)
-}
-
-fn ended_at(container: &Value) -> Option<Timestamp> {
-    container.get_in(&["lastState", "terminated"]).text("finishedAt").parse().ok()
 }
 
 /// Why a container ended: its reason, else its signal, else its exit code.
@@ -93,16 +109,16 @@ fn summarize(pod: &Value) -> Summary {
         ready: 0,
         total: spec.list("containers").len(),
         reason: reason.to_owned(),
-        restarts: 0,
-        last_restart: None,
+        restarts: Restarts::default(),
     };
     let scheduled = condition(status, "PodScheduled");
     if scheduled.text("reason") == "SchedulingGated" {
         "SchedulingGated".clone_into(&mut summary.reason);
     }
-    let waiting_at_init = init_containers(spec, status, &mut summary);
-    let initialized = condition(status, "Initialized").text("status") == "True";
-    if !waiting_at_init || initialized {
+    let (initializing, sidecars) = init_containers(spec, status, &mut summary);
+    if !initializing || condition(status, "Initialized").text("status") == "True" {
+        // Past the init containers, their restarts are history; those of sidecars are not.
+        summary.restarts = sidecars;
         containers(status, &mut summary);
     }
     let metadata = &pod["metadata"];
@@ -116,20 +132,17 @@ fn summarize(pod: &Value) -> Summary {
     summary
 }
 
-/// Tells whether the pod is still at its init containers.
-fn init_containers(spec: &Value, status: &Value, summary: &mut Summary) -> bool {
+/// Tells whether the pod is still at its init containers, and of the restarts of those that are sidecars.
+fn init_containers(spec: &Value, status: &Value, summary: &mut Summary) -> (bool, Restarts) {
     let all = spec.list("initContainers");
     let sidecar = |name: &str| all.iter().any(|c| c.text("name") == name && c.text("restartPolicy") == "Always");
-    let mut sidecars_restarted = 0;
-    let mut sidecar_restart: Option<Timestamp> = None;
+    let mut sidecars = Restarts::default();
     summary.total += all.iter().filter(|container| container.text("restartPolicy") == "Always").count();
     for (index, container) in status.list("initContainerStatuses").iter().enumerate() {
-        summary.restarts += container.int("restartCount").unwrap_or(0);
-        summary.last_restart = summary.last_restart.max(ended_at(container));
+        summary.restarts.add(container);
         let is_sidecar = sidecar(container.text("name"));
         if is_sidecar {
-            sidecars_restarted += container.int("restartCount").unwrap_or(0);
-            sidecar_restart = sidecar_restart.max(ended_at(container));
+            sidecars.add(container);
         }
         let state = &container["state"];
         let (terminated, waiting) = (&state["terminated"], &state["waiting"]);
@@ -147,32 +160,36 @@ fn init_containers(spec: &Value, status: &Value, summary: &mut Summary) -> bool 
         } else {
             format!("Init:{index}/{}", all.len())
         };
-        return true;
+        return (true, sidecars);
     }
-    // Past the init containers, their restarts are history; those of sidecars are not.
-    summary.restarts = sidecars_restarted;
-    summary.last_restart = sidecar_restart;
-    false
+    (false, sidecars)
 }
 
 fn containers(status: &Value, summary: &mut Summary) {
-    let mut running = false;
+    let (mut running, mut failed) = (false, None);
     for container in status.list("containerStatuses").iter().rev() {
-        summary.restarts += container.int("restartCount").unwrap_or(0);
-        summary.last_restart = summary.last_restart.max(ended_at(container));
+        summary.restarts.add(container);
         let state = &container["state"];
         if !state["waiting"].text("reason").is_empty() {
             state["waiting"].text("reason").clone_into(&mut summary.reason);
         } else if !state["terminated"].is_null() {
             summary.reason = end(&state["terminated"]);
+            if state["terminated"].int("exitCode").unwrap_or(0) != 0 {
+                failed = Some(summary.reason.clone());
+            }
         } else if container.flag("ready") && !state["running"].is_null() {
             running = true;
             summary.ready += 1;
         }
     }
-    // One container is done and another goes on.
-    if summary.reason == "Completed" && running {
+    // One container is done; what of the others is worth more to know?
+    if summary.reason == "Completed" {
         let ready = condition(status, "Ready").text("status") == "True";
-        if ready { "Running" } else { "NotReady" }.clone_into(&mut summary.reason);
+        match failed {
+            _ if running && ready => "Running".clone_into(&mut summary.reason),
+            Some(failed) => summary.reason = failed,
+            None if running => "NotReady".clone_into(&mut summary.reason),
+            None => {}
+        }
     }
 }

@@ -3,20 +3,29 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{AGE, NAME, age, name, shown, wide};
-use crate::Column;
+use super::Says::{Field, Text};
+use super::{AGE, CREATED, Drawn, NAME, age, name, shown, wide};
 use crate::look::Look;
 
 /// What upstream shows of kinds that it has no columns for.
-pub(super) const ROLE: &[Column] = &[NAME, shown("Created At", "date", "When it was created.")];
+pub(super) const ROLE: &[Drawn] = &[NAME, CREATED];
 
-pub(super) const BINDING: &[Column] = &[
+pub(super) const ROLE_BINDING: &[Drawn] = &[
     NAME,
-    shown("Role", "string", "The role that the subjects have."),
+    shown("Role", "string", Field("rbac.v1.RoleBinding", "roleRef")),
     AGE,
-    wide("Users", "The users among the subjects."),
-    wide("Groups", "The groups among the subjects."),
-    wide("ServiceAccounts", "The ServiceAccounts among the subjects."),
+    wide("Users", Text("Users in the roleBinding")),
+    wide("Groups", Text("Groups in the roleBinding")),
+    wide("ServiceAccounts", Text("ServiceAccounts in the roleBinding")),
+];
+
+pub(super) const CLUSTER_ROLE_BINDING: &[Drawn] = &[
+    NAME,
+    shown("Role", "string", Field("rbac.v1.ClusterRoleBinding", "roleRef")),
+    AGE,
+    wide("Users", Text("Users in the clusterRoleBinding")),
+    wide("Groups", Text("Groups in the clusterRoleBinding")),
+    wide("ServiceAccounts", Text("ServiceAccounts in the clusterRoleBinding")),
 ];
 
 pub(super) fn role(object: &Value) -> Vec<Value> {

@@ -21,7 +21,23 @@ fn every_kind_has_a_row_for_an_empty_object() {
     for kind in crate::all() {
         assert_eq!(kind.row(&json!({}), NOW.parse().unwrap()).len(), kind.columns().len(), "{}", kind.kind);
         assert!(kind.columns().iter().any(|column| column.format == "name"));
+        for column in kind.columns() {
+            assert!(!column.description.is_empty(), "{} of {}", column.name, kind.kind);
+        }
     }
+    let columns = find("", "v1", "pods").unwrap().columns();
+    assert!(columns[0].description.starts_with("Name must be unique within a namespace. Is required when"));
+    assert_eq!(columns[1].description, "The aggregate readiness state of this pod for accepting traffic.");
+}
+
+#[test]
+fn rows_of_pods_that_are_done_say_so() {
+    let kind = find("", "v1", "pods").unwrap();
+    let of = |phase: &str| kind.row_conditions(&json!({"status": {"phase": phase}}));
+    assert_eq!(of("Running"), None);
+    let condition = json!({"type": "Completed", "status": "True", "reason": "Failed", "message": "The pod failed."});
+    assert_eq!(of("Failed"), Some(json!([condition])));
+    assert_eq!(of("Succeeded").unwrap()[0]["reason"], "Succeeded");
 }
 
 #[test]
@@ -71,6 +87,9 @@ fn pods() {
     assert!(row(deleted.clone(), one(), json!({"phase": "Running"})).contains("| Terminating |"));
     assert!(row(deleted.clone(), one(), json!({"phase": "Running", "reason": "NodeLost"})).contains("| Unknown |"));
     assert!(row(deleted, one(), json!({"phase": "Succeeded"})).contains("| Succeeded |"));
+    let ended = |code: i64, reason: &str| json!({"state": {"terminated": {"exitCode": code, "reason": reason}}});
+    let status = json!({"phase": "Failed", "containerStatuses": [ended(0, "Completed"), ended(1, "Error")]});
+    assert!(row(json!({}), one(), status).contains("| Error |"));
     // Init containers and sidecars.
     let spec = json!({"containers": [{"name": "c"}], "initContainers": [{"name": "i"}, {"name": "s", "restartPolicy": "Always"}]});
     for (statuses, cells) in [
@@ -92,6 +111,11 @@ fn pods() {
         let status = json!({"phase": "Pending", "initContainerStatuses": statuses});
         assert!(row(json!({}), spec.clone(), status).starts_with(&format!("p | {cells} |")), "{cells}");
     }
+    // Restarts of init containers are history once the pod has been initialized, whatever they do now.
+    let status = json!({"phase": "Running", "conditions": [{"type": "Initialized", "status": "True"}],
+        "initContainerStatuses": [{"name": "i", "restartCount": 2, "state": {"waiting": {"reason": "PodInitializing"}}}],
+        "containerStatuses": [{"ready": true, "restartCount": 1, "state": {"running": {}}}]});
+    assert!(row(json!({}), spec, status).starts_with("p | 1/2 | Init:0/2 | 1 |"));
     // One container is done, the other goes on.
     let two = json!({"containers": [{"name": "c"}, {"name": "d"}]});
     let statuses =
@@ -149,10 +173,11 @@ fn the_other_kinds() {
         (
             "apps",
             "deployments",
-            json!({"spec": {"replicas": 3, "selector": {"matchLabels": {"app": "x"}, "matchExpressions": [{"key": "a", "operator": "In", "values": ["z", "y"]}]},
+            json!({"spec": {"replicas": 3, "selector": {"matchLabels": {"app": "x"}, "matchExpressions": [{"key": "a", "operator": "In", "values": ["z", "y"]},
+                                      {"key": "app", "operator": "Exists"}]},
                             "template": {"spec": {"containers": [{"name": "c", "image": "i:1"}, {"name": "d", "image": "j"}]}}},
                    "status": {"readyReplicas": 2, "updatedReplicas": 1}}),
-            "2/3 | 1 | 0 | 1s | c,d | i:1,j | a in (y,z),app=x",
+            "2/3 | 1 | 0 | 1s | c,d | i:1,j | a in (y,z),app=x,app",
         ),
         (
             "apps",
@@ -180,6 +205,7 @@ fn the_other_kinds() {
             "1.1.1.1:80,2.2.2.2:80,1.1.1.1:81 + 1 more... | 1s",
         ),
         ("", "endpoints", json!({}), "<none> | 1s"),
+        ("", "endpoints", json!({"subsets": [{"notReadyAddresses": [{"ip": "1.1.1.1"}]}]}), " | 1s"),
         (
             "discovery.k8s.io",
             "endpointslices",
@@ -187,6 +213,12 @@ fn the_other_kinds() {
             "IPv4 | 80 | 1.1.1.1,2.2.2.2 | 1s",
         ),
         ("discovery.k8s.io", "endpointslices", json!({"addressType": "IPv4"}), "IPv4 | <unset> | <unset> | 1s"),
+        (
+            "discovery.k8s.io",
+            "endpointslices",
+            json!({"addressType": "IPv4", "ports": [{"name": "a"}, {}, {"name": "b", "port": 1}]}),
+            "IPv4 | a,*,1 | <unset> | 1s",
+        ),
         ("", "namespaces", json!({"status": {"phase": "Active"}}), "Active | 1s"),
         ("", "configmaps", json!({"data": {"a": ""}, "binaryData": {"b": ""}}), "2 | 1s"),
         ("", "secrets", json!({"type": "Opaque", "data": {"a": ""}}), "Opaque | 1 | 1s"),
@@ -216,7 +248,7 @@ fn the_other_kinds() {
             "networking.k8s.io",
             "ipaddresses",
             json!({"spec": {"parentRef": {"resource": "services", "namespace": "b", "name": "a"}}}),
-            "services/b/a | 1s",
+            "services/b/a",
         ),
     ] {
         let mut object = object;
@@ -233,6 +265,9 @@ fn events() {
     let expected = "60s | Warning | BackOff | pod/p | spec.containers{c} | agent, n | m | 10m | 4 | e";
     assert_eq!(row_of("", "events", &core), expected);
     assert_eq!(row_of("events.k8s.io", "events", &crate::convert_event(&core, "events.k8s.io/v1")), expected);
+    let new = json!({"apiVersion": "v1", "metadata": {"name": "e"}, "source": {"component": "k"}, "reportingComponent": "rc",
+        "reportingInstance": "ri", "eventTime": "2024-05-01T11:59:59.000000Z"});
+    assert_eq!(row_of("", "events", &new), "1s |  |  |  |  | k, ri |  | 1s | 1 | e");
 }
 
 #[test]

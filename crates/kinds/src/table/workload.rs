@@ -3,30 +3,30 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::{AGE, NAME, age, containers, name, selector, shown, wide};
-use crate::Column;
+use super::Says::{Field, Text};
+use super::{AGE, Drawn, NAME, age, containers, name, selector, shown, wide};
 use crate::look::Look;
 
-pub(super) const DEPLOYMENT: &[Column] = &[
+pub(super) const DEPLOYMENT: &[Drawn] = &[
     NAME,
-    shown("Ready", "string", "Pods that are ready, of those wanted."),
-    shown("Up-to-date", "integer", "Pods made from the newest template."),
-    shown("Available", "integer", "Pods that have been ready for long enough."),
+    shown("Ready", "string", Text("Number of the pod with ready state")),
+    shown("Up-to-date", "string", Field("apps.v1.DeploymentStatus", "updatedReplicas")),
+    shown("Available", "string", Field("apps.v1.DeploymentStatus", "availableReplicas")),
     AGE,
-    wide("Containers", "Names of the containers in the template."),
-    wide("Images", "Images of the containers in the template."),
-    wide("Selector", "Label selector for pods."),
+    wide("Containers", Text("Names of each container in the template.")),
+    wide("Images", Text("Images referenced by each container in the template.")),
+    wide("Selector", Field("apps.v1.DeploymentSpec", "selector")),
 ];
 
-pub(super) const REPLICA_SET: &[Column] = &[
+pub(super) const REPLICA_SET: &[Drawn] = &[
     NAME,
-    shown("Desired", "integer", "Pods wanted."),
-    shown("Current", "integer", "Pods there are."),
-    shown("Ready", "integer", "Pods that are ready."),
+    shown("Desired", "integer", Field("apps.v1.ReplicaSetSpec", "replicas")),
+    shown("Current", "integer", Field("apps.v1.ReplicaSetStatus", "replicas")),
+    shown("Ready", "integer", Field("apps.v1.ReplicaSetStatus", "readyReplicas")),
     AGE,
-    wide("Containers", "Names of the containers in the template."),
-    wide("Images", "Images of the containers in the template."),
-    wide("Selector", "Label selector for pods."),
+    wide("Containers", Text("Names of each container in the template.")),
+    wide("Images", Text("Images referenced by each container in the template.")),
+    wide("Selector", Field("apps.v1.ReplicaSetSpec", "selector")),
 ];
 
 fn count(value: &Value, field: &str) -> Value {
