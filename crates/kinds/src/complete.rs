@@ -15,10 +15,12 @@ pub(crate) fn unset(field: &Field) -> Option<&'static Value> {
     static NULL: Value = Value::Null;
     static FALSE: Value = Value::Bool(false);
     static TEXT: Value = Value::String(String::new());
+    static NO_QUANTITY: LazyLock<Value> = LazyLock::new(|| "0".into());
     static ZERO: LazyLock<Value> = LazyLock::new(|| empty_of(&Shape::Scalar(Scalar::Int32)));
     static STRUCT: LazyLock<Value> = LazyLock::new(|| Value::Object(Map::new()));
     match &field.shape {
         Shape::Object(_) if field.by_value => Some(&STRUCT),
+        Shape::Scalar(Scalar::Quantity) if field.by_value => Some(&NO_QUANTITY),
         Shape::Scalar(_) if field.by_value => Some(&NULL),
         _ if !field.always => None,
         Shape::Scalar(_) if field.pointer => Some(&NULL),
@@ -82,6 +84,11 @@ mod tests {
                 json!({"type": "Ready", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}),
                 json!({"type": "Ready", "status": "True", "lastProbeTime": null,
                        "lastTransitionTime": "2026-01-01T00:00:00Z"}),
+            ),
+            (
+                "core.v1.ResourceFieldSelector",
+                json!({"resource": "limits.cpu"}),
+                json!({"resource": "limits.cpu", "divisor": "0"}),
             ),
             ("apps.v1.ReplicaSetStatus", json!({}), json!({"replicas": 0})),
             ("core.v1.NodeDaemonEndpoints", json!({}), json!({"kubeletEndpoint": {"Port": 0}})),

@@ -156,7 +156,8 @@ impl Walk<'_> {
             if failed.is_some() {
                 return true;
             }
-            let here = path.field(name);
+            let outer = inlined(schema.name, name).map(|of| path.inlined(of));
+            let here = outer.as_ref().unwrap_or(path).field(name);
             let Some(field) = schema.field(name) else {
                 if self.count && self.unknown.len() < MAX_WARNINGS {
                     self.unknown.push(format!("unknown field \"{here}\""));
@@ -282,6 +283,30 @@ fn scalar_value(scalar: Scalar, value: &mut Value, path: &Path<'_>, place: Place
     }
     Ok(())
 }
+
+/// The Go struct that a field of a type stands in, if it is not the type's own.
+fn inlined(owner: &str, field: &str) -> Option<&'static str> {
+    match (owner.strip_prefix("core.v1.")?, field) {
+        ("Volume", "name") | ("Probe", _) if !PROBES.contains(&field) => None,
+        ("Volume", _) => Some("VolumeSource"),
+        ("Probe", _) => Some("ProbeHandler"),
+        ("EphemeralContainer", field) if field != "targetContainerName" => Some("EphemeralContainerCommon"),
+        (
+            "ConfigMapEnvSource"
+            | "ConfigMapKeySelector"
+            | "ConfigMapProjection"
+            | "ConfigMapVolumeSource"
+            | "SecretEnvSource"
+            | "SecretKeySelector"
+            | "SecretProjection",
+            "name",
+        ) => Some("LocalObjectReference"),
+        _ => None,
+    }
+}
+
+/// How a probe asks.
+const PROBES: [&str; 4] = ["exec", "grpc", "httpGet", "tcpSocket"];
 
 /// JSON types as Go's decoder names them.
 pub(crate) fn json_name(value: &Value) -> &'static str {

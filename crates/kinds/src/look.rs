@@ -109,6 +109,8 @@ pub(crate) enum Path<'a> {
     Field(&'a Path<'a>, &'a str),
     Index(&'a Path<'a>, usize),
     Key(&'a Path<'a>, &'a str),
+    /// A Go struct whose fields are written as if they were its owner's.
+    Inlined(&'a Path<'a>, &'a str),
 }
 
 impl<'a> Path<'a> {
@@ -124,12 +126,16 @@ impl<'a> Path<'a> {
         Path::Key(self, key)
     }
 
-    /// The fields alone, without indices and keys, as decoding errors name them.
+    pub(crate) fn inlined(&'a self, name: &'a str) -> Path<'a> {
+        Path::Inlined(self, name)
+    }
+
+    /// The fields alone, without indices and keys, as decoding errors name them: with the structs between them.
     pub(crate) fn fields_only(&self) -> String {
         match self {
             Path::Root => String::new(),
             Path::Field(Path::Root, name) => (*name).to_owned(),
-            Path::Field(parent, name) => {
+            Path::Field(parent, name) | Path::Inlined(parent, name) => {
                 let parent = parent.fields_only();
                 if parent.is_empty() { (*name).to_owned() } else { format!("{parent}.{name}") }
             }
@@ -146,6 +152,7 @@ impl fmt::Display for Path<'_> {
             Path::Field(parent, name) => write!(f, "{parent}.{name}"),
             Path::Index(parent, index) => write!(f, "{parent}[{index}]"),
             Path::Key(parent, key) => write!(f, "{parent}[{key}]"),
+            Path::Inlined(parent, _) => parent.fmt(f),
         }
     }
 }

@@ -72,7 +72,8 @@ pub struct FieldError {
     pub kind: FieldErrorKind,
     /// Path from the object's root, such as `spec.ports[1].name`.
     pub field: String,
-    pub value: Option<Value>,
+    /// As JSON.
+    pub value: Option<String>,
     pub detail: String,
 }
 
@@ -83,11 +84,16 @@ impl FieldError {
         value: Option<Value>,
         detail: impl Into<String>,
     ) -> Self {
-        Self { kind, field: field.into(), value, detail: detail.into() }
+        Self { kind, field: field.into(), value: value.map(|value| value.to_string()), detail: detail.into() }
     }
 
     pub fn invalid(field: impl Into<String>, value: impl Into<Value>, detail: impl Into<String>) -> Self {
         Self::new(FieldErrorKind::Invalid, field, Some(value.into()), detail)
+    }
+
+    /// With a value whose JSON is not what stands in the object: the order of its fields, or their names, are Go's.
+    pub fn invalid_as(field: impl Into<String>, json: String, detail: impl Into<String>) -> Self {
+        Self { value: Some(json), ..Self::new(FieldErrorKind::Invalid, field, None, detail) }
     }
 
     pub fn required(field: impl Into<String>, detail: impl Into<String>) -> Self {
@@ -131,7 +137,7 @@ impl FieldError {
             && let Some(value) = &self.value
         {
             text.push_str(": ");
-            text.push_str(&value.to_string());
+            text.push_str(value);
         }
         if !self.detail.is_empty() {
             text.push_str(": ");

@@ -102,6 +102,22 @@ fn type_errors() {
             format!("{pod}json: cannot unmarshal string into Go struct field PodSpec.spec.hostNetwork of type bool"),
         ),
         (
+            "pods",
+            json!({"spec": {"volumes": [{"configMap": {"name": 7}}]}}),
+            format!(
+                "{pod}json: cannot unmarshal number into Go struct field \
+                 ConfigMapVolumeSource.spec.volumes.VolumeSource.configMap.LocalObjectReference.name of type string"
+            ),
+        ),
+        (
+            "pods",
+            json!({"spec": {"containers": [{"livenessProbe": {"exec": 7}}]}}),
+            format!(
+                "{pod}json: cannot unmarshal number into Go struct field \
+                 Probe.spec.containers.livenessProbe.ProbeHandler.exec of type v1.ExecAction"
+            ),
+        ),
+        (
             "secrets",
             json!({"data": {"a": "****"}}),
             r#"Secret in version "v1" cannot be handled as a Secret: illegal base64 data at input byte 0"#.to_owned(),

@@ -1,12 +1,12 @@
 //! Containers: names, images, ports, probes, hooks, security.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use serde_json::Value;
 
 use super::environment::environment;
 use super::resources::resources;
-use super::{Errors, port_or_name, volume};
+use super::{Errors, port_or_name, security, volume};
 use crate::look::{Look, Path, repeats};
 use crate::names;
 
@@ -14,7 +14,13 @@ const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 
 /// What containers of one pod share.
 pub(super) struct Shared<'a> {
-    pub(super) volumes: &'a [Value],
+    /// By their names, without those that something is wrong with.
+    pub(super) volumes: BTreeMap<&'a str, &'a Value>,
+    /// Seconds that the pod may take to end.
+    pub(super) grace: Option<i64>,
+    pub(super) host_users: bool,
+    /// Of the operating system that the pod asks for.
+    pub(super) os: Option<&'a str>,
 }
 
 pub(super) fn containers(errors: &mut Errors, spec: &Value, shared: &Shared<'_>, path: &Path<'_>) {
@@ -31,7 +37,7 @@ pub(super) fn containers(errors: &mut Errors, spec: &Value, shared: &Shared<'_>,
         if repeats[index] {
             errors.duplicate(&path.field("name"), container.text("name"));
         }
-        long_lived(errors, container, &path);
+        long_lived(errors, container, shared, &path);
         if container.has("restartPolicy") {
             errors.forbidden(&path.field("restartPolicy"), "may not be set for non-init containers");
         }
@@ -47,17 +53,17 @@ pub(super) fn init_containers(errors: &mut Errors, spec: &Value, shared: &Shared
     for (index, container) in all.iter().enumerate() {
         let path = list.index(index);
         common(errors, container, shared, &path);
+        if let Some(policy) = container["restartPolicy"].as_str().filter(|policy| *policy != "Always") {
+            errors.not_supported(&path.field("restartPolicy"), policy, &["Always"]);
+        }
         let name = container.text("name");
         if !name.is_empty() && repeats[index] {
             errors.duplicate(&path.field("name"), name);
         }
         host_ports(errors, std::slice::from_ref(container), &list);
         match container["restartPolicy"].as_str() {
-            Some("Always") => long_lived(errors, container, &path),
-            other => {
-                if let Some(policy) = other {
-                    errors.not_supported(&path.field("restartPolicy"), policy, &["Always"]);
-                }
+            Some("Always") => long_lived(errors, container, shared, &path),
+            _ => {
                 for field in ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"] {
                     if container.has(field) {
                         errors.forbidden(
@@ -88,14 +94,15 @@ fn common(errors: &mut Errors, container: &Value, shared: &Shared<'_>, path: &Pa
     );
     ports(errors, container.list("ports"), &path.field("ports"));
     environment(errors, container, path);
-    volume::mounts(errors, container, shared.volumes, path);
+    volume::mounts(errors, container, &shared.volumes, path);
+    volume::devices(errors, container, &shared.volumes, path);
     errors.one_of(
         &path.field("imagePullPolicy"),
         container.text("imagePullPolicy"),
         &["Always", "IfNotPresent", "Never"],
     );
     resources(errors, &container["resources"], &path.field("resources"));
-    security(errors, &container["securityContext"], &path.field("securityContext"));
+    security::container(errors, &container["securityContext"], shared.host_users, &path.field("securityContext"));
 }
 
 fn ports(errors: &mut Errors, ports: &[Value], list: &Path<'_>) {
@@ -136,20 +143,41 @@ fn host_ports(errors: &mut Errors, containers: &[Value], list: &Path<'_>) {
     }
 }
 
+/// In the node's own network a container's ports are the node's. Templates may leave it to their pods to say so.
+pub(super) fn host_network(errors: &mut Errors, spec: &Value, list: &Path<'_>, of_pod: bool) {
+    if !spec.flag("hostNetwork") {
+        return;
+    }
+    for (index, container) in spec.list("containers").iter().enumerate() {
+        let path = list.index(index);
+        let list = path.field("ports");
+        for (index, port) in container.list("ports").iter().enumerate() {
+            let [host, own] = ["hostPort", "containerPort"].map(|field| port.int(field).unwrap_or(0));
+            if (of_pod || host != 0) && host != own {
+                let why = "must match `containerPort` when `hostNetwork` is true";
+                errors.invalid(&list.index(index).field("hostPort"), host, why);
+            }
+        }
+    }
+}
+
 /// Hooks and probes, which containers have that live as long as the pod.
-fn long_lived(errors: &mut Errors, container: &Value, path: &Path<'_>) {
+fn long_lived(errors: &mut Errors, container: &Value, shared: &Shared<'_>, path: &Path<'_>) {
     if let Some(lifecycle) = container.get("lifecycle") {
         let path = path.field("lifecycle");
         for field in ["postStart", "preStop"] {
             if let Some(hook) = lifecycle.get(field) {
-                handler(errors, hook, &path.field(field));
+                handler(errors, hook, shared, &path.field(field));
             }
+        }
+        if let Some(signal) = lifecycle["stopSignal"].as_str() {
+            stop_signal(errors, signal, shared.os, &path.field("stopSignal"));
         }
     }
     for field in ["livenessProbe", "readinessProbe", "startupProbe"] {
         let Some(probe) = container.get(field) else { continue };
         let path = path.field(field);
-        handler(errors, probe, &path);
+        handler(errors, probe, shared, &path);
         for number in ["initialDelaySeconds", "timeoutSeconds", "periodSeconds", "successThreshold", "failureThreshold"]
         {
             errors.non_negative(&path.field(number), probe.int(number));
@@ -172,7 +200,22 @@ fn long_lived(errors: &mut Errors, container: &Value, path: &Path<'_>) {
     }
 }
 
-fn handler(errors: &mut Errors, handler: &Value, path: &Path<'_>) {
+fn stop_signal(errors: &mut Errors, signal: &str, os: Option<&str>, path: &Path<'_>) {
+    let known = match os {
+        None => return errors.forbidden(path, "may not be set for containers with empty `spec.os.name`"),
+        Some("windows") => &["SIGKILL", "SIGTERM"][..],
+        Some("linux") => {
+            let lifecycle = crate::schema::table().find("core.v1.Lifecycle");
+            lifecycle.and_then(|of| of.field("stopSignal")).map_or(&[][..], |field| &field.choices)
+        }
+        Some(_) => return,
+    };
+    if !known.contains(&signal) {
+        errors.not_supported(path, signal, known);
+    }
+}
+
+fn handler(errors: &mut Errors, handler: &Value, shared: &Shared<'_>, path: &Path<'_>) {
     let mut seen = 0;
     for field in ["exec", "httpGet", "tcpSocket", "grpc", "sleep"] {
         let Some(action) = handler.get(field) else { continue };
@@ -204,50 +247,16 @@ fn handler(errors: &mut Errors, handler: &Value, path: &Path<'_>) {
             }
             "tcpSocket" => port_or_name(errors, &action["port"], &path.field("port")),
             "grpc" => errors.port(&path.field("port"), action.int("port").unwrap_or(0)),
-            _ => errors.non_negative(&path.field("seconds"), action.int("seconds")),
+            _ => {
+                let seconds = action.int("seconds").unwrap_or(0);
+                if let Some(grace) = shared.grace.filter(|grace| seconds < 0 || seconds > *grace) {
+                    let range = "must be non-negative and less than terminationGracePeriodSeconds";
+                    errors.invalid(&path, seconds, format!("{range} ({grace})"));
+                }
+            }
         }
     }
     if seen == 0 {
         errors.required(path, "must specify a handler type");
-    }
-}
-
-/// What a user or group may be.
-fn identity(errors: &mut Errors, value: Option<i64>, path: &Path<'_>) {
-    if let Some(id) = value.filter(|id| !(0..=i64::from(i32::MAX)).contains(id)) {
-        errors.invalid(path, id, "must be between 0 and 2147483647, inclusive");
-    }
-}
-
-/// The parts of a container's security context that can contradict each other.
-fn security(errors: &mut Errors, context: &Value, path: &Path<'_>) {
-    identity(errors, context.int("runAsUser"), &path.field("runAsUser"));
-    identity(errors, context.int("runAsGroup"), &path.field("runAsGroup"));
-    if context["allowPrivilegeEscalation"] == false {
-        if context.flag("privileged") {
-            errors.invalid(
-                path,
-                context.clone(),
-                "cannot set `allowPrivilegeEscalation` to false and `privileged` to true",
-            );
-        }
-        if context["capabilities"].list("add").iter().any(|name| name == "CAP_SYS_ADMIN") {
-            errors.invalid(
-                path,
-                context.clone(),
-                "cannot set `allowPrivilegeEscalation` to false and `capabilities.Add` CAP_SYS_ADMIN",
-            );
-        }
-    }
-}
-
-/// The pod's own security context.
-pub(super) fn pod_security(errors: &mut Errors, context: &Value, path: &Path<'_>) {
-    for field in ["fsGroup", "runAsUser", "runAsGroup"] {
-        identity(errors, context.int(field), &path.field(field));
-    }
-    let list = path.field("supplementalGroups");
-    for (index, group) in context.list("supplementalGroups").iter().enumerate() {
-        identity(errors, group.as_i64(), &list.index(index));
     }
 }

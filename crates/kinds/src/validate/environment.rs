@@ -29,8 +29,8 @@ pub(super) fn environment(errors: &mut Errors, container: &Value, path: &Path<'_
         }
         let both = ["configMapRef", "secretRef"].map(|field| (field, source.has(field)));
         for (field, _) in both.iter().filter(|(_, set)| *set) {
-            let name = source[*field].text("name");
-            errors.each(&path.field(field).field("name"), name, names::dns1123_subdomain(name));
+            let (path, name) = (path.field(field), source[*field].text("name"));
+            object_name(errors, name, &path.field("name"));
         }
         match both.iter().filter(|(_, set)| *set).count() {
             0 => errors.invalid(&list, "", "must specify one of: `configMapRef` or `secretRef`"),
@@ -53,7 +53,11 @@ const ENV_FIELDS: [&str; 9] = [
     "status.podIPs",
 ];
 
-/// Those that can be selected by, and not taken.
+/// Fields of a pod that a file may take its content from.
+pub(super) const VOLUME_FIELDS: [&str; 5] =
+    ["metadata.annotations", "metadata.labels", "metadata.name", "metadata.namespace", "metadata.uid"];
+
+/// Those that can be selected by, and not taken by all.
 const OTHER_FIELDS: [&str; 6] = [
     "metadata.annotations",
     "metadata.labels",
@@ -62,6 +66,17 @@ const OTHER_FIELDS: [&str; 6] = [
     "spec.schedulerName",
     "status.phase",
 ];
+
+/// The name of a ConfigMap or a Secret.
+fn object_name(errors: &mut Errors, name: &str, path: &Path<'_>) {
+    if name.is_empty() {
+        errors.required(path, "");
+    } else {
+        // What ends in a dash may be the beginning of a name.
+        let masked = name.strip_suffix('-').map(|beginning| format!("{beginning}a"));
+        errors.each(path, name, names::dns1123_subdomain(masked.as_deref().unwrap_or(name)));
+    }
+}
 
 /// What a container may be told of its resources.
 const RESOURCES: [&str; 6] = [
@@ -87,58 +102,83 @@ fn wrong_divisor(resource: &str, divisor: &str) -> Option<&'static str> {
             "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the local \
              ephemeral storage resource",
         ),
-        _ => (
+        kind if kind.starts_with("hugepages-") => (
             &BYTES,
             "only divisor's values 1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the \
              hugepages resource",
         ),
+        _ => return None,
     };
     (!units.contains(&divisor)).then_some(words)
 }
 
 const BYTES: [&str; 15] = ["", "0", "1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 
+/// A field of the pod, of those that are `known`.
+pub(super) fn field_reference(errors: &mut Errors, reference: &Value, known: &[&str], path: &Path<'_>) {
+    let (version, field) = (reference.text("apiVersion"), reference.text("fieldPath"));
+    let here = path.field("fieldPath");
+    if version.is_empty() {
+        return errors.required(&path.field("apiVersion"), "");
+    }
+    if field.is_empty() {
+        return errors.required(&here, "");
+    }
+    let wrong =
+        |errors: &mut Errors, why: String| errors.invalid(&here, field, format!("error converting fieldPath: {why}"));
+    if version != "v1" {
+        return wrong(errors, format!("unsupported pod version: {version}"));
+    }
+    if let Some((of, key)) = field.strip_suffix("']").and_then(|field| field.split_once("['")) {
+        return match of {
+            "metadata.annotations" => {
+                errors.each(path, &key.to_lowercase(), names::qualified_name(&key.to_lowercase()))
+            }
+            "metadata.labels" => errors.each(path, key, names::qualified_name(key)),
+            _ => wrong(errors, format!("field label does not support subscript: {field}")),
+        };
+    }
+    if ENV_FIELDS.contains(&field) || OTHER_FIELDS.contains(&field) {
+        let meant = if field == "spec.host" { "spec.nodeName" } else { field };
+        if !known.contains(&meant) {
+            errors.not_supported(&here, meant, known);
+        }
+    } else {
+        wrong(errors, format!("field label not supported: {field}"));
+    }
+}
+
+/// What a container has of a resource. In a volume it says which container.
+pub(super) fn resource_reference(errors: &mut Errors, reference: &Value, in_volume: bool, path: &Path<'_>) {
+    let resource = reference.text("resource");
+    let huge = ["limits.hugepages-", "requests.hugepages-"].iter().any(|prefix| resource.starts_with(prefix));
+    if in_volume && reference.text("containerName").is_empty() {
+        errors.required(&path.field("containerName"), "");
+    } else if resource.is_empty() {
+        errors.required(&path.field("resource"), "");
+    } else if !RESOURCES.contains(&resource) && !huge {
+        errors.not_supported(&path.field("resource"), resource, &RESOURCES);
+    }
+    if let Some(units) = wrong_divisor(resource, reference.text("divisor")) {
+        errors.invalid(&path.field("divisor"), resource, units);
+    }
+}
+
 fn value_from(errors: &mut Errors, from: &Value, has_value: bool, path: &Path<'_>) {
     let mut sources = 0;
     if let Some(reference) = from.get("fieldRef") {
         sources += 1;
-        let here = path.field("fieldRef");
-        let field = reference.text("fieldPath");
-        let known = ENV_FIELDS.contains(&field)
-            || ["metadata.labels['", "metadata.annotations['"]
-                .iter()
-                .any(|prefix| field.starts_with(prefix) && field.ends_with("']"));
-        if field.is_empty() {
-            errors.required(&here.field("fieldPath"), "");
-        } else if !known {
-            if OTHER_FIELDS.contains(&field) {
-                errors.not_supported(&here.field("fieldPath"), field, &ENV_FIELDS);
-            } else {
-                let why = format!("error converting fieldPath: field label not supported: {field}");
-                errors.invalid(&here.field("fieldPath"), field, why);
-            }
-        }
+        field_reference(errors, reference, &ENV_FIELDS, &path.field("fieldRef"));
     }
     if let Some(reference) = from.get("resourceFieldRef") {
         sources += 1;
-        let (here, resource) = (path.field("resourceFieldRef"), reference.text("resource"));
-        let huge = |kind: &str| {
-            ["limits.", "requests."].iter().any(|of| resource.strip_prefix(of).is_some_and(|r| r.starts_with(kind)))
-        };
-        if resource.is_empty() {
-            errors.required(&here.field("resource"), "");
-        } else if !RESOURCES.contains(&resource) && !huge("hugepages-") {
-            errors.not_supported(&here.field("resource"), resource, &RESOURCES);
-        } else if let Some(units) = wrong_divisor(resource, reference.text("divisor")) {
-            errors.invalid(&here.field("divisor"), resource, units);
-        }
+        resource_reference(errors, reference, false, &path.field("resourceFieldRef"));
     }
     for field in ["configMapKeyRef", "secretKeyRef"] {
         if let Some(reference) = from.get(field) {
             sources += 1;
             let here = path.field(field);
-            let name = reference.text("name");
-            errors.each(&here.field("name"), name, names::dns1123_subdomain(name));
+            object_name(errors, reference.text("name"), &here.field("name"));
             let key = reference.text("key");
             if key.is_empty() {
                 errors.required(&here.field("key"), "");

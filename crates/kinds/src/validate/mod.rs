@@ -18,6 +18,7 @@ mod pod;
 mod rbac;
 mod resources;
 mod scheduling;
+mod security;
 mod service;
 mod volume;
 mod workload;
@@ -50,6 +51,10 @@ impl Errors {
 
     fn invalid(&mut self, path: &Path<'_>, value: impl Into<Value>, detail: impl Into<String>) {
         self.push(FieldError::invalid(path, value, detail));
+    }
+
+    fn invalid_as(&mut self, path: &Path<'_>, json: String, detail: impl Into<String>) {
+        self.push(FieldError::invalid_as(path, json, detail));
     }
 
     /// One error for each message of a check of names.
@@ -94,6 +99,12 @@ impl Errors {
         }
     }
 
+    fn positive(&mut self, path: &Path<'_>, value: i64) {
+        if value <= 0 {
+            self.invalid(path, value, "must be greater than zero");
+        }
+    }
+
     fn non_negative(&mut self, path: &Path<'_>, value: Option<i64>) {
         if let Some(value) = value.filter(|value| *value < 0) {
             self.invalid(path, value, "must be greater than or equal to 0");
@@ -105,6 +116,13 @@ impl Errors {
             self.invalid(path, new.clone(), "field is immutable");
         }
     }
+}
+
+/// An object as Kubernetes writes those whose Go fields carry no names for JSON: each is there, under its Go name.
+fn as_go(object: &Value, fields: &[(&str, &str, Value)]) -> String {
+    let fields: Vec<String> =
+        fields.iter().map(|(go, name, absent)| format!("\"{go}\":{}", object.get(name).unwrap_or(absent))).collect();
+    format!("{{{}}}", fields.join(","))
 }
 
 /// A number or a name of a port.

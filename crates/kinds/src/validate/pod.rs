@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::Value;
 
-use super::{Errors, address, container, metadata, scheduling, volume};
+use super::{Errors, address, container, metadata, scheduling, security, volume};
 use crate::look::{Look, Path, items_mut, map_of, remove};
 use crate::names;
 
@@ -15,7 +15,7 @@ const UPDATABLE: &str = "pod updates may not change fields other than `spec.cont
 
 pub(super) fn pod(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     let spec = &new["spec"];
-    pod_spec(errors, spec, &SPEC);
+    pod_spec(errors, spec, &SPEC, true);
     for list in ["containers", "initContainers"] {
         let path = SPEC.field(list);
         for (index, container) in spec.list(list).iter().enumerate() {
@@ -46,18 +46,21 @@ pub(super) fn template(errors: &mut Errors, template: &Value, path: &Path<'_>) {
     metadata::labels(errors, &template["metadata"]["labels"], &path.field("labels"));
     metadata::annotations(errors, &template["metadata"]["annotations"], &path.field("annotations"));
     let spec = path.field("spec");
-    pod_spec(errors, &template["spec"], &spec);
+    pod_spec(errors, &template["spec"], &spec, false);
     if !template["spec"].list("ephemeralContainers").is_empty() {
         errors.forbidden(&spec.field("ephemeralContainers"), "ephemeral containers not allowed in pod template");
     }
 }
 
-fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
-    let volumes = spec.list("volumes");
-    volume::volumes(errors, volumes, &path.field("volumes"));
-    let shared = container::Shared { volumes };
+/// Of a pod, or of the pods that a template is for.
+fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>, of_pod: bool) {
+    let volumes = volume::volumes(errors, spec.list("volumes"), &path.field("volumes"));
+    let os = spec["os"]["name"].as_str();
+    let (grace, host_users) = (spec.int("terminationGracePeriodSeconds"), spec["hostUsers"] != false);
+    let shared = container::Shared { volumes, grace, host_users, os };
     container::containers(errors, spec, &shared, path);
     container::init_containers(errors, spec, &shared, path);
+    container::host_network(errors, spec, &path.field("containers"), of_pod);
     errors.one_of(&path.field("restartPolicy"), spec.text("restartPolicy"), &["Always", "OnFailure", "Never"]);
     errors.one_of(
         &path.field("dnsPolicy"),
@@ -65,27 +68,27 @@ fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
         &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
     );
     metadata::labels(errors, &spec["nodeSelector"], &path.field("nodeSelector"));
-    container::pod_security(errors, &spec["securityContext"], &path.field("securityContext"));
+    security::pod(errors, spec, &path.field("securityContext"));
     scheduling::affinity(errors, &spec["affinity"], &path.field("affinity"));
     dns(errors, spec, path);
-    for (field, form) in [
-        ("serviceAccountName", names::dns1123_subdomain as fn(&str) -> Vec<String>),
-        ("nodeName", names::dns1123_subdomain),
-        ("hostname", names::dns1123_label),
-        ("subdomain", names::dns1123_label),
-        ("priorityClassName", names::dns1123_subdomain),
-        ("runtimeClassName", names::dns1123_subdomain),
-    ] {
+    scheduling::gates(errors, spec, path);
+    scheduling::spread(errors, spec, path);
+    hostname(errors, spec, path);
+    let named = |errors: &mut Errors, field: &str, form: fn(&str) -> Vec<String>| {
         let text = spec.text(field);
         if !text.is_empty() {
             errors.each(&path.field(field), text, form(text));
         }
-    }
+    };
+    named(errors, "serviceAccountName", names::dns1123_subdomain);
+    named(errors, "nodeName", names::dns1123_subdomain);
     if let Some(seconds) = spec.int("activeDeadlineSeconds")
         && !(1..=i64::from(i32::MAX)).contains(&seconds)
     {
         errors.invalid(&path.field("activeDeadlineSeconds"), seconds, "must be between 1 and 2147483647, inclusive");
     }
+    named(errors, "hostname", names::dns1123_label);
+    named(errors, "subdomain", names::dns1123_label);
     scheduling::tolerations(errors, spec.list("tolerations"), &path.field("tolerations"));
     let list = path.field("hostAliases");
     for (index, alias) in spec.list("hostAliases").iter().enumerate() {
@@ -97,8 +100,33 @@ fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
             errors.each(&list.index(index), name, names::dns1123_subdomain(name));
         }
     }
-    scheduling::gates(errors, spec, path);
-    scheduling::spread(errors, spec, path);
+    named(errors, "priorityClassName", names::dns1123_subdomain);
+    named(errors, "runtimeClassName", names::dns1123_subdomain);
+    if let Some(policy) = spec["preemptionPolicy"].as_str() {
+        errors.one_of(&path.field("preemptionPolicy"), policy, &["PreemptLowerPriority", "Never"]);
+    }
+    match os {
+        Some("") => errors.required(&path.field("os").field("name"), ""),
+        Some(name) if !["linux", "windows"].contains(&name) => {
+            errors.not_supported(&path.field("os"), name, &["linux", "windows"]);
+        }
+        _ => {}
+    }
+}
+
+/// The hostname in place of all others.
+fn hostname(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
+    let Some(name) = spec["hostnameOverride"].as_str() else { return };
+    let path = path.field("hostnameOverride");
+    for field in ["setHostnameAsFQDN", "hostNetwork"] {
+        if spec.flag(field) {
+            errors.forbidden(&path, format!("may not be specified when {field} is true"));
+        }
+    }
+    if name.len() > 64 {
+        errors.push(crate::FieldError::too_long(path, 64));
+    }
+    errors.each(&path, name, names::dns1123_subdomain(name));
 }
 
 fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
@@ -106,11 +134,11 @@ fn dns(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     let here = path.field("dnsConfig");
     if spec.text("dnsPolicy") == "None" && config.list("nameservers").is_empty() {
         let missing = "must provide at least one DNS nameserver when `dnsPolicy` is None";
-        if config.is_null() {
-            errors.required(&here, "must provide `dnsConfig` when `dnsPolicy` is None");
+        return if config.is_null() {
+            errors.required(&here, "must provide `dnsConfig` when `dnsPolicy` is None")
         } else {
-            errors.required(&here.field("nameservers"), missing);
-        }
+            errors.required(&here.field("nameservers"), missing)
+        };
     }
     let list = here.field("nameservers");
     if config.list("nameservers").len() > 3 {

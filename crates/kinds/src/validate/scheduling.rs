@@ -1,10 +1,12 @@
 //! Where pods may run: taints, tolerations, affinity, spreading, gates.
 
-use serde_json::Value;
+use std::collections::HashSet;
 
-use super::{Errors, metadata};
+use serde_json::{Value, json};
+
+use super::{Errors, as_go, metadata};
 use crate::look::{Look, Path, repeats};
-use crate::names;
+use crate::{FieldError, FieldErrorKind, names};
 
 /// Tolerations of taints.
 pub(super) fn tolerations(errors: &mut Errors, tolerations: &[Value], list: &Path<'_>) {
@@ -59,9 +61,20 @@ pub(super) fn taints(errors: &mut Errors, taints: &[Value], list: &Path<'_>) {
         }
         taint_effect(errors, taint.text("effect"), &path.field("effect"));
         if repeats[index] {
-            let mut error = crate::FieldError::duplicate(path, taint.clone());
-            "taints must be unique by key and effect pair".clone_into(&mut error.detail);
-            errors.push(error);
+            let empty = json!("");
+            let shown = as_go(
+                taint,
+                &[
+                    ("Key", "key", empty.clone()),
+                    ("Value", "value", empty.clone()),
+                    ("Effect", "effect", empty),
+                    ("TimeAdded", "timeAdded", Value::Null),
+                ],
+            );
+            errors.push(FieldError {
+                kind: FieldErrorKind::Duplicate,
+                ..FieldError::invalid_as(path, shown, "taints must be unique by key and effect pair")
+            });
         }
     }
 }
@@ -77,9 +90,9 @@ pub(super) fn gates(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     let repeats = repeats(gates.iter().map(|gate| gate.text("name")));
     for (index, gate) in gates.iter().enumerate() {
         let name = gate.text("name");
-        errors.each(&list.index(index).field("name"), name, names::qualified_name(name));
+        errors.each(&list.index(index), name, names::qualified_name(name));
         if repeats[index] {
-            errors.duplicate(&list.index(index).field("name"), name);
+            errors.duplicate(&list.index(index), name);
         }
     }
 }
@@ -87,29 +100,72 @@ pub(super) fn gates(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
 pub(super) fn spread(errors: &mut Errors, spec: &Value, path: &Path<'_>) {
     let list = path.field("topologySpreadConstraints");
     let all = spec.list("topologySpreadConstraints");
-    let repeats = repeats(all.iter().map(|one| (one.text("topologyKey"), one.text("whenUnsatisfiable"))));
+    // The first of two is told of.
+    let pairs = all.iter().rev().map(|one| (one.text("topologyKey"), one.text("whenUnsatisfiable")));
+    let mut repeats = repeats(pairs);
+    repeats.reverse();
     for (index, constraint) in all.iter().enumerate() {
         let path = list.index(index);
-        let skew = constraint.int("maxSkew").unwrap_or(0);
-        if skew <= 0 {
-            errors.invalid(&path.field("maxSkew"), skew, "must be greater than zero");
-        }
+        errors.positive(&path.field("maxSkew"), constraint.int("maxSkew").unwrap_or(0));
         let key = constraint.text("topologyKey");
         if key.is_empty() {
             errors.required(&path.field("topologyKey"), "can not be empty");
-        } else {
-            errors.each(&path.field("topologyKey"), key, names::qualified_name(key));
         }
         let action = constraint.text("whenUnsatisfiable");
         let supported = ["DoNotSchedule", "ScheduleAnyway"];
         if !supported.contains(&action) {
             errors.not_supported(&path.field("whenUnsatisfiable"), action, &supported);
         }
-        metadata::selector(errors, &constraint["labelSelector"], &path.field("labelSelector"));
         if repeats[index] {
             let pair = format!("{{{key}, {action}}}");
             errors.duplicate(&path.field("{topologyKey, whenUnsatisfiable}"), pair);
         }
+        if let Some(domains) = constraint.int("minDomains") {
+            let path = path.field("minDomains");
+            errors.positive(&path, domains);
+            if action != "DoNotSchedule" {
+                let why = format!("can only use minDomains if whenUnsatisfiable=DoNotSchedule, not {action}");
+                errors.invalid(&path, domains, why);
+            }
+        }
+        for field in ["nodeAffinityPolicy", "nodeTaintsPolicy"] {
+            let known = ["Honor", "Ignore"];
+            if let Some(policy) = constraint[field].as_str().filter(|policy| !known.contains(policy)) {
+                errors.not_supported(&path.field(field), policy, &known);
+            }
+        }
+        label_keys(errors, constraint, &path);
+        metadata::selector(errors, &constraint["labelSelector"], &path.field("labelSelector"));
+    }
+}
+
+/// Labels whose values the pod's own have, or have not.
+fn label_keys(errors: &mut Errors, term: &Value, path: &Path<'_>) {
+    for field in ["matchLabelKeys", "mismatchLabelKeys"] {
+        let (list, keys) = (path.field(field), term.list(field));
+        if !keys.is_empty() && !term.has("labelSelector") {
+            errors.forbidden(&list, "must not be specified when labelSelector is not set");
+            continue;
+        }
+        for (index, key) in keys.iter().filter_map(Value::as_str).enumerate() {
+            errors.each(&list.index(index), key, names::qualified_name(key));
+        }
+    }
+    let keys = term.list("matchLabelKeys");
+    let selector = &term["labelSelector"];
+    let mut seen: HashSet<&str> = selector.entries("matchLabels").map(|(key, _)| key).collect();
+    for key in selector.list("matchExpressions").iter().map(|requirement| requirement.text("key")) {
+        // What a key stands for has been added to the selector as one requirement: a second one is the client's.
+        if let Some(index) = keys.iter().rposition(|of| of == key)
+            && seen.contains(key)
+        {
+            errors.invalid(&path.index(index), key, "exists in both matchLabelKeys and labelSelector");
+        }
+        seen.insert(key);
+    }
+    let list = path.field("matchLabelKeys");
+    for (index, key) in keys.iter().enumerate().filter(|(_, key)| term.list("mismatchLabelKeys").contains(key)) {
+        errors.invalid(&list.index(index), key.clone(), "exists in both matchLabelKeys and mismatchLabelKeys");
     }
 }
 
@@ -128,14 +184,15 @@ pub(super) fn affinity(errors: &mut Errors, affinity: &Value, path: &Path<'_>) {
             errors.required(&list, "must have at least one node selector term");
         }
         for (index, term) in terms.iter().enumerate() {
-            node_term(errors, term, &list.index(index));
+            node_term(errors, term, true, &list.index(index));
         }
     }
     let list = here.field(PREFERRED);
     for (index, item) in nodes.list(PREFERRED).iter().enumerate() {
         let path = list.index(index);
         weight(errors, item, &path);
-        node_term(errors, &item["preference"], &path.field("preference"));
+        // Upstream lets a mere preference be for labels that cannot be.
+        node_term(errors, &item["preference"], false, &path.field("preference"));
     }
     for kind in ["podAffinity", "podAntiAffinity"] {
         let here = path.field(kind);
@@ -159,39 +216,72 @@ fn weight(errors: &mut Errors, item: &Value, path: &Path<'_>) {
     }
 }
 
-fn node_term(errors: &mut Errors, term: &Value, path: &Path<'_>) {
-    for field in ["matchExpressions", "matchFields"] {
-        let list = path.field(field);
-        for (index, requirement) in term.list(field).iter().enumerate() {
-            let path = list.index(index);
-            let count = requirement.list("values").len();
-            let values = path.field("values");
-            match requirement.text("operator") {
-                "In" | "NotIn" if count == 0 => {
-                    errors.required(&values, "must be specified when `operator` is 'In' or 'NotIn'");
-                }
-                "Exists" | "DoesNotExist" if count > 0 => {
-                    errors.forbidden(&values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
-                }
-                "Gt" | "Lt" if count != 1 => {
-                    errors.required(&values, "must be specified single value when `operator` is 'Lt' or 'Gt'");
-                }
-                "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
-                other => errors.invalid(&path.field("operator"), other, "not a valid selector operator"),
+fn node_term(errors: &mut Errors, term: &Value, strict: bool, path: &Path<'_>) {
+    let list = path.field("matchExpressions");
+    for (index, requirement) in term.list("matchExpressions").iter().enumerate() {
+        let path = list.index(index);
+        let count = requirement.list("values").len();
+        let values = path.field("values");
+        match requirement.text("operator") {
+            "In" | "NotIn" if count == 0 => {
+                errors.required(&values, "must be specified when `operator` is 'In' or 'NotIn'");
             }
-            let key = requirement.text("key");
-            errors.each(&path.field("key"), key, names::qualified_name(key));
+            "Exists" | "DoesNotExist" if count > 0 => {
+                errors.forbidden(&values, "may not be specified when `operator` is 'Exists' or 'DoesNotExist'");
+            }
+            "Gt" | "Lt" if count != 1 => {
+                errors.required(&values, "must be specified single value when `operator` is 'Lt' or 'Gt'");
+            }
+            "In" | "NotIn" | "Exists" | "DoesNotExist" | "Gt" | "Lt" => {}
+            other => errors.invalid(&path.field("operator"), other, "not a valid selector operator"),
         }
+        let key = requirement.text("key");
+        errors.each(&path.field("key"), key, names::qualified_name(key));
+        if strict {
+            for (index, value) in requirement.list("values").iter().enumerate() {
+                let value = value.as_str().unwrap_or_default();
+                errors.each(&values.index(index), value, names::label_value(value));
+            }
+        }
+    }
+    let list = path.field("matchFields");
+    for (index, requirement) in term.list("matchFields").iter().enumerate() {
+        node_field(errors, requirement, &list.index(index));
+    }
+}
+
+/// A field of a node, which can be its name alone.
+fn node_field(errors: &mut Errors, requirement: &Value, path: &Path<'_>) {
+    let (all, values) = (requirement.list("values"), path.field("values"));
+    match requirement.text("operator") {
+        "In" | "NotIn" if all.len() != 1 => {
+            let one = "must be only one value when `operator` is 'In' or 'NotIn' for node field selector";
+            errors.required(&values, one);
+        }
+        "In" | "NotIn" => {}
+        other => errors.invalid(&path.field("operator"), other, "not a valid selector operator"),
+    }
+    if requirement.text("key") == "metadata.name" {
+        for (index, name) in all.iter().enumerate() {
+            let name = name.as_str().unwrap_or_default();
+            errors.each(&values.index(index), name, names::dns1123_subdomain(name));
+        }
+    } else {
+        errors.invalid(&path.field("key"), requirement.text("key"), "not a valid field selector key");
     }
 }
 
 fn pod_term(errors: &mut Errors, term: &Value, path: &Path<'_>) {
     metadata::selector(errors, &term["labelSelector"], &path.field("labelSelector"));
     metadata::selector(errors, &term["namespaceSelector"], &path.field("namespaceSelector"));
-    let key = term.text("topologyKey");
-    if key.is_empty() {
-        errors.required(&path.field("topologyKey"), "can not be empty");
-    } else {
-        errors.each(&path.field("topologyKey"), key, names::qualified_name(key));
+    for name in term.list("namespaces") {
+        let name = name.as_str().unwrap_or_default();
+        errors.each(&path.field("namespace"), name, names::dns1123_label(name));
     }
+    label_keys(errors, term, path);
+    let (key, path) = (term.text("topologyKey"), path.field("topologyKey"));
+    if key.is_empty() {
+        errors.required(&path, "can not be empty");
+    }
+    errors.each(&path, key, names::qualified_name(key));
 }

@@ -87,11 +87,10 @@ fn pod_rules() {
                 &["spec.containers[0].volumeMounts[0].name: Not found: \"v\""],
             ),
             (
-                json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}, "secret": {"secretName": "s"}}, {"name": "v"},
+                json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}, "secret": {"secretName": "s"}}, {"name": "y"},
                                             {"name": "w", "configMap": {}}, {"name": "x", "hostPath": {"path": "/a/../b"}}]}}),
                 &[
                     "spec.volumes[0].secret: Forbidden: may not specify more than 1 volume type",
-                    "spec.volumes[1].name: Duplicate value: \"v\"",
                     "spec.volumes[2].configMap.name: Required value",
                     "spec.volumes[3].hostPath.path: Invalid value: \"/a/../b\": must not contain '..'",
                 ],
@@ -141,8 +140,8 @@ fn pod_rules() {
             (
                 json!({"spec": {"hostname": "a.b", "activeDeadlineSeconds": 0}}),
                 &[
-                    "spec.hostname: Invalid value: \"a.b\": must not contain dots",
                     "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
+                    "spec.hostname: Invalid value: \"a.b\": must not contain dots",
                 ],
             ),
             (
@@ -156,6 +155,200 @@ fn pod_rules() {
                 `tolerationSeconds` is set",
                     "spec.tolerations[3].effect: Unsupported value: \"No\": supported values: \"NoSchedule\", \
                 \"PreferNoSchedule\", \"NoExecute\"",
+                ],
+            ),
+        ],
+    );
+}
+
+const KEY: &str = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
+                   alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+                   '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+
+#[test]
+fn security_rules() {
+    let of = |context: Value| container(&json!({"securityContext": context}));
+    let at = "spec.containers[0].securityContext";
+    let profiles = r#""Localhost", "RuntimeDefault", "Unconfined""#;
+    creates(
+        "pods",
+        &pod(),
+        &[
+            (
+                of(json!({"procMount": "All", "seccompProfile": {"type": "Mine", "localhostProfile": "p"}})),
+                &[
+                    &format!("{at}.procMount: Unsupported value: \"All\": supported values: \"Default\", \"Unmasked\""),
+                    &format!("{at}.seccompProfile.type: Unsupported value: \"Mine\": supported values: {profiles}"),
+                    &format!(
+                        "{at}.seccompProfile.localhostProfile: Invalid value: {{\"Type\":\"Mine\",\"LocalhostProfile\":\"p\"}}: \
+                         can only be set when seccomp type is Localhost"
+                    ),
+                ],
+            ),
+            (
+                of(json!({"procMount": "Unmasked", "seccompProfile": {}, "appArmorProfile": {}})),
+                &[
+                    &format!(
+                        "{at}.procMount: Invalid value: \"Unmasked\": `hostUsers` must be false to use `Unmasked`"
+                    ),
+                    &format!("{at}.seccompProfile.type: Required value: type is required when seccompProfile is set"),
+                    &format!("{at}.appArmorProfile.type: Required value: type is required when appArmorProfile is set"),
+                ],
+            ),
+            (
+                of(json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "../p"},
+                          "appArmorProfile": {"type": "Localhost"}})),
+                &[
+                    &format!("{at}.seccompProfile.localhostProfile: Invalid value: \"../p\": must not contain '..'"),
+                    &format!(
+                        "{at}.appArmorProfile.localhostProfile: Required value: must be set when AppArmor type is Localhost"
+                    ),
+                ],
+            ),
+            (
+                of(json!({"privileged": true, "allowPrivilegeEscalation": false, "capabilities": {"add": ["A"]}})),
+                &[&format!(
+                    "{at}: Invalid value: {{\"Capabilities\":{{\"Add\":[\"A\"],\"Drop\":null}},\"Privileged\":true,\
+                     \"SELinuxOptions\":null,\"WindowsOptions\":null,\"RunAsUser\":null,\"RunAsGroup\":null,\
+                     \"RunAsNonRoot\":null,\"ReadOnlyRootFilesystem\":null,\"AllowPrivilegeEscalation\":false,\
+                     \"ProcMount\":null,\"SeccompProfile\":null,\"AppArmorProfile\":null}}: cannot set \
+                     `allowPrivilegeEscalation` to false and `privileged` to true"
+                )],
+            ),
+            (
+                json!({"spec": {"hostNetwork": true, "securityContext": {"fsGroupChangePolicy": "Never",
+                    "sysctls": [{"name": "Net"}, {"name": "net.a"}, {"name": "kernel/sem"}, {"name": "kernel/sem"}]}}}),
+                &[
+                    "spec.securityContext.sysctls[0].name: Invalid value: \"Net\": must have at most 253 characters and \
+                     match regex ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$",
+                    "spec.securityContext.sysctls[1].name: Invalid value: \"net.a\": may not be specified when \
+                     'hostNetwork' is true",
+                    "spec.securityContext.sysctls[3].name: Duplicate value: \"kernel/sem\"",
+                    "spec.securityContext.fsGroupChangePolicy: Unsupported value: \"Never\": supported values: \"Always\", \
+                     \"OnRootMismatch\"",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn volume_rules() {
+    let mount = |mount: Value| {
+        let mut pod = container(&json!({"volumeMounts": [mount]}));
+        pod["spec"]["volumes"] = json!([{"name": "v"}, {"name": "bad", "configMap": {}}]);
+        pod
+    };
+    let projected = |sources: Value| json!({"spec": {"serviceAccountName": "s", "volumes": [{"name": "p", "projected": {"sources": sources}}]}});
+    creates(
+        "pods",
+        &pod(),
+        &[
+            (
+                mount(json!({"name": "bad", "mountPath": "/a"})),
+                &[
+                    "spec.volumes[1].configMap.name: Required value",
+                    "spec.containers[0].volumeMounts[0].name: Not found: \"bad\"",
+                ],
+            ),
+            (
+                mount(
+                    json!({"name": "v", "mountPath": "/a", "mountPropagation": "Bidirectional", "recursiveReadOnly": "Enabled"}),
+                ),
+                &[
+                    "spec.volumes[1].configMap.name: Required value",
+                    "spec.containers[0].volumeMounts.mountPropagation: Forbidden: Bidirectional mount propagation is \
+                     available only to privileged containers",
+                    "spec.containers[0].volumeMounts.recursiveReadOnly: Forbidden: may only be specified when readOnly is true",
+                    "spec.containers[0].volumeMounts.recursiveReadOnly: Forbidden: may only be specified when \
+                     mountPropagation is None or not specified",
+                ],
+            ),
+            (
+                container(&json!({"volumeDevices": [{"name": "v", "devicePath": "/../d"}]})),
+                &[
+                    "spec.containers[0].volumeDevices[0].name: Not found: \"v\"",
+                    "spec.containers[0].volumeDevices[0].devicePath: Invalid value: \"/../d\": can not contain backsteps ('..')",
+                ],
+            ),
+            (
+                json!({"spec": {"volumes": [{"name": "d", "downwardAPI": {"defaultMode": 512, "items": [
+                    {"path": "..a", "fieldRef": {"fieldPath": "spec.nodeName"}},
+                    {"path": "b", "resourceFieldRef": {"resource": "limits.cpu"}}, {"path": "c"}]}}]}}),
+                &[
+                    "spec.volumes[0].downwardAPI.defaultMode: Invalid value: 512: must be a number between 0 and 0777 \
+                     (octal), both inclusive",
+                    "spec.volumes[0].downwardAPI.path: Invalid value: \"..a\": must not start with '..'",
+                    "spec.volumes[0].downwardAPI.fieldRef.fieldPath: Unsupported value: \"spec.nodeName\": supported \
+                     values: \"metadata.annotations\", \"metadata.labels\", \"metadata.name\", \"metadata.namespace\", \
+                     \"metadata.uid\"",
+                    "spec.volumes[0].downwardAPI.resourceFieldRef.containerName: Required value",
+                    "spec.volumes[0].downwardAPI: Required value: one of fieldRef and resourceFieldRef is required",
+                ],
+            ),
+            (
+                projected(json!([{"serviceAccountToken": {"path": "", "expirationSeconds": 5}},
+                    {"configMap": {"name": "c", "items": [{"key": "k", "path": "f"}]}},
+                    {"secret": {"items": [{"key": "k", "path": "f"}]}, "downwardAPI": {}}])),
+                &[
+                    "spec.volumes[0].projected.sources[0].serviceAccountToken.expirationSeconds: Invalid value: 5: may not \
+                     specify a duration less than 10 minutes",
+                    "spec.volumes[0].projected.path: Required value",
+                    "spec.volumes[0].projected.sources[2].secret.name: Required value",
+                    "spec.volumes[0].projected: Invalid value: \"\": conflicting duplicate paths",
+                    "spec.volumes[0].projected.sources[2]: Forbidden: may not specify more than 1 volume type per source",
+                ],
+            ),
+        ],
+    );
+}
+
+#[test]
+fn rules_across_the_pod() {
+    creates(
+        "pods",
+        &pod(),
+        &[
+            (
+                container(&json!({"lifecycle": {"preStop": {"sleep": {"seconds": 31}}, "stopSignal": "SIGTERM"}})),
+                &[
+                    "spec.containers[0].lifecycle.preStop.sleep: Invalid value: 31: must be non-negative and less than \
+                     terminationGracePeriodSeconds (30)",
+                    "spec.containers[0].lifecycle.stopSignal: Forbidden: may not be set for containers with empty \
+                     `spec.os.name`",
+                ],
+            ),
+            (
+                json!({"spec": {"hostNetwork": true, "containers": [{"name": "c", "image": "i",
+                    "ports": [{"containerPort": 80, "hostPort": 81}]}]}}),
+                &[
+                    "spec.containers[0].ports[0].hostPort: Invalid value: 81: must match `containerPort` when `hostNetwork` is true",
+                ],
+            ),
+            (
+                json!({"spec": {"os": {"name": "plan9"}, "preemptionPolicy": "Always", "hostnameOverride": "a_b",
+                                "setHostnameAsFQDN": true}}),
+                &[
+                    "spec.hostnameOverride: Forbidden: may not be specified when setHostnameAsFQDN is true",
+                    "spec.hostnameOverride: Invalid value: \"a_b\": a lowercase RFC 1123 subdomain must consist of lower \
+                     case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. \
+                     'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*\
+                     [a-z0-9])?)*')",
+                    "spec.preemptionPolicy: Unsupported value: \"Always\": supported values: \"PreemptLowerPriority\", \"Never\"",
+                    "spec.os: Unsupported value: \"plan9\": supported values: \"linux\", \"windows\"",
+                ],
+            ),
+            (
+                json!({"spec": {"topologySpreadConstraints": [
+                    {"maxSkew": 0, "topologyKey": "a b", "whenUnsatisfiable": "ScheduleAnyway", "minDomains": 2,
+                     "nodeTaintsPolicy": "No", "labelSelector": {}, "matchLabelKeys": ["Bad!"]}]}}),
+                &[
+                    "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than zero",
+                    "spec.topologySpreadConstraints[0].minDomains: Invalid value: 2: can only use minDomains if \
+                     whenUnsatisfiable=DoNotSchedule, not ScheduleAnyway",
+                    "spec.topologySpreadConstraints[0].nodeTaintsPolicy: Unsupported value: \"No\": supported values: \
+                     \"Honor\", \"Ignore\"",
+                    &format!("spec.topologySpreadConstraints[0].matchLabelKeys[0]: Invalid value: \"Bad!\": {KEY}"),
                 ],
             ),
         ],
@@ -201,12 +394,40 @@ fn affinity_rules() {
                 ],
             ),
             (
-                json!({"spec": {"affinity": {"podAntiAffinity": {
-                    preferred: [{"weight": 101, "podAffinityTerm": {"labelSelector": {}, "topologyKey": "zone"}}],
-                    required: [{"labelSelector": {}}]}}}}),
+                json!({"spec": {"affinity": {"nodeAffinity": {required: {"nodeSelectorTerms": [
+                    {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b!"]}],
+                     "matchFields": [{"key": "spec.x", "operator": "In"}, {"key": "metadata.name", "operator": "In", "values": ["n"]}]}]},
+                    preferred: [{"weight": 1, "preference": {"matchExpressions": [{"key": "a", "operator": "In", "values": ["b!"]}]}}]}}}}),
                 &[
                     &format!(
-                        "spec.affinity.podAntiAffinity.{required}[0].topologyKey: Required value: can not be empty"
+                        "{path}.{required}.nodeSelectorTerms[0].matchExpressions[0].values[0]: Invalid value: \"b!\": a valid \
+                         label must be an empty string or consist of alphanumeric characters, '-', '_' or '.', and must start \
+                         and end with an alphanumeric character (e.g. 'MyValue',  or 'my_value',  or '12345', regex used for \
+                         validation is '(([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9])?')"
+                    ),
+                    &format!(
+                        "{path}.{required}.nodeSelectorTerms[0].matchFields[0].values: Required value: must be only one value \
+                         when `operator` is 'In' or 'NotIn' for node field selector"
+                    ),
+                    &format!(
+                        "{path}.{required}.nodeSelectorTerms[0].matchFields[0].key: Invalid value: \"spec.x\": not a valid \
+                         field selector key"
+                    ),
+                ],
+            ),
+            (
+                json!({"spec": {"affinity": {"podAntiAffinity": {
+                    preferred: [{"weight": 101, "podAffinityTerm": {"labelSelector": {}, "topologyKey": "zone"}}],
+                    required: [{"labelSelector": {}, "topologyKey": "a b"}, {"topologyKey": "zone", "matchLabelKeys": ["k"]},
+                               {"topologyKey": "zone", "labelSelector": {}, "namespaces": ["a.b"]}]}}}}),
+                &[
+                    &format!("spec.affinity.podAntiAffinity.{required}[0].topologyKey: Invalid value: \"a b\": {KEY}"),
+                    &format!(
+                        "spec.affinity.podAntiAffinity.{required}[1].matchLabelKeys: Forbidden: must not be specified when \
+                         labelSelector is not set"
+                    ),
+                    &format!(
+                        "spec.affinity.podAntiAffinity.{required}[2].namespace: Invalid value: \"a.b\": must not contain dots"
                     ),
                     &format!(
                         "spec.affinity.podAntiAffinity.{preferred}[0].weight: Invalid value: 101: must be in the range 1-100"
