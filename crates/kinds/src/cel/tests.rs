@@ -120,7 +120,7 @@ fn rules_hold() {
         "self.?port.?name.orValue(self.labels['z']) == 'x' && optional.of(1).or(optional.of(1 / 0)).value() == 1",
         "timestamp('9999-12-31T23:59:59Z') > self.when && int(timestamp('1969-12-31T23:59:59.5Z')) == -1",
         "timestamp('2026-01-01T00:00:00.1234567891Z') == timestamp('2026-01-01T01:00:00.123456789+01:00')",
-        "duration('0.3333333333333333333h') == duration('20m') && !isCIDR('10.0.0.0/08') && !isURL('http://a b@c/')",
+        "duration('0.3333333333333333333h') == duration('20m') && !isCIDR('10.0.0.0/08') && !isURL('http://a b@c/') && !isURL('http://#%blah$#@') && !isURL('http://a#b') && url('http://<a>/b#c?d#e').getEscapedPath() == '/b%23c'",
     ] {
         assert_eq!(evaluate(rule), "true", "{rule}");
     }

@@ -141,7 +141,7 @@ impl Url {
         if scheme.is_empty() && !rest.starts_with('/') && rest != "*" {
             return wrong("invalid URI for request");
         }
-        let rest = rest.split('#').next().unwrap_or_default();
+        // A request's URL has no fragment: `#` is a letter like others.
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = match rest.strip_prefix("//") {
             Some(after) if !scheme.is_empty() || !after.starts_with('/') => {
@@ -199,9 +199,7 @@ fn check_host(host: &str) -> Result<(), String> {
     };
     let digits = port.strip_prefix(':').unwrap_or(port);
     if port.is_empty() || port.starts_with(':') && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        if let Some(bad) =
-            host.chars().find(|c| matches!(c, ' ' | '"' | '<' | '>' | '\\' | '^' | '`' | '{' | '|' | '}'))
-        {
+        if let Some(bad) = host.chars().find(|c| matches!(c, ' ' | '#' | '\\' | '^' | '`' | '{' | '|' | '}')) {
             return Err(format!("invalid character {:?} in host name", bad.to_string()));
         }
         return Ok(());
