@@ -15,6 +15,24 @@ use crate::{FieldValidation, Kind, Status, protobuf};
 /// At most this many unknown fields are named.
 pub(crate) const MAX_WARNINGS: usize = 100;
 
+/// Whole numbers are stored without a point, as Go writes them.
+fn shorten_numbers(value: &mut Value) {
+    match value {
+        Value::Array(items) => items.iter_mut().for_each(shorten_numbers),
+        Value::Object(map) => map.values_mut().for_each(shorten_numbers),
+        Value::Number(number) if number.is_f64() => {
+            // Larger ones have no digits behind the point, but more than fit.
+            const MOST: f64 = 9e18;
+            if let Some(whole) = number.as_f64().filter(|number| number.fract() == 0.0 && number.abs() <= MOST) {
+                #[expect(clippy::cast_possible_truncation, reason = "whole, and within bounds")]
+                let whole = whole as i64;
+                *value = whole.into();
+            }
+        }
+        _ => {}
+    }
+}
+
 pub(crate) fn decode(
     kind: &Kind,
     mut body: Value,
@@ -22,6 +40,7 @@ pub(crate) fn decode(
 ) -> Result<(Value, Vec<String>), Status> {
     let sent_kind = header(kind, &mut body)?;
     if let Some(custom) = &kind.custom {
+        shorten_numbers(&mut body);
         return custom.decode(kind, &sent_kind, body, validation);
     }
     let mut unknown = Vec::new();

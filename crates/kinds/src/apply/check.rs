@@ -99,8 +99,8 @@ impl Check {
             (Form::Struct(schema), value) => self.object(schema, value),
             (Form::Defined { schema, whole }, Value::Object(map)) => {
                 for (name, value) in map {
-                    let known = form.names(name) || schema.field(name).is_some() || schema.preserves_unknown;
-                    let known = known || !matches!(schema.additional, Additional::Unsaid);
+                    let known = form.names(name) || schema.field(name).is_some();
+                    let known = known || schema.free || !matches!(schema.additional, Additional::Unsaid);
                     self.within(&element::field(name), |check| match schema.field(name) {
                         _ if !known => check.say("field not declared in schema"),
                         Some(field) if !(whole && name == "metadata") => check.schema(field, form.child(name), value),
@@ -256,6 +256,26 @@ mod tests {
             ),
         ] {
             assert_eq!(mistakes(Form::of_type(schema), &config).as_deref(), words, "{config}");
+        }
+    }
+
+    #[test]
+    fn objects_that_name_no_fields_take_any() {
+        let schema = Schema::new(&json!({"type": "object", "properties": {
+            "any": {"type": "object"},
+            "kept": {"type": "object", "x-kubernetes-preserve-unknown-fields": true, "properties": {
+                "deep": {"type": "object", "properties": {"a": {"type": "string"}}}
+            }},
+            "whole": {"type": "object", "x-kubernetes-embedded-resource": true}
+        }}));
+        for (config, words) in [
+            (json!({"any": {"b": {"c": 1}}}), None),
+            (json!({"kept": {"b": 1, "deep": {"c": 1}}}), None),
+            (json!({"kept": {"deep": {"a": 1}}}), Some(".kept.deep.a: expected string, got 1")),
+            (json!({"whole": {"kind": "A", "b": 1}}), Some(".whole.b: field not declared in schema")),
+            (json!({"b": 1}), Some(".b: field not declared in schema")),
+        ] {
+            assert_eq!(mistakes(Form::of_object(&schema), &config).as_deref(), words, "{config}");
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Elements of field paths <-> their text in `fieldsV1`, and paths as messages name them.
 //!
 //! `f:` is followed by a field's name, `k:` by the keys of a list's item as JSON sorted by name, `v:` by a set's item
-//! as JSON, `i:` by a place in a list.
+//! as JSON, `i:` by a place in a list. JSON is as Go writes it: equal elements are equal texts, whoever wrote them.
 
 use serde_json::{Map, Value};
 
@@ -10,11 +10,22 @@ pub(super) fn field(name: &str) -> String {
 }
 
 pub(super) fn keys(keys: Map<String, Value>) -> String {
-    format!("k:{}", Value::Object(keys))
+    format!("k:{}", json(&Value::Object(keys)))
 }
 
 pub(super) fn value(value: &Value) -> String {
-    format!("v:{value}")
+    format!("v:{}", json(value))
+}
+
+/// With everything escaped that might mean something to a browser.
+fn json(value: &Value) -> String {
+    let mut text = value.to_string();
+    for letter in ['<', '>', '&', '\u{2028}', '\u{2029}'] {
+        if text.contains(letter) {
+            text = text.replace(letter, &format!("\\u{:04x}", u32::from(letter)));
+        }
+    }
+    text
 }
 
 pub(super) fn index(index: usize) -> String {
@@ -46,7 +57,7 @@ pub(super) fn shown(element: &str) -> String {
             let keys: Vec<String> = keys.iter().map(|(name, value)| format!("{name}={value}")).collect();
             format!("[{}]", keys.join(","))
         }
-        "v" => format!("[={rest}]"),
+        "v" => format!("[={}]", serde_json::from_str(rest).unwrap_or(Value::Null)),
         _ => format!("[{rest}]"),
     }
 }
@@ -66,6 +77,7 @@ mod tests {
                 "[port=80,protocol=\"TCP\"]",
             ),
             ("v:\"x\"", Some("v:\"x\""), "[=\"x\"]"),
+            ("v:\"<&\"", Some("v:\"\\u003c\\u0026\""), "[=\"<&\"]"),
             ("i:3", Some("i:3"), "[3]"),
         ] {
             assert_eq!(parse(text).as_deref(), parsed);

@@ -110,7 +110,7 @@ impl<'a> Form<'a> {
             Self::Defined { schema, .. } => match (schema.field(name), &schema.additional) {
                 (Some(field), _) => Self::of_schema(field),
                 (None, Additional::Any(true)) => Self::Free,
-                (None, _) if schema.preserves_unknown => Self::Free,
+                (None, Additional::Unsaid) if schema.free => Self::Free,
                 (None, _) => Self::Leaf,
             },
             Self::Free => Self::Free,

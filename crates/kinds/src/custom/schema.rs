@@ -48,6 +48,9 @@ pub(crate) struct Schema {
     pub(crate) additional: Additional,
     pub(crate) items: Option<Box<Schema>>,
     pub(crate) preserves_unknown: bool,
+    /// Appliers may set fields of the object that nothing names: it names none, or it is in something that preserves
+    /// unknown fields. They are pruned all the same.
+    pub(crate) free: bool,
     /// A whole object with `apiVersion`, `kind` and `metadata` of its own.
     pub(crate) embedded: bool,
     pub(crate) int_or_string: bool,
@@ -86,9 +89,17 @@ pub(crate) struct Range {
 
 impl Schema {
     pub(crate) fn new(json: &Value) -> Self {
-        let one =
-            |field: &str| json.get(field).filter(|value| value.is_object()).map(|value| Box::new(Self::new(value)));
-        let many = |field: &str| json.list(field).iter().map(Self::new).collect();
+        Self::within(false, json)
+    }
+
+    /// In a schema that preserves unknown fields, or not.
+    fn within(preserving: bool, json: &Value) -> Self {
+        let preserves_unknown = json.flag("x-kubernetes-preserve-unknown-fields");
+        let embedded = json.flag("x-kubernetes-embedded-resource");
+        let preserving = preserving || preserves_unknown;
+        let new = |json: &Value| Self::within(preserving, json);
+        let one = |field: &str| json.get(field).filter(|value| value.is_object()).map(|value| Box::new(new(value)));
+        let many = |field: &str| json.list(field).iter().map(new).collect();
         let range = |min: &str, max: &str| Range { min: json[min].as_u64(), max: json[max].as_u64() };
         let bound = |limit: &str, exclusive: &str| {
             json[limit].as_f64().map(|value| Bound { value, exclusive: json.flag(exclusive) })
@@ -98,15 +109,16 @@ impl Schema {
             kind: type_of(json.text("type")),
             nullable: json.flag("nullable"),
             default: json.get("default").filter(|value| !value.is_null()).cloned(),
-            properties: json.entries("properties").map(|(name, schema)| (name.to_owned(), Self::new(schema))).collect(),
+            properties: json.entries("properties").map(|(name, schema)| (name.to_owned(), new(schema))).collect(),
             additional: match &json["additionalProperties"] {
                 Value::Bool(any) => Additional::Any(*any),
-                Value::Object(_) => Additional::Of(Box::new(Self::new(&json["additionalProperties"]))),
+                Value::Object(_) => Additional::Of(Box::new(new(&json["additionalProperties"]))),
                 _ => Additional::Unsaid,
             },
             items: one("items"),
-            preserves_unknown: json.flag("x-kubernetes-preserve-unknown-fields"),
-            embedded: json.flag("x-kubernetes-embedded-resource"),
+            preserves_unknown,
+            free: preserving || json.entries("properties").next().is_none() && !embedded,
+            embedded,
             int_or_string: json.flag("x-kubernetes-int-or-string"),
             list_type: match json.text("x-kubernetes-list-type") {
                 "set" => ListType::Set,

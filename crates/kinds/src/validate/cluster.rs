@@ -12,7 +12,7 @@ pub(super) fn namespace(errors: &mut Errors, new: &Value) {
     let path = SPEC.field("finalizers");
     for name in new["spec"].list("finalizers").iter().filter_map(Value::as_str) {
         errors.each(&path, name, names::qualified_name(name));
-        if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name) {
+        if !name.contains('/') && !super::STANDARD_FINALIZERS.contains(&name) {
             errors.invalid(&path, name, "name is neither a standard finalizer name nor is it fully qualified");
         }
     }

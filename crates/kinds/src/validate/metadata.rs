@@ -145,6 +145,9 @@ fn owners(errors: &mut Errors, owners: &[Value], path: &Path<'_>) {
     }
 }
 
+/// Finalizers that need no domain.
+pub(crate) const STANDARD_FINALIZERS: [&str; 3] = ["kubernetes", "orphan", "foregroundDeletion"];
+
 fn finalizers(errors: &mut Errors, kind: &Kind, finalizers: &[Value], path: &Path<'_>) {
     for name in finalizers.iter().filter_map(Value::as_str) {
         errors.each(path, name, names::qualified_name(name));
@@ -159,7 +162,7 @@ fn finalizers(errors: &mut Errors, kind: &Kind, finalizers: &[Value], path: &Pat
     }
     for (index, name) in finalizers.iter().enumerate() {
         let name = name.as_str().unwrap_or_default();
-        if !name.contains('/') && !["kubernetes", "orphan", "foregroundDeletion"].contains(&name) {
+        if !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
             let unqualified = "name is neither a standard finalizer name nor is it fully qualified";
             errors.invalid(&path.index(index), name, unqualified);
         }

@@ -27,6 +27,7 @@ mod workload;
 mod tests;
 
 pub(crate) use address::parse_legacy as parse_address;
+pub(crate) use metadata::STANDARD_FINALIZERS;
 use serde_json::Value;
 pub(crate) use service::cluster_ips_alone as cluster_ips;
 

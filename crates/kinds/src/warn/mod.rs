@@ -7,6 +7,7 @@
 mod pod;
 mod service;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use serde_json::Value;
@@ -14,7 +15,7 @@ use serde_json::Value;
 use crate::catalog::Strategy;
 use crate::look::{Look, Path};
 use crate::names;
-use crate::validate::parse_address;
+use crate::validate::{STANDARD_FINALIZERS, parse_address};
 
 /// At most this many are told of one object.
 const MOST: usize = 100;
@@ -86,9 +87,30 @@ pub(crate) fn warnings(strategy: Strategy, new: &Value, old: Option<&Value>) -> 
             pod::pod(&mut found, new, &Path::Root);
         }
         Strategy::Service => service::service(&mut found, new),
+        Strategy::Custom => finalizers(&mut found, new, old),
         _ => {}
     }
     found.0
+}
+
+/// Of the new ones that are not named after who works them off. Kinds that are not custom refuse them.
+fn finalizers(found: &mut Warnings, new: &Value, old: Option<&Value>) {
+    let old = old.map(|old| old["metadata"].list("finalizers")).unwrap_or_default();
+    let added = new["metadata"].list("finalizers").iter().filter(|name| !old.contains(name));
+    let path = Path::Root.field("metadata");
+    let path = path.field("finalizers");
+    for name in added.filter_map(Value::as_str).collect::<BTreeSet<_>>() {
+        if !name.contains('/') && !STANDARD_FINALIZERS.contains(&name) {
+            let form = if name.contains('.') { " including a path (/)" } else { "" };
+            found.push(
+                &path,
+                format_args!(
+                    "{name:?}: prefer a domain-qualified finalizer name{form} to avoid accidental conflicts with other \
+                     finalizer writers"
+                ),
+            );
+        }
+    }
 }
 
 fn slice(found: &mut Warnings, slice: &Value, is_new: bool) {
@@ -162,6 +184,18 @@ mod tests {
                 "endpoints[1].addresses[0]: IPv6 address \"FD00:0::2\" should be in RFC 5952 canonical format (\"fd00::2\")",
             ],
         );
+    }
+
+    #[test]
+    fn finalizers_of_custom_resources() {
+        let object = |names: &[&str]| json!({"metadata": {"finalizers": names}});
+        let new = object(&["orphan", "a.b/c", "a.b", "a"]);
+        let hint = "to avoid accidental conflicts with other finalizer writers";
+        let path = "metadata.finalizers: ";
+        let one = format!("{path}\"a\": prefer a domain-qualified finalizer name {hint}");
+        let two = format!("{path}\"a.b\": prefer a domain-qualified finalizer name including a path (/) {hint}");
+        check(Strategy::Custom, &new, &[&one, &two]);
+        assert_eq!(warnings(Strategy::Custom, &new, Some(&object(&["a.b"]))), [one]);
     }
 
     #[test]
