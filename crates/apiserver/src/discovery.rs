@@ -2,11 +2,10 @@
 //!
 //! Source: `meta/v1` APIResourceList and APIGroupList, `apidiscovery.k8s.io` v2 and v2beta1.
 
-use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
-use portolan_kinds::{Catalog, Kind, Question};
+use portolan_kinds::{Catalog, Kind, Question, Version};
 use serde_json::{Value, json};
 
 use crate::accept::Discovery;
@@ -106,7 +105,7 @@ pub(crate) fn serves(catalog: &Catalog, group: &str, version: &str) -> bool {
 }
 
 /// All that is served by group, then by version. The core group has no name.
-fn groups(catalog: &Catalog) -> BTreeMap<&'static str, BTreeMap<Version, Vec<Resource<'_>>>> {
+fn groups(catalog: &Catalog) -> BTreeMap<&'static str, BTreeMap<Version<'static>, Vec<Resource<'_>>>> {
     let mut groups: BTreeMap<_, BTreeMap<_, Vec<_>>> = BTreeMap::new();
     for resource in all(catalog) {
         groups.entry(resource.group).or_default().entry(Version::new(resource.version)).or_default().push(resource);
@@ -114,38 +113,10 @@ fn groups(catalog: &Catalog) -> BTreeMap<&'static str, BTreeMap<Version, Vec<Res
     groups
 }
 
-/// A version's name, in the order in which clients should like them: `v2`, `v1`, `v1beta1`, `v1alpha1`, and all others
-/// by name.
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Version {
-    rank: Reverse<(u8, u64, u64)>,
-    name: &'static str,
-}
-
-impl Version {
-    fn new(name: &'static str) -> Self {
-        Self { rank: Reverse(Self::rank(name).unwrap_or_default()), name }
-    }
-
-    /// How stable it is, its number, and the number of its draft; the highest first.
-    fn rank(name: &str) -> Option<(u8, u64, u64)> {
-        let rest = name.strip_prefix('v')?;
-        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let (major, draft) = rest.split_at(end);
-        let (stability, minor) = match (draft, draft.strip_prefix("beta"), draft.strip_prefix("alpha")) {
-            ("", ..) => (3, "0"),
-            (_, Some(minor), _) => (2, minor),
-            (.., Some(minor)) => (1, minor),
-            _ => return None,
-        };
-        Some((stability, major.parse().ok()?, minor.parse().ok()?))
-    }
-}
-
 fn of_group(catalog: &Catalog, name: &str) -> Option<Value> {
     let versions = groups(catalog).remove(name)?;
     let version =
-        |version: &Version| json!({"groupVersion": format!("{name}/{}", version.name), "version": version.name});
+        |version: &Version<'_>| json!({"groupVersion": format!("{name}/{}", version.name), "version": version.name});
     let versions: Vec<_> = versions.keys().map(version).collect();
     Some(json!({"name": name, "versions": versions, "preferredVersion": versions[0]}))
 }
@@ -342,16 +313,5 @@ mod tests {
         assert_eq!(found["resources"].as_array().unwrap().len(), 4);
         assert!(serves(&Catalog::default(), "authentication.k8s.io", "v1"));
         assert!(!serves(&Catalog::default(), "authentication.k8s.io", "v1beta1"));
-    }
-
-    #[test]
-    fn versions_are_told_the_best_first() {
-        let mut versions =
-            ["foo1", "v1alpha1", "v10", "v2", "v11beta2", "v1", "v10beta3", "v3beta1", "foo10", "v12alpha1"]
-                .map(Version::new);
-        versions.sort();
-        let names = versions.map(|version| version.name);
-        let expected = ["v10", "v2", "v1", "v11beta2", "v10beta3", "v3beta1", "v12alpha1", "v1alpha1", "foo1", "foo10"];
-        assert_eq!(names, expected);
     }
 }

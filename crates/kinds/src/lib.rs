@@ -33,6 +33,7 @@ mod service;
 mod status;
 mod table;
 mod validate;
+mod version;
 mod warn;
 
 pub use catalog::{Catalog, all, find};
@@ -43,3 +44,4 @@ pub use fields::UnsupportedField;
 pub use kind::{Column, FieldValidation, Kind, KindRef, Scale, Subresource};
 pub use question::{QUESTIONS, Question};
 pub use status::{FieldError, FieldErrorKind, Status};
+pub use version::Version;
