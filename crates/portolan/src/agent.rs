@@ -130,9 +130,9 @@ pub(crate) async fn run(arguments: Arguments) -> Result<()> {
         metrics: config.metrics_bind_address,
     };
     {
-        let (client, pods, ending) = (client.clone(), pods.clone(), keeping_pods.clone());
+        let (client, following, pods, ending) = (client.clone(), following.clone(), pods.clone(), keeping_pods.clone());
         parts.spawn(async move {
-            portolan_node::run(client, pods, renewed, ending).await.context("cannot go on running pods")
+            portolan_node::run(client, following, pods, renewed, ending).await.context("cannot go on running pods")
         });
     }
     parts.spawn(service_plane::run(following, plane, renewals, shutdown.clone()));

@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 
 use super::events::Events;
+use super::follow::Follow;
 use super::logs::Logs;
 use super::{AgentConfig, node};
 use crate::cgroup::{self, Limits};
@@ -33,6 +34,7 @@ pub(super) struct Host {
     pub(super) host_ports: HostPorts,
     pub(super) store: Store,
     pub(super) logs: Logs,
+    pub(super) follow: Follow,
     pub(super) starts: Semaphore,
     /// Thousandths of a CPU, and bytes of memory.
     pub(super) allocatable: (u64, u64),
@@ -77,7 +79,13 @@ pub(super) struct Adopted {
 }
 
 impl Host {
-    pub(super) fn new(client: Client, config: AgentConfig, events: Events) -> Result<Self, nlink::Error> {
+    /// `following` is for watches.
+    pub(super) fn new(
+        client: Client,
+        following: Client,
+        config: AgentConfig,
+        events: Events,
+    ) -> Result<Self, nlink::Error> {
         let node_ip = match config.node_ip {
             IpAddr::V4(ip) => Some(ip),
             IpAddr::V6(_) => None,
@@ -92,6 +100,7 @@ impl Host {
             host_ports: HostPorts::default(),
             store: super::store(&config),
             logs: Logs::default(),
+            follow: Follow::new(following),
             starts: Semaphore::new(MAX_STARTS),
             allocatable: node::allocatable(&config),
             disk: node::disk(&config),

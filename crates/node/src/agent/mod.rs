@@ -10,6 +10,7 @@
 
 mod endpoint;
 mod events;
+mod follow;
 mod hooks;
 mod host;
 mod inotify;
@@ -145,12 +146,15 @@ pub enum Error {
 
 /// Runs the agent until `shutdown`, which leaves the pods running. See [`drain`] for ending them too.
 ///
-/// `renewed` is told with each renewal of the node's Lease until when nobody can have given the node up.
+/// `following` is for the watches of single objects, of which there may be hundreds: one that has a connection for each
+/// request costs more. `renewed` is told with each renewal of the node's Lease until when nobody can have given the node
+/// up.
 ///
 /// # Errors
 /// When it cannot start: what happens later is retried, and said in the log, in Events and in statuses.
 pub async fn run(
     client: Client,
+    following: Client,
     config: AgentConfig,
     renewed: watch::Sender<Instant>,
     shutdown: CancellationToken,
@@ -159,7 +163,7 @@ pub async fn run(
     let endpoint = endpoint::Server::bind(&config)?;
     lay_table(&config.pod_networks, &config.uplink).await.map_err(Error::Table)?;
     let (events, write_events) = events::Events::new(client.clone(), &config.node_name);
-    let host = Arc::new(Host::new(client.clone(), config, events).map_err(Error::Netlink)?);
+    let host = Arc::new(Host::new(client.clone(), following, config, events).map_err(Error::Netlink)?);
     let (nodes, watch_nodes) = Cache::<Node>::new(Api::all(client.clone()), watcher::Config::default());
     let imports = Changes::of(&host.store.records(), AddWatchFlags::IN_MOVED_TO);
     let own = format!("spec.nodeName={}", host.config.node_name);

@@ -1,11 +1,10 @@
-//! The ConfigMaps, Secrets and Services that a pod names, fetched when it starts.
+//! The ConfigMaps, Secrets and Services that a pod names, fetched when something is made from them.
 //!
-//! They are fetched, not watched: a node holds nothing about objects that its pods do not use, and what a container
-//! was started with does not change under it.
+//! A node holds nothing of them in memory; [`Follow`](super::follow::Follow) says when to fetch one again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service, Volume};
+use k8s_openapi::api::core::v1::{ConfigMap, Container, Pod, Secret, Service};
 use kube::api::ListParams;
 use kube::{Api, Client};
 
@@ -62,18 +61,23 @@ impl Objects {
     }
 
     /// What volumes are filled from.
-    pub(super) async fn of_volumes(client: &Client, pod: &Pod, volumes: &[Volume]) -> Result<Self, kube::Error> {
-        let mut names = BTreeSet::new();
-        for volume in volumes {
-            names.extend(volume.config_map.iter().map(|map| (CONFIG_MAP, map.name.clone())));
-            names.extend(volume.secret.iter().filter_map(|secret| Some((SECRET, secret.secret_name.clone()?))));
-            for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
-                names.extend(source.config_map.iter().map(|map| (CONFIG_MAP, map.name.clone())));
-                names.extend(source.secret.iter().map(|secret| (SECRET, secret.name.clone())));
-            }
-        }
-        Self::fetch(client, pod, names).await
+    pub(super) async fn of_volumes(client: &Client, pod: &Pod) -> Result<Self, kube::Error> {
+        Self::fetch(client, pod, in_volumes(pod)).await
     }
+}
+
+/// Kind and name of what the pod's volumes are filled from.
+pub(super) fn in_volumes(pod: &Pod) -> BTreeSet<(&'static str, String)> {
+    let mut names = BTreeSet::new();
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        names.extend(volume.config_map.iter().map(|map| (CONFIG_MAP, map.name.clone())));
+        names.extend(volume.secret.iter().filter_map(|secret| Some((SECRET, secret.secret_name.clone()?))));
+        for source in volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten()) {
+            names.extend(source.config_map.iter().map(|map| (CONFIG_MAP, map.name.clone())));
+            names.extend(source.secret.iter().map(|secret| (SECRET, secret.name.clone())));
+        }
+    }
+    names
 }
 
 /// The Services that a pod's environment names: those of its namespace, unless it asks for none, and the API.

@@ -8,17 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod};
 
 use super::hooks::{self, Target};
 use super::host::{Host, Record};
 use super::objects::{self, Objects};
 use super::tokens::Tokens;
 use super::users::user;
-use super::volumes;
+use super::volumes::{self, Sources};
 use crate::net::{Clash, link_name};
-use crate::pod::{Backoff, Bind, ContainerSpec, ServiceEnv, container_spec, environment, hostname, hosts, resolv_conf};
-use crate::shim::{Input, Instance, Reply, Request, Shim, ShimConfig, ShimEvent, Start, kill, spawn};
+use crate::pod::{
+    Backoff, Bind, ContainerSpec, ServiceEnv, container_spec, environment, hostname, hosts, resolv_conf, sysctls,
+};
+use crate::shim::{Input, Instance, Reply, Request, Shim, ShimConfig, ShimEvent, Start, kill, place_of_part, spawn};
 
 /// What a node's files may be: more is not read.
 const MAX_FILE: usize = 1 << 20;
@@ -103,6 +105,7 @@ async fn make_sandbox(
         None => vec![host.config.node_ip],
     };
     host.clean_up(uid).await;
+    let sysctls = sysctls(pod).map_err(|message| Unmade::Rejected { reason: "SysctlForbidden", message })?;
     host.host_ports.claim(uid, pod).await?;
     let failed = |error: io::Error| format!("failed to create pod sandbox: {error}");
     for part in ["volumes", "logs", "c", "etc", "shm"] {
@@ -114,14 +117,6 @@ async fn make_sandbox(
     let spec = pod.spec.clone().unwrap_or_default();
     let mut tmpfs = volumes::memory(pod, &dir);
     tmpfs.insert(dir.join("shm"), Some(SHM_SIZE));
-    let mut sysctls = std::collections::BTreeMap::new();
-    if address.is_some() {
-        // As containerd does: a network of one's own has no privileged ports, and ping needs no privilege.
-        sysctls.insert("net.ipv4.ip_unprivileged_port_start".to_owned(), "0".to_owned());
-        sysctls.insert("net.ipv4.ping_group_range".to_owned(), "0 2147483647".to_owned());
-    }
-    let asked = spec.security_context.and_then(|security| security.sysctls);
-    sysctls.extend(asked.into_iter().flatten().map(|sysctl| (sysctl.name, sysctl.value)));
     let config = ShimConfig {
         hostname: hostname(pod),
         cgroup: host.cgroup(uid),
@@ -153,19 +148,26 @@ fn private(dir: &Path) -> io::Result<()> {
 
 /// Gives when the tokens among them are to be renewed.
 async fn prepare_volumes(host: &Host, pod: &Pod, dir: &Path, ips: &[IpAddr]) -> Result<Option<Timestamp>, String> {
-    let all = pod.spec.as_ref().and_then(|spec| spec.volumes.clone()).unwrap_or_default();
-    let objects = Objects::of_volumes(&host.client, pod, &all).await.map_err(|error| error.to_string())?;
-    let failed = |error: kube::Error| format!("MountVolume.SetUp failed: failed to fetch token: {error}");
-    let tokens = Tokens::fetch(&host.client, pod, Timestamp::now()).await.map_err(failed)?;
-    volumes::prepare(pod, dir, &objects, &tokens, &context(host, ips, &[]))?;
+    let objects = Objects::of_volumes(&host.client, pod).await.map_err(|error| error.to_string())?;
+    let tokens = Tokens::fetch(&host.client, pod, Timestamp::now()).await.map_err(|error| no_token(&error))?;
+    volumes::prepare(pod, dir, &Sources { objects: &objects, tokens: &tokens, context: &context(host, ips, &[]) })?;
     Ok(tokens.renew_at)
 }
 
-/// Puts new tokens in the place of those that a running pod has; gives when to do so again.
-pub(super) async fn renew_tokens(host: &Host, pod: &Pod) -> Result<Option<Timestamp>, String> {
-    let tokens = Tokens::fetch(&host.client, pod, Timestamp::now()).await.map_err(|error| error.to_string())?;
+fn no_token(error: &kube::Error) -> String {
+    format!("MountVolume.SetUp failed: failed to fetch token: {error}")
+}
+
+/// Brings the volumes of a running pod to what they are made from, with new tokens if they are to be renewed, and then
+/// gives when to do so again.
+pub(super) async fn refill(host: &Host, pod: &Pod, ips: &[IpAddr], renew: bool) -> Result<Option<Timestamp>, String> {
+    let objects = Objects::of_volumes(&host.client, pod).await.map_err(|error| error.to_string())?;
+    let tokens = match renew {
+        true => Tokens::fetch(&host.client, pod, Timestamp::now()).await.map_err(|error| no_token(&error))?,
+        false => Tokens::default(),
+    };
     let dir = host.pod_dir(pod.metadata.uid.as_deref().unwrap_or_default());
-    tokens.replace(pod, &dir).map_err(|error| error.to_string())?;
+    volumes::refill(pod, &dir, &Sources { objects: &objects, tokens: &tokens, context: &context(host, ips, &[]) })?;
     Ok(tokens.renew_at)
 }
 
@@ -251,7 +253,14 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
     let uid = pod.metadata.uid.as_deref().unwrap_or_default();
     let dir = host.pod_dir(uid);
     let name = spec.image.clone().unwrap_or_default();
-    let image = host.store.get(&name).ok_or_else(|| missing_image(host, pod, spec, &name, wanted.again))?;
+    let policy = spec.image_pull_policy.as_deref();
+    let image = host.store.get(&name).ok_or_else(|| missing_image(host, pod, spec, &name, policy, wanted.again))?;
+    for volume in image_volumes(pod, spec) {
+        let name = volume.reference.as_deref().unwrap_or_default();
+        if host.store.get(name).is_none() {
+            return Err(missing_image(host, pod, spec, name, volume.pull_policy.as_deref(), wanted.again));
+        }
+    }
     let message = format!("Container image \"{name}\" already present on machine");
     host.events.normal(pod, Some(&spec.name), "Pulled", message);
     let config_error = || refused("CreateContainerConfigError");
@@ -270,8 +279,9 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
     let bundle = dir.join("c").join(&id);
     let io = |error: io::Error| Refused { reason: "CreateContainerError", message: error.to_string() };
     fs::create_dir_all(&bundle).map_err(io)?;
-    let volumes = volumes::known(pod, &dir);
-    let mut binds = volumes::binds(spec, &volumes, &env).map_err(create_error())?;
+    let volumes = volumes::known(pod, &dir, |image| host.store.get(image).map(|image| host.store.rootfs(&image)));
+    let place = |index| place_of_part(&dir, &id, index);
+    let (mut binds, parts) = volumes::binds(spec, &volumes, &env, place).map_err(config_error())?;
     let own = |source: PathBuf, target: &str| Bind {
         source,
         target: target.to_owned(),
@@ -317,6 +327,7 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
             once: spec.stdin_once == Some(true),
             tty: spec.tty == Some(true),
         },
+        parts,
     })
 }
 
@@ -334,8 +345,21 @@ fn read_in(rootfs: &Path, name: &str) -> String {
     text
 }
 
-fn missing_image(host: &Host, pod: &Pod, spec: &Container, name: &str, again: bool) -> Refused {
-    let never = spec.image_pull_policy.as_deref() == Some("Never");
+/// The volumes among those that a container mounts that are the files of an image.
+fn image_volumes<'a>(pod: &'a Pod, spec: &'a Container) -> impl Iterator<Item = &'a ImageVolumeSource> {
+    let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+    let mounted = |name: &str| spec.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+    volumes.filter(move |volume| mounted(&volume.name)).filter_map(|volume| volume.image.as_ref())
+}
+
+/// Whether the images that a container needs are on the node.
+pub(super) fn has_images(host: &Host, pod: &Pod, spec: &Container) -> bool {
+    let volumes = image_volumes(pod, spec).map(|volume| volume.reference.as_deref());
+    volumes.chain([spec.image.as_deref()]).all(|name| host.store.get(name.unwrap_or_default()).is_some())
+}
+
+fn missing_image(host: &Host, pod: &Pod, spec: &Container, name: &str, policy: Option<&str>, again: bool) -> Refused {
+    let never = policy == Some("Never");
     if crate::image::normalize(name).is_none() && !name.starts_with("sha256:") {
         let message = format!(
             "Failed to apply default image tag \"{name}\": couldn't parse image name \"{name}\": invalid reference format"

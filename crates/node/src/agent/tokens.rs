@@ -1,14 +1,10 @@
 //! The ServiceAccount tokens that a pod's volumes are to hold: asked for when a volume is filled, and again long before
 //! they end.
 //!
-//! Invariants: a token is bound to the pod, so it is of no use to anybody once the pod is gone; it is written whole or
-//! not at all, for those alone whom the kubelet would give it to. Source: `pkg/kubelet/token`, `pkg/volume/projected`.
+//! Invariants: a token is bound to the pod, so it is of no use to anybody once the pod is gone; it is for those alone
+//! whom the kubelet would give it to. Source: `pkg/kubelet/token`, `pkg/volume/projected`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
@@ -77,23 +73,6 @@ impl Tokens {
     pub(super) fn get(&self, volume: &str, path: &str) -> Option<&str> {
         self.tokens.get(&(volume.to_owned(), path.to_owned())).map(String::as_str)
     }
-
-    /// Puts them in the place of those that stand in the pod's volumes, each at once.
-    pub(super) fn replace(&self, pod: &Pod, dir: &Path) -> io::Result<()> {
-        let (mode, owner, group) = access(pod);
-        for ((volume, path), token) in &self.tokens {
-            let path = dir.join("volumes").join(volume).join(path);
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let new = path.with_file_name(format!("..{name}.new"));
-            let _ = fs::remove_file(&new);
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-            file.write_all(token.as_bytes())?;
-            std::os::unix::fs::chown(&new, owner, group)?;
-            file.set_permissions(fs::Permissions::from_mode(mode.unwrap_or(0o644)))?;
-            fs::rename(&new, &path)?;
-        }
-        Ok(())
-    }
 }
 
 fn renew_at(now: Timestamp, ends: Timestamp) -> Timestamp {
@@ -102,9 +81,9 @@ fn renew_at(now: Timestamp, ends: Timestamp) -> Timestamp {
     now.checked_add(part.min(OLDEST)).unwrap_or(now)
 }
 
-/// Mode, owner and group of a token's file. Without a mode, it is what the volume says.
-pub(super) fn access(pod: &Pod) -> (Option<u32>, Option<u32>, Option<u32>) {
-    let Some(spec) = &pod.spec else { return (None, None, None) };
+/// Mode and owner of a token's file. Without a mode, it is what the volume says.
+pub(super) fn access(pod: &Pod) -> (Option<i32>, Option<u32>) {
+    let Some(spec) = &pod.spec else { return (None, None) };
     let id = |id: Option<i64>| id.and_then(|id| u32::try_from(id).ok());
     let of_pod = spec.security_context.as_ref();
     let group = id(of_pod.and_then(|security| security.fs_group));
@@ -119,7 +98,7 @@ pub(super) fn access(pod: &Pod) -> (Option<u32>, Option<u32>, Option<u32>) {
         (Some(_), None) => Some(0o600),
         (None, None) => None,
     };
-    (mode, owner, group)
+    (mode, owner)
 }
 
 #[cfg(test)]
@@ -147,31 +126,17 @@ mod tests {
         };
         let none = || json!(null);
         for (spec, expected) in [
-            (json!({"containers": [{"name": "c"}]}), (None, None, None)),
-            (json!({"containers": containers([json!(7), json!(7)])}), (Some(0o600), Some(7), None)),
-            (json!({"containers": containers([json!(7), json!(8)])}), (None, None, None)),
-            (json!({"containers": containers([json!(7), none()])}), (None, None, None)),
+            (json!({"containers": [{"name": "c"}]}), (None, None)),
+            (json!({"containers": containers([json!(7), json!(7)])}), (Some(0o600), Some(7))),
+            (json!({"containers": containers([json!(7), json!(8)])}), (None, None)),
+            (json!({"containers": containers([json!(7), none()])}), (None, None)),
             (
                 json!({"securityContext": {"runAsUser": 7}, "containers": containers([json!(7), none()])}),
-                (Some(0o600), Some(7), None),
+                (Some(0o600), Some(7)),
             ),
-            (json!({"securityContext": {"fsGroup": 9}, "containers": [{"name": "c"}]}), (Some(0o640), None, Some(9))),
+            (json!({"securityContext": {"fsGroup": 9}, "containers": [{"name": "c"}]}), (Some(0o640), None)),
         ] {
             assert_eq!(access(spec.clone()), expected, "{spec}");
         }
-    }
-
-    #[test]
-    fn a_token_is_replaced_in_its_place() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir_all(dir.path().join("volumes/v")).unwrap();
-        fs::write(dir.path().join("volumes/v/token"), "old").unwrap();
-        let place = ("v".to_owned(), "token".to_owned());
-        let tokens = Tokens { tokens: BTreeMap::from([(place, "new".to_owned())]), renew_at: None };
-        for _ in 0..2 {
-            tokens.replace(&Pod::default(), dir.path()).unwrap();
-        }
-        assert_eq!(fs::read_to_string(dir.path().join("volumes/v/token")).unwrap(), "new");
-        assert_eq!(fs::read_dir(dir.path().join("volumes/v")).unwrap().count(), 1);
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, Service};
+use k8s_openapi::api::core::v1::{Container, EnvVarSource, Pod, ResourceFieldSelector, Service};
 
 use super::{bytes, milli};
 
@@ -122,19 +122,7 @@ fn from_source(
         return field(pod, context, &reference.field_path).map(Some);
     }
     if let Some(resource) = &source.resource_field_ref {
-        let of = match &resource.container_name {
-            Some(name) if !name.is_empty() => {
-                let all = pod
-                    .spec
-                    .iter()
-                    .flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
-                let found = all.into_iter().find(|other| &other.name == name);
-                found.ok_or_else(|| format!("container {name} not found"))?
-            }
-            _ => container,
-        };
-        let divisor = resource.divisor.as_ref();
-        return resource_value(of, &resource.resource, divisor, context.allocatable).map(Some);
+        return resource_field(pod, Some(container), context, resource).map(Some);
     }
     let (kind, name, key, optional) = match (&source.config_map_key_ref, &source.secret_key_ref) {
         (Some(map), _) => ("configmap", &map.name, &map.key, map.optional),
@@ -166,6 +154,8 @@ pub(crate) fn field(pod: &Pod, context: &ServiceEnv<'_>, path: &str) -> Result<S
         "metadata.name" => text(&metadata.name),
         "metadata.namespace" => text(&metadata.namespace),
         "metadata.uid" => text(&metadata.uid),
+        "metadata.labels" => lines(metadata.labels.as_ref()),
+        "metadata.annotations" => lines(metadata.annotations.as_ref()),
         "spec.nodeName" => text(&spec.and_then(|spec| spec.node_name.clone())),
         "spec.serviceAccountName" => text(&spec.and_then(|spec| spec.service_account_name.clone())),
         "status.hostIP" => first(context.host_ips),
@@ -178,6 +168,48 @@ pub(crate) fn field(pod: &Pod, context: &ServiceEnv<'_>, path: &str) -> Result<S
             return found.ok_or_else(|| format!("unsupported fieldPath: {path}"));
         }
     })
+}
+
+/// A line for each entry, the value as Go writes a string.
+fn lines(map: Option<&BTreeMap<String, String>>) -> String {
+    let line = |(key, value): (&String, &String)| {
+        let mut line = format!("{key}=\"");
+        for letter in value.chars() {
+            match letter {
+                '"' | '\\' => line.extend(['\\', letter]),
+                '\x07' => line.push_str("\\a"),
+                '\x08' => line.push_str("\\b"),
+                '\t' => line.push_str("\\t"),
+                '\n' => line.push_str("\\n"),
+                '\x0b' => line.push_str("\\v"),
+                '\x0c' => line.push_str("\\f"),
+                '\r' => line.push_str("\\r"),
+                '\0'..' ' | '\x7f' => line.push_str(&format!("\\x{:02x}", u32::from(letter))),
+                _ => line.push(letter),
+            }
+        }
+        line + "\""
+    };
+    map.into_iter().flatten().map(line).collect::<Vec<_>>().join("\n")
+}
+
+/// A resource of the downward API: of the container that the selector names, or else of `own`.
+pub(crate) fn resource_field(
+    pod: &Pod,
+    own: Option<&Container>,
+    context: &ServiceEnv<'_>,
+    selector: &ResourceFieldSelector,
+) -> Result<String, String> {
+    let named = selector.container_name.as_deref().unwrap_or_default();
+    let of = if named.is_empty() {
+        own
+    } else {
+        let spec = pod.spec.iter();
+        let mut all = spec.flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
+        all.find(|container| container.name == named)
+    };
+    let of = of.ok_or_else(|| format!("container {named} not found"))?;
+    resource_value(of, &selector.resource, selector.divisor.as_ref(), context.allocatable)
 }
 
 fn resource_value(

@@ -14,9 +14,10 @@ mod realized;
 mod recover;
 mod spec;
 mod status;
+mod sysctls;
 
 pub use backoff::Backoff;
-pub(crate) use env::{Lookup, ServiceEnv, environment, expand, field};
+pub(crate) use env::{Lookup, ServiceEnv, environment, expand, field, resource_field};
 pub(crate) use files::{hostname, hosts, resolv_conf};
 pub use plan::{Action, Plan, next_actions};
 pub(crate) use probe::{Check, Kind as ProbeKind, Probe, Verdict, probes};
@@ -25,6 +26,7 @@ pub(crate) use recover::{Remembered, adopted, lost, sandbox_lost};
 pub(crate) use spec::{Bind, ContainerSpec, User, container_spec};
 pub(crate) use status::is_backing_off;
 pub use status::{effective_phase, status};
+pub(crate) use sysctls::sysctls;
 
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use portolan_model::quantity;

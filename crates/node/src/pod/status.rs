@@ -58,9 +58,12 @@ pub fn status(pod: &Pod, realized: &Realized, host_ips: &[IpAddr], now: Timestam
     let terminal = matches!(phase, "Succeeded" | "Failed");
     // A pod that was over before this agent started has no containers to tell of.
     let forgotten = terminal && realized.containers.is_empty() && realized.failed.is_none();
-    let initialized = initialized(spec, realized);
+    let waiting = if spec.init_containers.as_ref().is_some_and(|init| !init.is_empty()) {
+        "PodInitializing"
+    } else {
+        "ContainerCreating"
+    };
     let statuses = |containers: &[ContainerSpec], init: bool| -> Vec<ContainerStatus> {
-        let waiting = if init || initialized { "ContainerCreating" } else { "PodInitializing" };
         containers.iter().map(|c| container_status(pod, c, realized, waiting, init, now)).collect()
     };
     let mut ips: Vec<IpAddr> = if host_network { host_ips.to_vec() } else { realized.ips.clone() };
@@ -70,6 +73,7 @@ pub fn status(pod: &Pod, realized: &Realized, host_ips: &[IpAddr], now: Timestam
     }
     let (reason, message) = realized.failed.clone().unzip();
     let mut status = PodStatus {
+        observed_generation: pod.metadata.generation,
         phase: Some(phase.to_owned()),
         reason: reason.or_else(|| old.reason.clone()),
         message: message.or_else(|| old.message.clone()),
@@ -83,7 +87,7 @@ pub fn status(pod: &Pod, realized: &Realized, host_ips: &[IpAddr], now: Timestam
     if !forgotten {
         status.container_statuses = Some(statuses(&spec.containers, false));
         status.init_container_statuses = spec.init_containers.as_deref().map(|init| statuses(init, true));
-        status.conditions = Some(conditions(spec, &old, &status, realized, initialized, now));
+        status.conditions = Some(conditions(pod, spec, &old, &status, realized, now));
     }
     status
 }
@@ -227,11 +231,11 @@ fn terminated(ended: &Ended, container_id: Option<String>) -> ContainerState {
 }
 
 fn conditions(
+    pod: &Pod,
     spec: &PodSpec,
     old: &PodStatus,
     new: &PodStatus,
     realized: &Realized,
-    initialized: bool,
     now: Timestamp,
 ) -> Vec<PodCondition> {
     let before = old.conditions.as_deref().unwrap_or_default();
@@ -284,7 +288,7 @@ fn conditions(
             if done {
                 ("True", Some("PodCompleted".to_owned()), None)
             } else {
-                verdict(initialized, "ContainersNotInitialized", message)
+                verdict(initialized(spec, realized), "ContainersNotInitialized", message)
             },
         ),
         ("Ready", ready),
@@ -302,6 +306,7 @@ fn conditions(
                 reason: reason.filter(|reason| !reason.is_empty()),
                 message,
                 last_transition_time: since.or_else(|| Some(time(now))),
+                observed_generation: pod.metadata.generation,
                 ..Default::default()
             }
         })
@@ -439,14 +444,16 @@ mod tests {
         let old: Value = json!({"qosClass": "Burstable", "conditions": [
             condition("Ready", "True"), condition("ContainersReady", "True"), condition("example.com/gate", "False")]});
         pod.status = serde_json::from_value(old).unwrap();
+        pod.metadata.generation = Some(3);
         let status = json!(of(&pod, &with(running(true))));
-        assert_eq!(status["qosClass"], "Burstable");
+        assert_eq!((&status["qosClass"], &status["observedGeneration"]), (&json!("Burstable"), &json!(3)));
         let find = |kind: &str| {
             let all = status["conditions"].as_array().unwrap();
             all.iter().find(|condition| condition["type"] == kind).unwrap().clone()
         };
         assert_eq!(find("example.com/gate"), condition("example.com/gate", "False"));
         assert_eq!(find("ContainersReady")["lastTransitionTime"], "1969-01-01T00:00:00Z");
+        assert_eq!(find("ContainersReady")["observedGeneration"], 3);
         assert_eq!(
             (find("Ready")["status"].as_str(), find("Ready")["reason"].as_str()),
             (Some("False"), Some("ReadinessGatesNotReady"))
@@ -457,15 +464,17 @@ mod tests {
     #[test]
     fn init_containers_hold_the_pod_pending() {
         let mut pod = pod("Always");
-        let init = json!([{"name": "init", "image": "web:1"}]);
+        let init = json!([{"name": "init", "image": "web:1"}, {"name": "next", "image": "web:1"}]);
         pod.spec.as_mut().unwrap().init_containers = serde_json::from_value(init).unwrap();
         let mut realized = with(Container::default());
         realized.containers.insert("init".into(), running(true));
         let status = of(&pod, &realized);
-        let state = status.container_statuses.unwrap()[0].state.clone().unwrap();
-        assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("PodInitializing"));
+        for waits in [&status.container_statuses.unwrap()[0], &status.init_container_statuses.unwrap()[1]] {
+            let state = waits.state.clone().unwrap();
+            assert_eq!(state.waiting.unwrap().reason.as_deref(), Some("PodInitializing"), "{}", waits.name);
+        }
         let initialized = status.conditions.unwrap().into_iter().find(|c| c.type_ == "Initialized").unwrap();
-        assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [init]"));
+        assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [init next]"));
         assert_eq!(status.phase.as_deref(), Some("Pending"));
     }
 

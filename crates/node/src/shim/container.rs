@@ -19,7 +19,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use oci_spec::runtime::Spec;
 
-use super::Start;
+use super::{Start, part};
 
 /// Where the container's files are, below the pod's directory.
 pub(super) fn bundle(id: &str) -> String {
@@ -77,6 +77,7 @@ fn builder(dir: &Path, id: &str, stdio: Stdio) -> Result<ContainerBuilder, Box<d
 /// Starts a container and gives its first process's id.
 pub(super) fn start(dir: &Path, start: &Start, stdio: Stdio) -> Result<c_int, Box<dyn Error>> {
     let bundle = dir.join(bundle(&start.id));
+    part::mount_all(dir, start)?;
     mount_root(&bundle, &start.lower).map_err(|error| format!("cannot mount the container's root: {error}"))?;
     let mut container = builder(dir, &start.id, stdio)?
         .validate_id()?

@@ -11,6 +11,7 @@ mod jobs;
 mod log;
 mod namespaces;
 mod output;
+mod part;
 mod relay;
 mod server;
 mod session;
@@ -109,6 +110,26 @@ pub(crate) struct Start {
     pub(crate) log: PathBuf,
     #[serde(default)]
     pub(crate) input: Input,
+    #[serde(default)]
+    pub(crate) parts: Vec<Part>,
+}
+
+/// A part of a volume that containers write to. It is looked for when the container starts, and mounted at
+/// [`place_of_part`], where the bundle expects it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part {
+    pub(crate) volume: PathBuf,
+    /// Within the volume; made as a directory if it is not there.
+    pub(crate) path: String,
+}
+
+/// Where a start's parts are mounted. Not in its bundle, which is deleted with all that is in it.
+fn parts(id: &str) -> String {
+    format!("parts/{id}")
+}
+
+pub(crate) fn place_of_part(dir: &Path, id: &str, index: usize) -> PathBuf {
+    dir.join(parts(id)).join(index.to_string())
 }
 
 /// What a container's first process reads from.

@@ -31,7 +31,8 @@ use super::output::Output;
 use super::session::receive;
 use super::sessions::{MAX_SESSIONS, Session};
 use super::{
-    CONFIG, Call, Instance, Message, Reply, Request, ShimConfig, container, decode, encode, namespaces, socket_path,
+    CONFIG, Call, Instance, Message, Reply, Request, ShimConfig, container, decode, encode, namespaces, part,
+    socket_path,
 };
 use crate::cgroup;
 use crate::pod::Exit;
@@ -251,6 +252,7 @@ impl Server {
             Some(container) if container.instance.exit.is_none() => Reply::Failed("the container is running".into()),
             _ => {
                 self.containers.remove(id);
+                part::unmount_all(&self.dir, id);
                 let _ = umount2(&self.dir.join(container::bundle(id)).join("root"), MntFlags::MNT_DETACH);
                 let _ = fs::remove_dir_all(self.dir.join("run").join(id));
                 // SAFETY: this process has one thread. A large directory takes long to delete, so a child does it.
@@ -308,6 +310,7 @@ impl Server {
         let (code, signal) = outcome(status);
         container.instance.exit = Some(Exit { code, signal, oom_killed: oom && code == 137, at: now });
         let message = Message::Exited(container.instance.clone());
+        part::unmount_all(&self.dir, id);
         let _ = umount2(&self.dir.join(container::bundle(id)).join("root"), MntFlags::MNT_DETACH);
         cgroup::remove(&format!("{}/{id}", self.cgroup));
         let ids: Vec<u64> = self.clients.keys().copied().collect();

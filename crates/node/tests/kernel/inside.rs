@@ -82,6 +82,43 @@ pub(crate) fn a_container_sees_what_its_pod_says() {
     }
 }
 
+pub(crate) fn volumes_follow_what_they_are_made_from_and_have_parts() {
+    let lab = Lab::new();
+    let settings = |value: &str| json!({"metadata": {"name": "settings", "namespace": "shop"}, "data": {"key": value}});
+    lab.api.put("configmaps", settings("old"));
+    let mount = |name: &str, path: &str, part: &str| json!({"name": name, "mountPath": path, "subPath": part});
+    lab.create(
+        "reader",
+        json!({"restartPolicy": "Never",
+        "volumes": [{"name": "scratch", "emptyDir": {}}, {"name": "config", "configMap": {"name": "settings"}}],
+        "initContainers": [
+            {"name": "writer", "args": ["append", "/part/note", "hello"], "volumeMounts": [mount("scratch", "/part", "a/b")]},
+            {"name": "finder", "args": ["await", "/scratch/a/b/note", "hello\n"], "volumeMounts": [mount("scratch", "/scratch", "")]}],
+        "containers": [{"name": "app", "args": ["await", "/config/key", "new"], "volumeMounts": [mount("config", "/config", "")]}]}),
+    );
+    lab.with_agent(async |api: Api| {
+        api.until("it runs", |api| !container(api, "reader")["state"]["running"].is_null()).await;
+        api.put("configmaps", settings("new"));
+        api.until("it has read the new value", |api| api.pod("reader")["status"]["phase"] == "Succeeded").await;
+        assert_eq!(api.pod("reader")["status"]["initContainerStatuses"][0]["ready"], true);
+    });
+}
+
+pub(crate) fn a_pod_that_would_change_the_machine_is_rejected() {
+    let lab = Lab::new();
+    let core_pattern = || std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();
+    let before = core_pattern();
+    let sysctls = json!([{"name": "kernel.core_pattern", "value": "changed"}]);
+    lab.create("rude", json!({"securityContext": {"sysctls": sysctls}, "containers": [app(&["polite"])]}));
+    lab.with_agent(async |api: Api| {
+        api.until("it has failed", |api| api.pod("rude")["status"]["phase"] == "Failed").await;
+        let status = api.pod("rude")["status"].clone();
+        let message = "Pod was rejected: forbidden sysctl: \"kernel.core_pattern\" not allowlisted";
+        assert_eq!((&status["reason"], &status["message"]), (&json!("SysctlForbidden"), &json!(message)));
+    });
+    assert_eq!(core_pattern(), before);
+}
+
 /// The body of an answer over TLS, with or without a client certificate and its key.
 async fn fetch(lab: &Lab, path: &str, client: Option<&(String, String)>) -> Result<String, String> {
     use rustls::pki_types::pem::PemObject;

@@ -102,7 +102,13 @@ impl Lab {
     pub(crate) fn with_agent(&self, test: impl AsyncFnOnce(Api) + Send) {
         self.netns.block_on(|| async {
             let stop = CancellationToken::new();
-            let agent = portolan_node::run(self.api.client(), self.config(), self.renewed.clone(), stop.clone());
+            let agent = portolan_node::run(
+                self.api.client(),
+                self.api.client(),
+                self.config(),
+                self.renewed.clone(),
+                stop.clone(),
+            );
             let test = async {
                 test(self.api.clone()).await;
                 stop.cancel();

@@ -24,7 +24,7 @@ fn main() {
     if args.first().is_some_and(|word| word == "workload") {
         workload::run(&args[1..]);
     }
-    let tests: [(&str, fn()); 17] = [
+    let tests: [(&str, fn()); 19] = [
         ("a_pod_runs_answers_and_goes", a_pod_runs_answers_and_goes),
         ("the_node_is_registered_and_stays_so", the_node_is_registered_and_stays_so),
         ("exits_follow_the_restart_policy", exits_follow_the_restart_policy),
@@ -35,6 +35,11 @@ fn main() {
         ("probes_decide_readiness_and_restarts", probes_decide_readiness_and_restarts),
         ("too_much_memory_is_oom_killed", inside::too_much_memory_is_oom_killed),
         ("a_container_sees_what_its_pod_says", inside::a_container_sees_what_its_pod_says),
+        (
+            "volumes_follow_what_they_are_made_from_and_have_parts",
+            inside::volumes_follow_what_they_are_made_from_and_have_parts,
+        ),
+        ("a_pod_that_would_change_the_machine_is_rejected", inside::a_pod_that_would_change_the_machine_is_rejected),
         ("logs_are_served_to_the_clusters_own", inside::logs_are_served_to_the_clusters_own),
         ("a_pod_in_the_nodes_network", inside::a_pod_in_the_nodes_network),
         ("a_host_port_leads_to_its_pod_from_everywhere", host_ports::a_host_port_leads_to_its_pod_from_everywhere),

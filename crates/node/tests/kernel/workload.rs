@@ -34,6 +34,13 @@ pub(crate) fn run(args: &[String]) -> ! {
             writeln!(file, "{text}").unwrap();
         }
         ["exists", path] => exit(i32::from(!Path::new(path).exists())),
+        ["await", path, text] => {
+            let deadline = Instant::now() + Duration::from_secs(60);
+            while std::fs::read_to_string(path).is_ok_and(|found| found != text) && Instant::now() < deadline {
+                std::thread::yield_now();
+            }
+            assert_eq!(std::fs::read_to_string(path).unwrap(), text);
+        }
         ["get", address] => println!("{}", get(address)),
         ["last-words", text] => {
             std::fs::write("/dev/termination-log", text).unwrap();

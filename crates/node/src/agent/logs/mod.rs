@@ -20,7 +20,7 @@ use super::spec_of;
 use super::start::log_path;
 pub(super) use options::{Options, decoded};
 use reader::Follow;
-pub(super) use reader::Reader;
+pub(super) use reader::{Reader, end_of};
 
 /// The latest start of a container that has logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,11 @@
 //! A log's files, the rotated one first -> the lines that are wanted, and then what is written meanwhile.
 
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use futures::Stream;
 use hyper::body::Bytes;
 use jiff::Timestamp;
 use nix::sys::inotify::AddWatchFlags;
@@ -15,6 +16,8 @@ use crate::agent::inotify::Changes;
 use crate::shim::rotated;
 
 const CHUNK: usize = 64 << 10;
+/// Enough of a log for its last words: several pieces of the longest that lines are written in.
+const END: u64 = 64 << 10;
 
 pub(super) struct Follow {
     pub(super) container: String,
@@ -73,7 +76,12 @@ impl Reader {
         Ok(lines)
     }
 
-    pub(in crate::agent) async fn next(&mut self) -> Option<io::Result<Bytes>> {
+    /// All that is wanted, as it comes.
+    pub(in crate::agent) fn chunks(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        futures::stream::unfold(self, |mut reader| async move { Some((reader.next().await?, reader)) })
+    }
+
+    pub(super) async fn next(&mut self) -> Option<io::Result<Bytes>> {
         loop {
             if self.left == 0 {
                 return None;
@@ -141,6 +149,24 @@ impl Reader {
         self.left -= out.len() as u64;
         Ok(out.into())
     }
+}
+
+/// The last lines of a log as a container wrote them, and of these the last bytes.
+pub(in crate::agent) fn end_of(path: &Path, lines: usize, bytes: usize) -> io::Result<Vec<u8>> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    file.seek(SeekFrom::Start(length.saturating_sub(END)))?;
+    let mut raw = Vec::new();
+    file.take(END).read_to_end(&mut raw)?;
+    let parsed: Vec<Line<'_>> = raw.split(|byte| *byte == b'\n').filter_map(Line::parse).collect();
+    let ends = parsed.iter().enumerate().filter(|(_, line)| line.whole).map(|(at, _)| at + 1);
+    let before: Vec<usize> = std::iter::once(0).chain(ends).collect();
+    let first = before.len().checked_sub(lines + 1).map_or(0, |at| before[at]);
+    let mut out = Vec::new();
+    for line in &parsed[first..] {
+        line.write(&mut out, false);
+    }
+    Ok(out.split_off(out.len().saturating_sub(bytes)))
 }
 
 /// Tells of writing to a log, and of its rotation.

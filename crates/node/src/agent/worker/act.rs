@@ -17,6 +17,7 @@ impl Worker {
         match action {
             Action::CreateSandbox => {
                 self.realized.sandbox = Sandbox::Creating;
+                self.filling.follow(&self.host, &self.pod);
                 let (host, pod) = (self.host.clone(), self.pod.clone());
                 self.jobs.spawn(async move { Outcome::Sandbox(start::sandbox(&host, &pod).await) });
             }
@@ -36,6 +37,7 @@ impl Worker {
     pub(super) fn remove_sandbox(&mut self) {
         self.realized.sandbox = Sandbox::Removing;
         self.probing.clear();
+        self.filling.stop();
         let (host, uid, address) = (self.host.clone(), self.uid.clone(), self.address.take());
         let shim = self.shim.take();
         self.jobs.spawn(async move {

@@ -4,12 +4,13 @@
 //! are no locks, and no two actions race.
 
 mod act;
+mod fill;
+mod hear;
 mod report;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -18,22 +19,14 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::hooks::Target;
 use super::host::{Adopted, Host};
 use super::logs::Containers;
-use super::probing::{Answer, Probing};
-use super::spec_of;
-use super::start::{self, NewSandbox, Refused, Unmade, instance_id};
+use super::probing::Probing;
+use super::start::{NewSandbox, Refused, Unmade};
 use super::tokens;
-use crate::pod::{
-    Action, Ended, Exit, Phase, ProbeKind, Realized, Remembered, Sandbox, Verdict, adopted, is_backing_off, lost,
-    next_actions, sandbox_lost,
-};
+use crate::pod::{Action, Realized, Remembered, Sandbox, adopted, lost, next_actions};
 use crate::shim::{Instance, Shim, ShimEvent};
-
-const FIRST_RETRY: SignedDuration = SignedDuration::from_secs(10);
-const LONGEST_RETRY: SignedDuration = SignedDuration::from_mins(5);
-const MAX_MESSAGE: u64 = 4096;
+use fill::Filling;
 
 /// The pod as the API last showed it.
 #[derive(Clone)]
@@ -55,7 +48,10 @@ enum Outcome {
     Stopped,
     Status(Map<String, Value>, Result<Box<Pod>, kube::Error>),
     Deleted(Result<(), kube::Error>),
-    Tokens(Result<Option<Timestamp>, String>),
+    Filled {
+        renewed: bool,
+        result: Result<Option<Timestamp>, String>,
+    },
 }
 
 struct Sheltered {
@@ -85,8 +81,7 @@ struct Worker {
     /// A patch that the API took and did not keep, with the revision it left.
     unkept: Option<(Option<String>, Map<String, Value>)>,
     deleting: bool,
-    /// When to renew the tokens in the pod's volumes.
-    renew_tokens: Option<Timestamp>,
+    filling: Filling,
     /// Tells of images that come.
     images: watch::Receiver<()>,
 }
@@ -134,7 +129,7 @@ impl Worker {
             write_after: None,
             unkept: None,
             deleting: false,
-            renew_tokens: None,
+            filling: Filling::default(),
             images: host.images.subscribe(),
             host,
             pod,
@@ -161,6 +156,7 @@ impl Worker {
         let ips = vec![found.record.address.map_or(self.host.config.node_ip, IpAddr::V4)];
         // Nobody remembers how old they are.
         let renew_tokens = tokens::has(&self.pod).then(Timestamp::now);
+        self.filling.follow(&self.host, &self.pod);
         self.shelter(NewSandbox { shim: found.shim, events: found.events, driver: found.driver, ips, renew_tokens });
         self.address = found.record.address;
         let running: Vec<String> =
@@ -186,7 +182,7 @@ impl Worker {
             _ => None,
         });
         self.realized.ips = made.ips;
-        self.renew_tokens = made.renew_tokens;
+        self.filling.renew_at(made.renew_tokens);
     }
 
     async fn work(&mut self, seen: &mut watch::Receiver<Seen>) {
@@ -203,11 +199,11 @@ impl Worker {
             }
             self.publish();
             self.write_status(now);
-            self.renew_tokens(now);
+            self.refill(now);
             if self.realized.deleted && self.realized.sandbox == Sandbox::Absent {
                 return;
             }
-            let wake = [plan.wake, self.write_after, self.renew_tokens].into_iter().flatten().min();
+            let wake = [plan.wake, self.write_after, self.filling.wake()].into_iter().flatten().min();
             tokio::select! {
                 changed = seen.changed() => {
                     // The agent is ending.
@@ -225,20 +221,9 @@ impl Worker {
                 Some(event) = next_event(&mut self.events) => self.hear(event),
                 Some(answer) = self.probing.next() => self.judge(answer),
                 Ok(()) = self.images.changed() => self.look_for_images(),
+                () = self.filling.changed() => {}
                 () = sleep_until(wake) => self.write_after = self.write_after.filter(|at| *at > Timestamp::now()),
             }
-        }
-    }
-
-    /// Has new tokens fetched when it is time, as long as somebody may read them.
-    fn renew_tokens(&mut self, now: Timestamp) {
-        if self.renew_tokens.is_none_or(|at| at > now) {
-            return;
-        }
-        self.renew_tokens = None;
-        if self.realized.sandbox == Sandbox::Ready && !self.realized.deleted {
-            let (host, pod) = (self.host.clone(), self.pod.clone());
-            self.jobs.spawn(async move { Outcome::Tokens(start::renew_tokens(&host, &pod).await) });
         }
     }
 
@@ -261,218 +246,8 @@ impl Worker {
     fn renew(&mut self, pod: Arc<Pod>) {
         let revision = |pod: &Pod| pod.metadata.resource_version.as_deref().and_then(|text| text.parse::<u64>().ok());
         if revision(&pod) >= revision(&self.pod) {
+            self.filling.see(&self.pod, &pod);
             self.pod = pod;
-        }
-    }
-
-    fn take(&mut self, outcome: Outcome) {
-        let now = Timestamp::now();
-        match outcome {
-            Outcome::Sandbox(Ok(made)) => {
-                self.failures.remove("");
-                self.shelter(made);
-            }
-            Outcome::Sandbox(Err(Unmade::Rejected { reason, message })) => {
-                self.host.events.warning(&self.pod, None, reason, message.clone());
-                self.realized.sandbox = Sandbox::Absent;
-                self.realized.failed = Some((reason.to_owned(), format!("Pod was rejected: {message}")));
-            }
-            Outcome::Sandbox(Err(Unmade::Failed(message))) => {
-                let mount = message.starts_with("MountVolume");
-                let reason = if mount { "FailedMount" } else { "FailedCreatePodSandBox" };
-                self.host.events.warning(&self.pod, None, reason, message.clone());
-                let failures = self.failures.entry(String::new()).or_default();
-                *failures += 1;
-                let delay = SignedDuration::from_secs(1 << (*failures).min(6));
-                self.realized.sandbox = Sandbox::Absent;
-                self.realized.sandbox_error = Some((message, now.checked_add(delay).unwrap_or(now)));
-            }
-            Outcome::SandboxRemoved => {
-                self.renew_tokens = None;
-                self.realized.sandbox = Sandbox::Absent;
-                self.realized.ips.clear();
-            }
-            Outcome::Started { name, attempt, result } => self.started(&name, attempt, result, now),
-            Outcome::Stopped => {}
-            Outcome::Status(patch, Ok(pod)) => {
-                self.writing = false;
-                self.write_failures = 0;
-                self.unkept = Some((pod.metadata.resource_version.clone(), patch));
-                self.renew(Arc::from(pod));
-            }
-            Outcome::Status(_, Err(error)) => {
-                self.writing = false;
-                self.retry_writing(&error, now);
-            }
-            Outcome::Tokens(Ok(renew_at)) => self.renew_tokens = renew_at,
-            Outcome::Tokens(Err(error)) => {
-                let (namespace, name) = names(&self.pod);
-                tracing::warn!(namespace, name, %error, "cannot renew a pod's tokens; trying again");
-                self.renew_tokens = now.checked_add(FIRST_RETRY).ok();
-            }
-            Outcome::Deleted(Ok(())) => {}
-            Outcome::Deleted(Err(error)) => {
-                self.deleting = false;
-                self.retry_writing(&error, now);
-            }
-        }
-    }
-
-    fn started(&mut self, name: &str, attempt: u32, result: Result<Instance, Refused>, now: Timestamp) {
-        let Some(container) = self.realized.containers.get_mut(name) else { return };
-        // It may have ended before its start was told.
-        if container.phase != Phase::Starting || container.attempt != attempt {
-            return;
-        }
-        match result {
-            Ok(instance) => {
-                self.failures.remove(name);
-                container.image_id = instance.start.image_id;
-                container.phase = Phase::Running { since: instance.started_at };
-                (container.started, container.ready) = (false, false);
-                self.watch_over(name);
-            }
-            Err(Refused { reason, message }) => {
-                let failures = self.failures.entry(name.to_owned()).or_default();
-                *failures += 1;
-                let delay = (FIRST_RETRY * (1 << (*failures - 1).min(5))).min(LONGEST_RETRY);
-                container.phase = Phase::Waiting {
-                    reason: reason.to_owned(),
-                    message: Some(message.clone()),
-                    retry_at: now.checked_add(delay).ok(),
-                    failures: *failures,
-                };
-                if !reason.contains("Image") {
-                    self.host.events.warning(&self.pod, Some(name), "Failed", format!("Error: {message}"));
-                }
-                // One that came while this was tried.
-                self.look_for_images();
-            }
-        }
-    }
-
-    /// What waited for an image that is there now waits no longer.
-    fn look_for_images(&mut self) {
-        for (name, container) in &mut self.realized.containers {
-            let Phase::Waiting { reason, retry_at: retry_at @ Some(_), .. } = &mut container.phase else { continue };
-            let image = spec_of(&self.pod, name).and_then(|spec| spec.image.as_deref()).unwrap_or_default();
-            if reason.contains("Image") && self.host.store.get(image).is_some() {
-                *retry_at = None;
-                self.failures.remove(name);
-            }
-        }
-    }
-
-    /// Starts the probes of a running container.
-    fn watch_over(&mut self, name: &str) {
-        let (Some(spec), Some(Sheltered { shim, .. })) = (spec_of(&self.pod, name), &self.shim) else { return };
-        let Some(container) = self.realized.containers.get_mut(name) else { return };
-        let id = instance_id(name, container.attempt);
-        let target = Target { ip: self.realized.ips.first().copied(), shim: shim.clone(), id };
-        container.started |= spec.startup_probe.is_none();
-        container.ready |= container.started && spec.readiness_probe.is_none();
-        for kind in self.probing.start(spec, container.attempt, &target, container.started) {
-            let message = format!("{} probe errored: its port is not one of the container's", kind.word());
-            self.host.events.warning(&self.pod, Some(name), "Unhealthy", message);
-        }
-    }
-
-    fn hear(&mut self, event: ShimEvent) {
-        match event {
-            ShimEvent::Exited(instance) => self.exited(*instance),
-            ShimEvent::Gone => {
-                self.events = None;
-                if self.realized.sandbox == Sandbox::Ready {
-                    self.lose_sandbox();
-                }
-            }
-        }
-    }
-
-    fn exited(&mut self, instance: Instance) {
-        let name = instance.start.container;
-        let Some(exit) = instance.exit else { return };
-        let Some(container) = self.realized.containers.get_mut(&name) else { return };
-        if container.attempt != instance.start.attempt {
-            return;
-        }
-        let message = last_words(&self.host.pod_dir(&self.uid), &instance.start.id);
-        container.image_id = instance.start.image_id;
-        let started_at = Some(instance.started_at);
-        container.phase =
-            Phase::Exited(Ended { exit, started_at, message, reason: None, attempt: instance.start.attempt });
-        self.over(&name);
-        if is_backing_off(&self.pod, &self.realized, &name, Timestamp::now()) {
-            let (namespace, pod) = names(&self.pod);
-            let message = format!("Back-off restarting failed container {name} in pod {pod}_{namespace}({})", self.uid);
-            self.host.events.warning(&self.pod, Some(&name), "BackOff", message);
-        }
-    }
-
-    /// A container no longer runs.
-    fn over(&mut self, name: &str) {
-        if let Some(container) = self.realized.containers.get_mut(name) {
-            (container.started, container.ready, container.stopping) = (false, false, false);
-        }
-        if let Some(stop) = self.stops.remove(name) {
-            stop.abort();
-        }
-        self.probing.forget(name);
-    }
-
-    /// The shim was killed, and took every container along.
-    fn lose_sandbox(&mut self) {
-        let message = "Pod sandbox changed, it will be killed and re-created.".to_owned();
-        self.host.events.normal(&self.pod, None, "SandboxChanged", message);
-        let active: Vec<String> =
-            self.realized.containers.iter().filter(|(_, c)| c.is_active()).map(|(name, _)| name.clone()).collect();
-        for name in active {
-            if let Some(container) = self.realized.containers.get_mut(&name) {
-                let exit = Exit { code: 137, signal: Some(9), oom_killed: false, at: Timestamp::now() };
-                let started_at = match container.phase {
-                    Phase::Running { since } => Some(since),
-                    _ => None,
-                };
-                let message = Some("the pod's shim was killed".to_owned());
-                let attempt = container.attempt;
-                container.phase = Phase::Exited(Ended { exit, started_at, message, reason: None, attempt });
-            }
-            self.over(&name);
-        }
-        self.shim = None;
-        self.remove_sandbox();
-        sandbox_lost(&self.pod, &mut self.realized);
-    }
-
-    fn judge(&mut self, answer: Answer) {
-        let Some(container) = self.realized.containers.get_mut(&answer.container) else { return };
-        if !container.is_running() || container.attempt != answer.attempt {
-            return;
-        }
-        let kind = answer.kind;
-        if let Err(reason) = &answer.result {
-            let message = format!("{} probe failed: {reason}", kind.word());
-            self.host.events.warning(&self.pod, Some(&answer.container), "Unhealthy", message);
-        }
-        match (kind, answer.verdict) {
-            (_, None) => {}
-            (ProbeKind::Readiness, Some(verdict)) => container.ready = verdict == Verdict::Succeeded,
-            (ProbeKind::Startup, Some(Verdict::Succeeded)) => {
-                container.started = true;
-                self.probing.stop(&answer.container, &[ProbeKind::Startup]);
-                self.watch_over(&answer.container);
-            }
-            (ProbeKind::Liveness, Some(Verdict::Succeeded)) => {}
-            (ProbeKind::Startup | ProbeKind::Liveness, Some(Verdict::Failed)) => {
-                if !container.stopping {
-                    let grace = self.pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds);
-                    let grace = answer.grace.or(grace).and_then(|grace| u64::try_from(grace).ok()).unwrap_or(30);
-                    let name = &answer.container;
-                    let why =
-                        format!("Container {name} failed {} probe, will be restarted", kind.word().to_lowercase());
-                    self.stop(name, Duration::from_secs(grace), why);
-                }
-            }
         }
     }
 }
@@ -492,13 +267,4 @@ async fn sleep_until(at: Option<Timestamp>) {
         }
         None => std::future::pending().await,
     }
-}
-
-/// What the container left in its termination log.
-fn last_words(dir: &std::path::Path, id: &str) -> Option<String> {
-    use std::io::Read;
-    let mut bytes = Vec::new();
-    let file = std::fs::File::open(dir.join("c").join(id).join(start::TERMINATION)).ok()?;
-    file.take(MAX_MESSAGE).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned()).filter(|text| !text.is_empty())
 }

@@ -1,21 +1,25 @@
 //! A pod's volumes -> directories on the node, and a container's mounts -> what is bound where.
 //!
-//! Volumes live in `volumes/<name>` of the pod's directory, but for host paths. Files of ConfigMaps and Secrets are
-//! written once, when the pod starts; tokens are renewed (`tokens`). Deliberately not here: persistent volumes; and
-//! parts (`subPath`) of volumes that containers write to, because a container could swap a directory for a link while
-//! it is being mounted.
+//! Volumes live in `volumes/<name>` of the pod's directory, but for host paths. What is made from API objects follows
+//! them while the pod runs ([`refill`]), but for parts (`subPath`) that are mounted alone. Parts of volumes that containers
+//! write to are left to the shim (`shim/part`), because a container could swap a directory for a link meanwhile.
+//! Deliberately not here: persistent volumes.
+
+mod files;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Component, Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, DownwardAPIVolumeFile, KeyToPath, Pod, Volume};
+use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
 
 use super::objects::{CONFIG_MAP, Objects, SECRET};
 use super::tokens::{self, Tokens};
-use crate::pod::{Bind, Lookup, ServiceEnv, bytes, expand, field};
+use crate::pod::{Bind, ServiceEnv, bytes, expand};
+use crate::shim::Part;
+use files::Files;
 
 const FILE_MODE: i32 = 0o644;
 
@@ -41,43 +45,56 @@ fn place(dir: &Path, volume: &Volume) -> PathBuf {
     dir.join("volumes").join(&volume.name)
 }
 
-/// The pod's volumes as [`prepare`] made them, perhaps for an agent before this one.
-pub(super) fn known(pod: &Pod, dir: &Path) -> Volumes {
+/// The pod's volumes as [`prepare`] made them, perhaps for an agent before this one. `images` says where the files of an
+/// image are; volumes of those that are not there are left out.
+pub(super) fn known(pod: &Pod, dir: &Path, images: impl Fn(&str) -> Option<PathBuf>) -> Volumes {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
-    let ready = volumes.map(|volume| {
+    let ready = volumes.filter_map(|volume| {
         let host = volume.host_path.as_ref().map(|host| PathBuf::from(&host.path));
         let sealed = host.is_none() && volume.empty_dir.is_none();
-        (volume.name.clone(), Ready { path: host.unwrap_or_else(|| place(dir, volume)), sealed })
+        let path = match (host, &volume.image) {
+            (Some(host), _) => host,
+            (None, Some(image)) => images(image.reference.as_deref()?)?,
+            (None, None) => place(dir, volume),
+        };
+        Some((volume.name.clone(), Ready { path, sealed }))
     });
     ready.collect()
+}
+
+/// Where the contents of volumes come from.
+#[derive(Clone, Copy)]
+pub(super) struct Sources<'a> {
+    pub(super) objects: &'a Objects,
+    pub(super) tokens: &'a Tokens,
+    pub(super) context: &'a ServiceEnv<'a>,
 }
 
 /// Makes and fills the pod's volumes.
 ///
 /// # Errors
 /// In the kubelet's words for a volume that cannot be mounted; which is tried again.
-pub(super) fn prepare(
-    pod: &Pod,
-    dir: &Path,
-    objects: &Objects,
-    tokens: &Tokens,
-    context: &ServiceEnv<'_>,
-) -> Result<(), String> {
-    let spec = pod.spec.clone().unwrap_or_default();
-    let group = spec.security_context.and_then(|security| security.fs_group).and_then(|gid| u32::try_from(gid).ok());
-    for volume in spec.volumes.iter().flatten() {
-        let failed = |reason: String| format!("MountVolume.SetUp failed for volume \"{}\" : {reason}", volume.name);
-        prepare_one(pod, volume, &place(dir, volume), (objects, tokens), context, group).map_err(failed)?;
+pub(super) fn prepare(pod: &Pod, dir: &Path, sources: &Sources<'_>) -> Result<(), String> {
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        prepare_one(pod, volume, &place(dir, volume), sources, group(pod))
+            .map_err(|reason| unmounted(volume, &reason))?;
     }
     Ok(())
+}
+
+/// Whether something in the pod's volumes is taken from the pod's own object.
+pub(super) fn show_pod(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(|volume| {
+        let mut projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+        volume.downward_api.is_some() || projected.any(|source| source.downward_api.is_some())
+    })
 }
 
 fn prepare_one(
     pod: &Pod,
     volume: &Volume,
     path: &Path,
-    (objects, tokens): (&Objects, &Tokens),
-    context: &ServiceEnv<'_>,
+    sources: &Sources<'_>,
     group: Option<u32>,
 ) -> Result<(), String> {
     if let Some(host) = &volume.host_path {
@@ -91,6 +108,44 @@ fn prepare_one(
         std::os::unix::fs::chown(path, None, group).map_err(io)?;
         return fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(io);
     }
+    if volume.image.is_some() {
+        // Its files are where the image's are, once it is there.
+        return Ok(());
+    }
+    let files = files(pod, volume, path, sources)?;
+    let files = files.ok_or("volumes of this type are not supported on this node")?;
+    files.publish(path, group).map_err(io)
+}
+
+/// Fills what is made from API objects anew, where it is not as they say. A token that there is no new one of stays.
+///
+/// # Errors
+/// As [`prepare`]; the volume is then as it was.
+pub(super) fn refill(pod: &Pod, dir: &Path, sources: &Sources<'_>) -> Result<(), String> {
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
+        let path = place(dir, volume);
+        let filled = match files(pod, volume, &path, sources) {
+            Ok(Some(files)) => files.publish(&path, group(pod)).map_err(|error| format!("{}: {error}", path.display())),
+            Ok(None) => Ok(()),
+            Err(reason) => Err(reason),
+        };
+        filled.map_err(|reason| unmounted(volume, &reason))?;
+    }
+    Ok(())
+}
+
+fn unmounted(volume: &Volume, reason: &str) -> String {
+    format!("MountVolume.SetUp failed for volume \"{}\" : {reason}", volume.name)
+}
+
+fn group(pod: &Pod) -> Option<u32> {
+    let security = pod.spec.as_ref()?.security_context.as_ref()?;
+    u32::try_from(security.fs_group?).ok()
+}
+
+/// What is in a volume that is made from API objects; nothing if it is of another kind.
+fn files(pod: &Pod, volume: &Volume, path: &Path, sources: &Sources<'_>) -> Result<Option<Files>, String> {
+    let Sources { objects, tokens, context } = *sources;
     let mut files = Files::default();
     if let Some(map) = &volume.config_map {
         let mode = map.default_mode.unwrap_or(FILE_MODE);
@@ -115,16 +170,16 @@ fn prepare_one(
                 files.add_fields(pod, context, downward.items.as_deref().unwrap_or_default(), mode)?;
             }
             if let Some(token) = &source.service_account_token {
-                let text = tokens.get(&volume.name, &token.path).ok_or("the API gave no token")?;
-                let (own, owner, _) = tokens::access(pod);
-                let mode = own.and_then(|mode| i32::try_from(mode).ok()).unwrap_or(mode);
-                files.0.insert(token.path.clone(), File { content: text.into(), mode, owner });
+                let new = tokens.get(&volume.name, &token.path).map(|text| text.as_bytes().to_vec());
+                let text = new.or_else(|| fs::read(path.join(&token.path)).ok()).ok_or("the API gave no token")?;
+                let (own, owner) = tokens::access(pod);
+                files.add_token(&token.path, text, own.unwrap_or(mode), owner);
             }
         }
     } else {
-        return Err("volumes of this type are not supported on this node".to_owned());
+        return Ok(None);
     }
-    files.write(path, group).map_err(io)
+    Ok(Some(files))
 }
 
 fn host_path(path: &str, kind: &str) -> Result<(), String> {
@@ -143,124 +198,34 @@ fn host_path(path: &str, kind: &str) -> Result<(), String> {
     }
 }
 
-/// Files to write, by their paths within the volume.
-#[derive(Default)]
-struct Files(BTreeMap<String, File>);
-
-struct File {
-    content: Vec<u8>,
-    mode: i32,
-    /// The agent's own, if nobody's.
-    owner: Option<u32>,
-}
-
-impl File {
-    fn new(content: Vec<u8>, mode: i32) -> Self {
-        Self { content, mode, owner: None }
-    }
-}
-
-impl Files {
-    fn add(
-        &mut self,
-        objects: &Objects,
-        kind: &'static str,
-        name: &str,
-        items: Option<&[KeyToPath]>,
-        optional: Option<bool>,
-        mode: i32,
-    ) -> Result<(), String> {
-        let optional = optional == Some(true);
-        let Some(data) = objects.data(kind, name) else {
-            return if optional { Ok(()) } else { Err(format!("{kind} \"{name}\" not found")) };
-        };
-        let Some(items) = items.filter(|items| !items.is_empty()) else {
-            self.0.extend(data.iter().map(|(key, value)| (key.clone(), File::new(value.clone(), mode))));
-            return Ok(());
-        };
-        for item in items {
-            match data.get(&item.key) {
-                Some(value) => {
-                    self.0.insert(item.path.clone(), File::new(value.clone(), item.mode.unwrap_or(mode)));
-                }
-                None if optional => {}
-                None => return Err(format!("references non-existent {kind} key: {}", item.key)),
-            }
-        }
-        Ok(())
-    }
-
-    fn add_fields(
-        &mut self,
-        pod: &Pod,
-        context: &ServiceEnv<'_>,
-        items: &[DownwardAPIVolumeFile],
-        mode: i32,
-    ) -> Result<(), String> {
-        for item in items {
-            let Some(reference) = &item.field_ref else { continue };
-            let value = field(pod, context, &reference.field_path)?;
-            self.0.insert(item.path.clone(), File::new(value.into_bytes(), item.mode.unwrap_or(mode)));
-        }
-        Ok(())
-    }
-
-    fn write(self, root: &Path, group: Option<u32>) -> io::Result<()> {
-        // From an attempt that did not get to its end.
-        let _ = fs::remove_dir_all(root);
-        fs::create_dir_all(root)?;
-        for (name, File { content, mode, owner }) in self.0 {
-            if !Path::new(&name).components().all(|part| matches!(part, Component::Normal(_))) {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("a bad path: {name}")));
-            }
-            let path = root.join(&name);
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent)?;
-            }
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
-            io::Write::write_all(&mut file, &content)?;
-            let mut mode = u32::try_from(mode).unwrap_or(0o644) & 0o777;
-            if owner.is_some() || group.is_some() {
-                std::os::unix::fs::chown(&path, owner, group)?;
-            }
-            if group.is_some() {
-                mode |= 0o040;
-            }
-            file.set_permissions(fs::Permissions::from_mode(mode))?;
-        }
-        Ok(())
-    }
-}
-
-/// What a container sees of the pod's volumes.
+/// What a container sees of the pod's volumes, and the parts among it that the shim mounts where `place` says.
 ///
 /// # Errors
 /// When a mount names no volume, or a part of one that cannot be mounted.
-pub(super) fn binds(container: &Container, volumes: &Volumes, env: &[(String, String)]) -> Result<Vec<Bind>, String> {
+pub(super) fn binds(
+    container: &Container,
+    volumes: &Volumes,
+    env: &[(String, String)],
+    place: impl Fn(usize) -> PathBuf,
+) -> Result<(Vec<Bind>, Vec<Part>), String> {
     let mut binds = Vec::new();
+    let mut parts = Vec::new();
     for mount in container.volume_mounts.iter().flatten() {
         let volume = volumes.get(&mount.name).ok_or_else(|| format!("no volume is named {}", mount.name))?;
-        let part = match (&mount.sub_path, &mount.sub_path_expr) {
-            (Some(part), _) if !part.is_empty() => part.clone(),
-            (_, Some(text)) => expand(text, |name| env.iter().find(|(known, _)| known == name).map(|(_, v)| v.clone())),
-            _ => String::new(),
-        };
-        let mut source = volume.path.clone();
-        if !part.is_empty() {
-            if !volume.sealed {
-                return Err(format!(
-                    "subPath {part:?} of volume {}: only parts of configMap, secret, downwardAPI and \
-                                    projected volumes can be mounted on this node",
-                    mount.name
-                ));
-            }
-            source.push(&part);
-            let real = fs::canonicalize(&source).map_err(|error| format!("subPath {part:?}: {error}"))?;
-            let root = fs::canonicalize(&volume.path).map_err(|error| format!("subPath {part:?}: {error}"))?;
-            if !real.starts_with(&root) {
+        let part = part(mount, env)?;
+        let source = if part.is_empty() {
+            volume.path.clone()
+        } else if volume.sealed {
+            let failed = |error: io::Error| format!("failed to prepare subPath {part:?}: {error}");
+            let real = fs::canonicalize(volume.path.join(&part)).map_err(failed)?;
+            if !real.starts_with(fs::canonicalize(&volume.path).map_err(failed)?) {
                 return Err(format!("subPath {part:?} leads out of volume {}", mount.name));
             }
-        }
+            real
+        } else {
+            parts.push(Part { volume: volume.path.clone(), path: part });
+            place(parts.len() - 1)
+        };
         binds.push(Bind {
             source,
             target: mount.mount_path.clone(),
@@ -272,7 +237,32 @@ pub(super) fn binds(container: &Container, volumes: &Volumes, env: &[(String, St
             },
         });
     }
-    Ok(binds)
+    Ok((binds, parts))
+}
+
+/// The part of a volume that is mounted; empty for all of it.
+fn part(mount: &VolumeMount, env: &[(String, String)]) -> Result<String, String> {
+    let plain = mount.sub_path.as_deref().unwrap_or_default();
+    if !plain.is_empty() {
+        return Ok(plain.to_owned());
+    }
+    let Some(text) = mount.sub_path_expr.as_deref().filter(|text| !text.is_empty()) else { return Ok(String::new()) };
+    let missing = std::cell::Cell::new(false);
+    let part = expand(text, |name| {
+        let value = env.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone());
+        missing.set(missing.get() || value.is_none());
+        value
+    });
+    if missing.get() {
+        return Err(format!(
+            "failed to expand subPath for volume mount {:?}: a variable of {text} is not set",
+            mount.name
+        ));
+    }
+    if Path::new(&part).is_absolute() || part.split('/').any(|name| name == "..") {
+        return Err(format!("subPath {part:?} must be a relative path without `..`"));
+    }
+    Ok(part)
 }
 
 #[cfg(test)]
@@ -284,16 +274,20 @@ mod tests {
     fn pod(volumes: Value, mounts: Value) -> Pod {
         serde_json::from_value(json!({
             "metadata": {"name": "p", "labels": {"app": "web"}},
-            "spec": {"volumes": volumes, "containers": [{"name": "c", "volumeMounts": mounts}]}
+            "spec": {"volumes": volumes, "containers": [{"name": "c", "volumeMounts": mounts,
+                "resources": {"limits": {"cpu": "250m"}}}]}
         }))
         .unwrap()
     }
 
-    fn make(pod: &Pod, dir: &Path) -> Result<Vec<Bind>, String> {
+    fn make(pod: &Pod, dir: &Path) -> Result<(Vec<Bind>, Vec<Part>), String> {
         let objects = Objects::of(CONFIG_MAP, "settings", &[("a.conf", "A"), ("b.conf", "B")]);
         let context = ServiceEnv { pod_ips: &[], host_ips: &[], services: &[], allocatable: (0, 0) };
-        prepare(pod, dir, &objects, &Tokens::default(), &context)?;
-        binds(&pod.spec.as_ref().unwrap().containers[0], &known(pod, dir), &[])
+        prepare(pod, dir, &Sources { objects: &objects, tokens: &Tokens::default(), context: &context })?;
+        let env = [("ROOT".to_owned(), "/etc".to_owned()), ("UP".to_owned(), "..".to_owned())];
+        let volumes = known(pod, dir, |image| (image == "web:1").then(|| PathBuf::from("/images/web")));
+        let place = |index| PathBuf::from(format!("/parts/{index}"));
+        binds(&pod.spec.as_ref().unwrap().containers[0], &volumes, &env, place)
     }
 
     #[test]
@@ -303,21 +297,31 @@ mod tests {
             {"name": "scratch", "emptyDir": {}},
             {"name": "config", "configMap": {"name": "settings", "defaultMode": 0o400,
                 "items": [{"key": "a.conf", "path": "deep/a"}]}},
-            {"name": "info", "downwardAPI": {"items": [{"path": "app", "fieldRef": {"fieldPath": "metadata.labels['app']"}}]}},
+            {"name": "info", "downwardAPI": {"items": [
+                {"path": "labels", "fieldRef": {"fieldPath": "metadata.labels"}},
+                {"path": "cpu", "resourceFieldRef": {"containerName": "c", "resource": "limits.cpu", "divisor": "1m"}}
+            ]}},
+            {"name": "files", "image": {"reference": "web:1"}},
             {"name": "maybe", "secret": {"secretName": "none", "optional": true}}
         ]);
         let mounts = json!([
             {"name": "scratch", "mountPath": "/tmp"},
             {"name": "config", "mountPath": "/etc/app/a", "subPath": "deep/a"},
-            {"name": "info", "mountPath": "/info", "readOnly": true}
+            {"name": "info", "mountPath": "/info", "readOnly": true},
+            {"name": "scratch", "mountPath": "/part", "subPath": "a/b"},
+            {"name": "files", "mountPath": "/files"}
         ]);
-        let binds = make(&pod(volumes, mounts), dir.path()).unwrap();
+        let (binds, parts) = make(&pod(volumes, mounts), dir.path()).unwrap();
         let read = |bind: &Bind| fs::read_to_string(&bind.source).unwrap();
         assert_eq!((binds[0].read_only, binds[0].target.as_str()), (false, "/tmp"));
         assert_eq!((read(&binds[1]).as_str(), binds[1].read_only), ("A", true));
         assert_eq!(fs::metadata(&binds[1].source).unwrap().permissions().mode() & 0o777, 0o400);
-        assert_eq!(fs::read_to_string(binds[2].source.join("app")).unwrap(), "web");
-        assert_eq!(fs::read_dir(dir.path().join("volumes/maybe")).unwrap().count(), 0);
+        assert_eq!(fs::read_to_string(binds[2].source.join("labels")).unwrap(), "app=\"web\"");
+        assert_eq!(fs::read_to_string(binds[2].source.join("cpu")).unwrap(), "250");
+        assert_eq!(parts, [Part { volume: dir.path().join("volumes/scratch"), path: "a/b".into() }]);
+        assert_eq!((binds[3].source.as_path(), binds[3].read_only), (Path::new("/parts/0"), false));
+        assert_eq!((binds[4].source.as_path(), binds[4].read_only), (Path::new("/images/web"), true));
+        assert!(!dir.path().join("volumes/maybe/k").exists());
     }
 
     #[test]
@@ -331,7 +335,10 @@ mod tests {
                 "bad path",
             ),
             (json!({"nfs": {"server": "x", "path": "/"}}), json!({}), "not supported"),
-            (json!({"emptyDir": {}}), json!({"subPath": "x"}), "only parts of"),
+            (json!({"emptyDir": {}}), json!({"subPathExpr": "$(ROOT)/x"}), "must be a relative path"),
+            (json!({"emptyDir": {}}), json!({"subPathExpr": "a/$(UP)"}), "must be a relative path"),
+            (json!({"emptyDir": {}}), json!({"subPathExpr": "$(NONE)"}), "is not set"),
+            (json!({"image": {"reference": "none:1"}}), json!({}), "no volume is named v"),
             (json!({"configMap": {"name": "settings"}}), json!({"subPath": "../../etc"}), "leads out"),
             (json!({"hostPath": {"path": "/no/such/thing", "type": "Directory"}}), json!({}), "No such file"),
         ] {
