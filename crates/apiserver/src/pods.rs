@@ -186,19 +186,25 @@ fn log_query(name: &str, query: &str) -> Result<(String, String), Status> {
     Ok((container, rest.finish()))
 }
 
+/// What the pod's node is asked for a log.
+pub(crate) fn log_path(pod: &Value, query: &str) -> Result<String, Status> {
+    let name = object::name(pod);
+    let (wanted, query) = log_query(name, query)?;
+    let container = container(pod, &wanted)?;
+    Ok(format!("/containerLogs/{}/{name}/{container}?{query}", object::text(pod, "/metadata/namespace")))
+}
+
 /// Asks the pod's node, and passes on what it answers as it comes. A pod that has no node has said nothing.
 pub(crate) async fn logs(server: &Server, asked: Asked<'_>, query: &str) -> Result<Reply, Status> {
-    let (wanted, query) = log_query(asked.name(), query)?;
     let (_, entry) = read::stored(&server.store, asked.target)?;
     let pod = object::decode(&entry.value);
-    let container = container(&pod, &wanted)?;
+    let path = log_path(&pod, query)?;
     if object::text(&pod, "/spec/nodeName").is_empty() {
         let mut nothing = Reply::new(respond::full(""));
         *nothing.status_mut() = http::StatusCode::NO_CONTENT;
         return Ok(nothing);
     }
     let node = node_of(server, &pod)?;
-    let path = format!("/containerLogs/{}/{}/{container}?{query}", asked.namespace(), asked.name());
     server.nodes.get(&node, &path, &server.tasks).await
 }
 

@@ -34,7 +34,7 @@ use crate::tokens::{self, Tokens};
 use crate::turns::{self, Admission};
 use crate::user::User;
 use crate::warnings::Warnings;
-use crate::ways::Ways;
+use crate::ways::{self, Ways};
 use crate::write::{Asked, Written};
 use crate::{apply, delete, discovery, health, patch, pods, proxy, read, scale, sending, sessions, show, watch, write};
 
@@ -331,7 +331,7 @@ impl Server {
             };
             self.access.authorize(&user, &asked)?;
         }
-        if target.sub.is_session() {
+        if target.sub.is_session() || target.sub == Sub::Log && ways::is_websocket(&parts.headers) {
             return sessions::open(&self, &user, &target, parts, peer).await;
         }
         if target.sub == Sub::Proxy {

@@ -1,5 +1,5 @@
-//! exec, attach and port-forward: which pod is meant and which node has it; all else is between that node and the
-//! client.
+//! exec, attach, port-forward, and logs over a WebSocket: which pod is meant and which node has it; all else is between
+//! that node and the client.
 //!
 //! Every protocol that clients speak for it is spoken by the node, as by kubelets since 1.36, so that what is said
 //! passes here unread. Source: `pkg/registry/core/pod` of Kubernetes.
@@ -33,7 +33,8 @@ pub(crate) async fn open(
 ) -> Result<Reply, Status> {
     let (_, entry) = read::stored(&server.store, target)?;
     let pod = object::decode(&entry.value);
-    let path = path(target, &pod, parts.uri.query().unwrap_or_default())?;
+    let query = parts.uri.query().unwrap_or_default();
+    let path = if target.sub == Sub::Log { pods::log_path(&pod, query)? } else { path(target, &pod, query)? };
     let node = pods::node_of(server, &pod)?;
     let client = parts.extensions.remove::<OnUpgrade>().filter(|_| ways::is_upgrade(&parts.headers));
     let client = client.ok_or_else(|| Status::bad_request("Upgrade request required"))?;

@@ -82,6 +82,10 @@ pub(crate) fn is_upgrade(headers: &HeaderMap) -> bool {
         && headers.contains_key(UPGRADE)
 }
 
+pub(crate) fn is_websocket(headers: &HeaderMap) -> bool {
+    is_upgrade(headers) && headers.get(UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
 /// Answers a client that asked for another protocol with what its backend answered; if that has changed protocols,
 /// passes on what both say from then on.
 pub(crate) fn join(

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
+use http::header::UPGRADE;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
@@ -159,7 +160,16 @@ async fn answer(
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let agreed: Result<Agreed, Refusal> = match parts[..] {
         ["containerLogs", namespace, pod, container] => {
-            return (log(host, [namespace, pod, container], &query), None);
+            let opened = Options::parse(&query, Timestamp::now())
+                .and_then(|options| open(&host.logs, namespace, pod, container, options));
+            match opened {
+                Ok(reader) if headers.contains_key(UPGRADE) => streams::log(reader, headers, upgrade),
+                Ok(reader) => {
+                    let frames = reader.chunks().map(|chunk| chunk.map(Frame::data));
+                    return (Response::new(Either::Right(StreamBody::new(frames.boxed()))), None);
+                }
+                Err(refusal) => Err(refusal),
+            }
         }
         ["exec", namespace, pod, container] => {
             streams::exec(host, [namespace, pod, container], &query, headers, upgrade, true)
@@ -174,20 +184,5 @@ async fn answer(
     match agreed {
         Ok((response, session)) => (response.map(|()| Either::Left(Full::default())), Some(session)),
         Err((status, reason)) => (plain(status, reason), None),
-    }
-}
-
-fn log(host: &Host, [namespace, pod, container]: [&str; 3], query: &str) -> Response<Body> {
-    let opened = Options::parse(query, Timestamp::now())
-        .and_then(|options| open(&host.logs, namespace, pod, container, options));
-    match opened {
-        Ok(reader) => {
-            let lines = futures::stream::unfold(reader, |mut reader| async move {
-                let chunk = reader.next().await?;
-                Some((chunk.map(Frame::data), reader))
-            });
-            Response::new(Either::Right(StreamBody::new(lines.boxed())))
-        }
-        Err((status, reason)) => plain(status, reason),
     }
 }

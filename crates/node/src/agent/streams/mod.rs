@@ -1,4 +1,4 @@
-//! A client's request for a session with a pod -> bytes between the two: exec, attach, port-forward, and plain
+//! A client's request for a session with a pod -> bytes between the two: exec, attach, port-forward, logs, and plain
 //! connections for the API server's proxy.
 //!
 //! A request is agreed on (`negotiate`), its connection changes protocol (`websocket`, `spdy`), and what is left of it
@@ -10,6 +10,7 @@
 
 mod exec;
 mod forward;
+mod log;
 mod negotiate;
 mod process;
 mod reach;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use exec::exec;
 pub(super) use forward::{forward, tunnel};
+pub(super) use log::log;
 
 /// Messages of a channel that wait to be taken.
 const QUEUE: usize = 8;

@@ -1,5 +1,5 @@
 //! A WebSocket -> numbered channels, each message beginning with its channel's number; or the bytes of another
-//! protocol.
+//! protocol; or messages to the client alone.
 //!
 //! Source: `k8s.io/streaming` `wsstream`; KEP-4006 for `v5` and for SPDY in WebSockets.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use futures::{SinkExt, StreamExt};
+use futures::{SinkExt, Stream, StreamExt};
 use hyper::body::Bytes;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::sync::mpsc;
@@ -195,6 +195,40 @@ where
     }
 }
 
+/// Sends what comes, until nothing more comes or the client has gone.
+pub(super) async fn messages(
+    io: impl AsyncRead + AsyncWrite + Unpin,
+    base64: bool,
+    mut chunks: impl Stream<Item = Bytes> + Unpin,
+) {
+    let (mut to_client, mut from_client) = open(io).await.split();
+    let write = async {
+        loop {
+            let bytes = match timeout(PING_EVERY, chunks.next()).await {
+                Ok(Some(bytes)) => bytes,
+                Ok(None) => break,
+                Err(_) => {
+                    to_client.send(Message::Ping(Bytes::new())).await?;
+                    continue;
+                }
+            };
+            let message = if base64 { Message::text(BASE64_STANDARD.encode(&bytes)) } else { Message::binary(bytes) };
+            to_client.send(message).await?;
+        }
+        to_client.send(goodbye()).await
+    };
+    let written = async {
+        if write.await.is_ok() {
+            sleep(PARTING).await;
+        }
+    };
+    tokio::select! {
+        () = written => {}
+        // What a client says is of no interest, only that it is there.
+        () = async { while let Some(Ok(_)) = from_client.next().await {} } => {}
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -204,7 +238,7 @@ mod tests {
     const BROWSER: Coding = Coding { base64: true, closes: false };
 
     #[test]
-    fn messages() {
+    fn messages_name_their_channels() {
         assert_eq!((Coding::of("v4.channel.k8s.io"), Coding::of("v5.channel.k8s.io")), (V4, V5));
         assert_eq!(Coding::of("v4.base64.channel.k8s.io"), BROWSER);
         assert_eq!(V4.encode(1, b"hi"), Message::binary(b"\x01hi".to_vec()));
@@ -216,6 +250,20 @@ mod tests {
         assert_eq!(V4.decode(&Message::binary(vec![255, 0])), data(255, "\0"));
         for nonsense in [Message::binary(vec![]), Message::text("0?"), Message::text(" aGk="), Message::text("é")] {
             assert_eq!(BROWSER.decode(&nonsense), None);
+        }
+    }
+
+    #[tokio::test]
+    async fn messages_go_to_the_client_and_then_a_goodbye() {
+        for (base64, expected) in [(false, Message::binary(b"hi".to_vec())), (true, Message::text("aGk="))] {
+            let (client, server) = tokio::io::duplex(1024);
+            let said = futures::stream::iter([Bytes::from_static(b"hi")]);
+            let talk = async {
+                let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+                assert_eq!(client.next().await.unwrap().unwrap(), expected);
+                assert!(matches!(client.next().await.unwrap().unwrap(), Message::Close(_)));
+            };
+            tokio::join!(messages(server, base64, said), talk);
         }
     }
 
