@@ -3,7 +3,7 @@
 //! What merges and who owns what is `kinds::apply`; this is the request around it. Source: the apply patcher in
 //! kube-apiserver's `endpoints/handlers/patch.go`.
 
-use portolan_kinds::apply;
+use portolan_kinds::apply::{self, Translations};
 use portolan_kinds::{FieldValidation, Status};
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ use crate::body;
 use crate::object;
 use crate::route::Sub;
 use crate::server::Server;
-use crate::write::{self, Asked, Changed, Written};
+use crate::write::{self, Asked, Changed, Live, Written};
 
 pub(crate) const MEDIA_TYPE: &str = "application/apply-patch+yaml";
 
@@ -52,11 +52,16 @@ pub(crate) fn configuration(asked: Asked<'_>, bytes: &[u8]) -> Result<Value, Sta
 }
 
 /// What becomes of the live object, if there is one, and of its managed fields.
-pub(crate) fn applied(asked: Asked<'_>, live: (Option<&Value>, &Value), config: &Value) -> Result<Changed, Status> {
+pub(crate) fn applied(asked: Asked<'_>, live: Option<Live<'_>>, config: &Value) -> Result<Changed, Status> {
     // As upstream, who applies a Scale does so at no known time.
     let now = if asked.target.sub == Sub::Scale { String::new() } else { object::time(jiff::Timestamp::now()) };
     let force = asked.options.force.unwrap_or_default();
-    let (object, owners) = apply::apply(asked.kind(), live, config, force, asked.writer(&now))?;
+    let none = Translations::default();
+    let (of, translations) = match live {
+        Some(live) => ((Some(live.object), live.held), live.translations),
+        None => ((None, &Value::Null), &none),
+    };
+    let (object, owners) = apply::apply(asked.kind(), of, config, force, asked.writer(&now, translations))?;
     Ok(Changed { object, owners: Some(owners) })
 }
 
@@ -64,8 +69,8 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Re
     let kind = asked.kind();
     let config = configuration(asked, bytes)?;
     for _ in 0..TRIES {
-        let changed = write::change(server, asked, false, |old, held| {
-            let mut changed = applied(asked, (Some(old), held), &config)?;
+        let changed = write::change(server, asked, false, |live| {
+            let mut changed = applied(asked, Some(live), &config)?;
             let (object, unknown) = kind.decode(changed.object, asked.options.field_validation)?;
             asked.warnings.add(unknown);
             changed.object = object;
@@ -97,7 +102,7 @@ async fn create(server: &Server, asked: Asked<'_>, config: &Value) -> Result<Wri
             ..Request::default()
         },
     )?;
-    let mut changed = applied(asked, (None, &Value::Null), config)?;
+    let mut changed = applied(asked, None, config)?;
     // As upstream: what there is none of yet has no revision to differ from.
     object::metadata(&mut changed.object).remove("resourceVersion");
     let uid = object::text(config, "/metadata/uid");

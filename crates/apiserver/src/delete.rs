@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::accept::View;
 use crate::admission;
+use crate::convert;
 use crate::custom;
 use crate::filter::Filter;
 use crate::listing::Listing;
@@ -174,7 +175,7 @@ pub(crate) async fn delete(server: &Server, asked: Asked<'_>) -> Result<Deleted,
         let ops = match plan {
             Plan::Nothing => return Ok(Deleted { stored: entry.value, removed: false }),
             Plan::Mark(new) if asked.options.dry_run => {
-                return Ok(Deleted { stored: new.to_string().into(), removed: false });
+                return Ok(Deleted { stored: object::bytes(&new), removed: false });
             }
             Plan::Remove if asked.options.dry_run => return Ok(Deleted { stored: entry.value, removed: true }),
             Plan::Mark(new) => {
@@ -213,7 +214,8 @@ pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, view: View) -> 
         return Ok(respond::object(200, view.media, &respond::success(kind.group, kind.plural, asked.name(), &uid)));
     }
     let code = if !deleted.removed && asked.options.delete.cascades { 202 } else { 200 };
-    Ok(respond::bytes(code, view.media, show::one(kind, &deleted.stored, view)))
+    let stored = convert::one(server, kind, deleted.stored).await?;
+    Ok(respond::bytes(code, view.media, show::one(kind, &stored, view)))
 }
 
 pub(crate) async fn collection(server: &Server, asked: Asked<'_>, view: View) -> Result<Reply, Status> {

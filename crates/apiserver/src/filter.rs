@@ -57,6 +57,11 @@ impl Filter {
         self.labels.is_empty() && self.fields.is_empty() && self.name.is_none()
     }
 
+    /// Whether it asks for more than a name.
+    pub(crate) fn looks_inside(&self) -> bool {
+        !(self.labels.is_empty() && self.fields.is_empty())
+    }
+
     pub(crate) fn matches(&self, key: &Key, stored: &Bytes) -> bool {
         self.matches_with(key, stored, &Facts::new())
     }

@@ -2,8 +2,8 @@
 //!
 //! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, by certificate
 //! or `tokens`), `route`, `options` and `accept` (what is asked), `authz` (may they) and `turns` (when), then `read`,
-//! `watch`, `write` with `admission`, `patch`, `apply`, `delete`, `scale`, `pods`, `sessions` or `proxy`, and `show`,
-//! `sending` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
+//! `watch`, `write` with `admission`, `patch`, `apply`, `delete`, `scale`, `pods`, `sessions` or `proxy`, `convert` between
+//! them and the store, and `show`, `sending` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
 //! `portolan-store`.
 //!
 //! Invariants: what is answered is on disk; a rejected request changes nothing; whatever a client can make grow has a
@@ -20,6 +20,7 @@ mod authz;
 pub mod backup;
 mod body;
 mod bootstrap;
+mod convert;
 mod custom;
 mod delete;
 mod discovery;
@@ -186,6 +187,7 @@ impl ApiServer {
             never = custom::run(self.server.clone()) => match never {},
             never = ranges::run(&self.server) => match never {},
         };
+        self.server.conversions.close();
         self.server.tasks.close();
         self.server.tasks.wait().await;
         let store = self.server.store.clone();

@@ -74,8 +74,12 @@ pub(crate) fn from_stored(kind: &Kind, stored: Value) -> Value {
     if is_event(kind) { convert_event(&stored, &kind.api_version()) } else { kind.read(stored) }
 }
 
-fn type_meta(kind: &Kind) -> String {
-    format!("{{\"apiVersion\":\"{}\",\"kind\":\"{}\",", kind.stored_api_version(), kind.kind)
+/// The version that a stored object is.
+pub(crate) fn api_version(stored: &[u8]) -> &str {
+    const FIRST: &[u8] = b"{\"apiVersion\":\"";
+    let rest = stored.strip_prefix(FIRST).unwrap_or_default();
+    let end = rest.iter().position(|byte| *byte == b'"').unwrap_or(0);
+    std::str::from_utf8(&rest[..end]).unwrap_or_default()
 }
 
 /// How long the type is in a stored object. Objects of one kind may have been stored as different versions.
@@ -85,9 +89,25 @@ fn type_meta_len(stored: &[u8]) -> usize {
 
 /// The bytes to store, with the place for the revision.
 pub(crate) fn encode(kind: &Kind, object: &Value) -> Document {
-    let mut bytes = type_meta(kind).into_bytes();
-    bytes.extend_from_slice(METADATA.as_bytes());
+    // Where versions differ in more than their name, an object is the one that it says.
+    match kind.webhook() {
+        Some(_) => written(text(object, "/apiVersion"), kind.kind, object, ""),
+        None => written(&kind.stored_api_version(), kind.kind, object, ""),
+    }
+}
+
+/// An object in the form that stored ones have, with its own type and revision; without one, as it is.
+pub(crate) fn bytes(object: &Value) -> Bytes {
+    match text(object, "/metadata/resourceVersion") {
+        "" => object.to_string().into(),
+        revision => written(text(object, "/apiVersion"), text(object, "/kind"), object, revision).bytes.into(),
+    }
+}
+
+fn written(api_version: &str, kind: &str, object: &Value, revision: &str) -> Document {
+    let mut bytes = format!("{{\"apiVersion\":\"{api_version}\",\"kind\":\"{kind}\",{METADATA}").into_bytes();
     let stamp_at = Some(bytes.len());
+    bytes.extend_from_slice(revision.as_bytes());
     bytes.push(b'"');
     let members = |value: &Value, skip: &[&str], bytes: &mut Vec<u8>| {
         for (name, value) in value.as_object().into_iter().flatten() {

@@ -26,10 +26,11 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes:
     }
     // Few patches are about owners, and the others need not carry them along.
     let about_owners = bytes.windows(MANAGED_FIELDS.len()).any(|window| window == MANAGED_FIELDS);
-    write::change(server, asked, false, |old, held| {
+    write::change(server, asked, false, |live| {
+        let old = live.object;
         let mut patched = if about_owners {
             let mut old = old.clone();
-            write::set_managed_fields(&mut old, held.clone());
+            write::set_managed_fields(&mut old, live.held.clone());
             patch.to(kind, &old)?
         } else {
             patch.to(kind, old)?

@@ -16,6 +16,7 @@ use portolan_store::{Key, List, Page, Revision, Store};
 use serde::{Deserialize, Serialize};
 
 use crate::accept::View;
+use crate::convert;
 use crate::filter::Filter;
 use crate::listing::{ListMeta, Listing, PIECE_OBJECTS, Pieces};
 use crate::object;
@@ -49,10 +50,11 @@ pub(crate) fn stored(store: &Store, target: &Target) -> Result<(Key, portolan_st
     }
 }
 
-pub(crate) async fn get(store: &Store, target: &Target, options: &Options, view: View) -> Result<Reply, Status> {
-    wait_for(store, options.revision()?).await?;
-    let (_, entry) = stored(store, target)?;
-    Ok(respond::bytes(200, view.media, show::one(&target.kind, &entry.value, view)))
+pub(crate) async fn get(server: &Server, target: &Target, options: &Options, view: View) -> Result<Reply, Status> {
+    wait_for(&server.store, options.revision()?).await?;
+    let (_, entry) = stored(&server.store, target)?;
+    let found = convert::one(server, &target.kind, entry.value).await?;
+    Ok(respond::bytes(200, view.media, show::one(&target.kind, &found, view)))
 }
 
 /// Where the next page begins. The form is ours alone; clients hand it back as it is.
@@ -181,16 +183,18 @@ pub(crate) async fn select(
     if !filter.takes_all() {
         page.limit = None;
     }
-    let List { entries, revision, mut remaining } = server.store.list(&prefix, &page).map_err(expired)?;
+    let List { mut entries, revision, mut remaining } = server.store.list(&prefix, &page).map_err(expired)?;
     let entries = if filter.takes_all() {
+        convert::listed(server, &target.kind, &mut entries).await?;
         entries
     } else {
         let mut chosen = Vec::new();
         let mut all = entries.into_iter();
         while chosen.len() < limit && all.len() > 0 {
+            let mut some: Entries = all.by_ref().take(PIECE_OBJECTS).collect();
+            convert::listed(server, &target.kind, &mut some).await?;
             let _turn = server.admission.pieces.request(asker, 1).await?;
-            let some = all.by_ref().take(PIECE_OBJECTS);
-            chosen.extend(some.filter(|(key, entry)| filter.matches(key, &entry.value)));
+            chosen.extend(some.into_iter().filter(|(key, entry)| filter.matches(key, &entry.value)));
         }
         // Of the last step, what is beyond the limit belongs to the next page.
         remaining = all.len() + chosen.len().saturating_sub(limit);

@@ -4,6 +4,7 @@ use portolan_kinds::{FieldError, FieldValidation, Kind, Scale, Status};
 use serde_json::{Value, json};
 
 use crate::apply;
+use crate::convert;
 use crate::object;
 use crate::patch::Patch;
 use crate::read;
@@ -90,24 +91,25 @@ fn scaled(kind: &Kind, old: &Value, scale: &Value) -> Result<Value, Status> {
     Ok(new)
 }
 
+/// The Scale of an object in the form of this version.
 fn seen(kind: &Kind, stored: &[u8]) -> Value {
     scale_of(kind, &object::from_stored(kind, object::decode(stored)))
 }
 
-pub(crate) fn get(server: &Server, asked: Asked<'_>) -> Result<Value, Status> {
+pub(crate) async fn get(server: &Server, asked: Asked<'_>) -> Result<Value, Status> {
     let (_, entry) = read::stored(&server.store, asked.target)?;
-    Ok(seen(asked.kind(), &entry.value))
+    Ok(seen(asked.kind(), &convert::one(server, asked.kind(), entry.value).await?))
 }
 
 pub(crate) async fn update(server: &Server, asked: Asked<'_>, scale: &Value) -> Result<Value, Status> {
     let scale = checked(&asked, scale.clone())?;
     let strict = !object::text(&scale, "/metadata/resourceVersion").is_empty();
-    let written = write::change(server, asked, strict, |old, _| {
-        write::check_uid(&asked, &scale, object::text(old, "/metadata/uid"))?;
-        Ok(scaled(asked.kind(), old, &scale)?.into())
+    let written = write::change(server, asked, strict, |live| {
+        write::check_uid(&asked, &scale, object::text(live.object, "/metadata/uid"))?;
+        Ok(scaled(asked.kind(), live.object, &scale)?.into())
     })
     .await?;
-    Ok(seen(asked.kind(), &written.stored))
+    Ok(seen(asked.kind(), &written.seen))
 }
 
 pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: &[u8]) -> Result<Value, Status> {
@@ -121,7 +123,8 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: 
         FieldValidation::Warn => asked.warnings.add(repeated),
         _ => {}
     }
-    let written = write::change(server, asked, false, |old, _| {
+    let written = write::change(server, asked, false, |live| {
+        let old = live.object;
         let scale = match &patch {
             // A Scale has no lists, so that both ways of merging are one.
             Patch::Merge(patch) | Patch::Strategic(patch) => {
@@ -134,7 +137,7 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, body: 
         Ok(scaled(asked.kind(), old, &scale)?.into())
     })
     .await?;
-    Ok(seen(asked.kind(), &written.stored))
+    Ok(seen(asked.kind(), &written.seen))
 }
 
 /// Server-side apply of a Scale: the replicas are a field of the object, so who applies them owns that field.
@@ -148,14 +151,14 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, body: &[u8]) -> Res
     let replicas = config["spec"]["replicas"].clone();
     let mut config = json!({"apiVersion": kind.api_version(), "kind": kind.kind, "metadata": config["metadata"]});
     put(&mut config, &paths(kind).replicas, replicas);
-    let written = write::change(server, asked, false, |old, held| {
-        let changed = apply::applied(asked, (Some(old), held), &config)?;
+    let written = write::change(server, asked, false, |live| {
+        let changed = apply::applied(asked, Some(live), &config)?;
         let replicas = at(&changed.object, &paths(kind).replicas).cloned().unwrap_or_default();
         let scale = json!({"spec": {"replicas": replicas}});
         Ok(Changed { object: scaled(kind, &changed.object, &scale)?, ..changed })
     })
     .await?;
-    Ok(seen(asked.kind(), &written.stored))
+    Ok(seen(asked.kind(), &written.seen))
 }
 
 #[cfg(test)]

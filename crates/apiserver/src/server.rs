@@ -21,6 +21,7 @@ use crate::allocate::Allocator;
 use crate::authz::{Authorizer, Request as Access};
 use crate::backup::Backup;
 use crate::body::{self, Budget, Unread};
+use crate::convert::Conversions;
 use crate::custom::Kinds;
 use crate::documents::Documents;
 use crate::listen::Standing;
@@ -55,6 +56,7 @@ pub(crate) struct Server {
     pub(crate) tasks: TaskTracker,
     pub(crate) admission: Admission,
     pub(crate) ways: Ways,
+    pub(crate) conversions: Conversions,
     documents: Documents,
     metrics: Arc<Metrics>,
     budget: Budget,
@@ -94,6 +96,7 @@ impl Server {
             tasks: TaskTracker::new(),
             admission: Admission::new(),
             ways: Ways::new(),
+            conversions: Conversions::new(),
             documents: Documents::default(),
             metrics: Metrics::new(),
             budget: Budget::new(),
@@ -350,10 +353,11 @@ impl Server {
                 return pods::logs(&self, asked, parts.uri.query().unwrap_or_default()).await;
             }
             ("get", Sub::Scale) => {
-                let scale = scale::get(&self, Asked { user: &user, target: &target, options: &options, warnings })?;
+                let asked = Asked { user: &user, target: &target, options: &options, warnings };
+                let scale = scale::get(&self, asked).await?;
                 return Ok(respond::object(200, view?.media, &scale));
             }
-            ("get", _) => return read::get(&self.store, &target, &options, view?).await,
+            ("get", _) => return read::get(&self, &target, &options, view?).await,
             ("list", _) => {
                 let accept_encoding = header(&parts, ACCEPT_ENCODING);
                 return read::list(&self, asker, &target, &options, view?, accept_encoding).await;
@@ -370,7 +374,12 @@ impl Server {
                 false => options.take_delete_body(&body::decode(&media, &bytes)?)?,
             }
         }
-        let turns = if turns::is_vital(&user, &target) { &self.admission.vital } else { &self.admission.writes };
+        let lane = target.kind.webhook().map(|webhook| self.conversions.lane(webhook));
+        let turns = match &lane {
+            Some(lane) => &lane.writes,
+            None if turns::is_vital(&user, &target) => &self.admission.vital,
+            None => &self.admission.writes,
+        };
         let turn = turns.request(asker, 1 + bytes.len() as u64 / BODY_COST).await?;
         let (server, warnings) = (self.clone(), warnings.clone());
         let write = async move {
@@ -404,7 +413,7 @@ impl Server {
         }
         let shown = |written: Written| {
             let code = if written.created { 201 } else { 200 };
-            respond::bytes(code, view.media, show::one(&target.kind, &written.stored, view))
+            respond::bytes(code, view.media, show::one(&target.kind, &written.seen, view))
         };
         let done = |code| move |done: Value| respond::object(code, view.media, &done);
         let applies = media == apply::MEDIA_TYPE;

@@ -18,6 +18,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::accept::{Form, Media, View};
+use crate::convert;
 use crate::encode;
 use crate::filter::{Facts, Filter};
 use crate::listing::{PIECE, PIECE_OBJECTS};
@@ -102,7 +103,6 @@ pub(crate) async fn watch(
         Err(expired) => (None, Some(expired)),
     };
     let initial = from_state.then(|| Initial {
-        server: server.clone(),
         asker: asker.to_owned(),
         prefix,
         page: Page { at: Some(start), after: None, limit: Some(PIECE_OBJECTS) },
@@ -114,6 +114,7 @@ pub(crate) async fn watch(
     let mut bookmarks = tokio::time::interval_at(Instant::now() + BOOKMARKS, BOOKMARKS);
     bookmarks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let feed = Feed {
+        server: server.clone(),
         kind: target.kind.clone(),
         view,
         filter,
@@ -133,6 +134,7 @@ pub(crate) async fn watch(
 }
 
 struct Feed {
+    server: Arc<Server>,
     kind: KindRef,
     view: View,
     filter: Filter,
@@ -150,7 +152,6 @@ struct Feed {
 
 /// How far the telling of the state has come.
 struct Initial {
-    server: Arc<Server>,
     asker: String,
     prefix: Prefix,
     /// What to read next.
@@ -165,20 +166,21 @@ impl Feed {
     /// The next piece of the stream; `None` ends it.
     async fn next(&mut self) -> Option<Bytes> {
         if let Some(expired) = self.failed.take() {
-            return Some(self.fail(&expired));
+            return Some(self.fail(&gone(&expired)));
         }
         while let Some(mut initial) = self.initial.take() {
-            let _turn = initial.server.admission.pieces.part(&initial.asker).await?;
-            match self.initial_piece(&mut initial) {
-                Err(expired) => return Some(self.fail(&expired)),
-                Ok((piece, more)) => {
-                    if more {
-                        self.initial = Some(initial);
-                    }
-                    if !piece.is_empty() {
-                        return Some(piece.into());
-                    }
-                }
+            if initial.entries.len() == 0
+                && let Err(status) = self.unless_over(self.read_on(&mut initial)).await?
+            {
+                return Some(self.fail(&status));
+            }
+            let _turn = self.server.admission.pieces.part(&initial.asker).await?;
+            let (piece, more) = self.initial_piece(&mut initial);
+            if more {
+                self.initial = Some(initial);
+            }
+            if !piece.is_empty() {
+                return Some(piece.into());
             }
         }
         loop {
@@ -196,10 +198,17 @@ impl Feed {
                 }
             };
             match batch {
-                Err(expired) => return Some(self.fail(&expired)),
-                Ok(batch) => {
+                Err(expired) => return Some(self.fail(&gone(&expired))),
+                Ok(mut batch) => {
+                    let events = std::mem::take(&mut batch.events);
+                    let looks = self.filter.looks_inside();
+                    let events = self.unless_over(convert::events(&self.server, &self.kind, events, looks)).await?;
+                    let events = match events {
+                        Ok(events) => events,
+                        Err(status) => return Some(self.fail(&status)),
+                    };
                     let mut piece = Vec::new();
-                    for event in &batch.events {
+                    for event in &events {
                         self.push(event, &mut piece);
                     }
                     if !piece.is_empty() {
@@ -211,12 +220,27 @@ impl Feed {
         }
     }
 
-    /// Some of the state, as it was when the watch began, and whether there is more.
-    fn initial_piece(&mut self, initial: &mut Initial) -> Result<(Vec<u8>, bool), Expired> {
-        if initial.entries.len() == 0 {
-            let list = initial.server.store.list(&initial.prefix, &initial.page)?;
-            initial.entries = list.entries.into_iter();
+    /// What work gives, if the watch does not end before.
+    async fn unless_over<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.shutdown.cancelled() => None,
+            () = tokio::time::sleep_until(self.end) => None,
         }
+    }
+
+    /// Reads the next objects of the state.
+    async fn read_on(&self, initial: &mut Initial) -> Result<(), Status> {
+        let list = self.server.store.list(&initial.prefix, &initial.page).map_err(|expired| gone(&expired))?;
+        let mut entries = list.entries;
+        convert::listed(&self.server, &self.kind, &mut entries).await?;
+        initial.entries = entries.into_iter();
+        Ok(())
+    }
+
+    /// Some of the state, as it was when the watch began, and whether there is more.
+    fn initial_piece(&mut self, initial: &mut Initial) -> (Vec<u8>, bool) {
         let mut piece = Vec::new();
         let ended = initial.entries.len() == 0;
         while piece.len() < PIECE {
@@ -230,7 +254,7 @@ impl Feed {
         if let Some(revision) = initial.page.at.filter(|_| ended && initial.tells_end) {
             piece.extend_from_slice(&self.bookmark(revision, true));
         }
-        Ok((piece, !ended))
+        (piece, !ended)
     }
 
     fn bookmark(&mut self, revision: Revision, initial_events_end: bool) -> Bytes {
@@ -247,11 +271,10 @@ impl Feed {
         }
     }
 
-    fn fail(&mut self, expired: &Expired) -> Bytes {
+    fn fail(&mut self, status: &Status) -> Bytes {
         self.watch = None;
         let mut line = Vec::new();
-        let status = Status::expired(read::too_old(expired)).to_json();
-        let (_, status) = encode::value(self.view.media, &status);
+        let (_, status) = encode::value(self.view.media, &status.to_json());
         show::push_event(self.view.media, "ERROR", &status, &mut line);
         line.into()
     }
@@ -290,6 +313,11 @@ impl Feed {
         };
         self.tell(name, &shown, piece);
     }
+}
+
+/// A revision that the history has no longer.
+fn gone(expired: &Expired) -> Status {
+    Status::expired(read::too_old(expired))
 }
 
 /// How long to gather after `batch` was told.

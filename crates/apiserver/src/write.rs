@@ -6,13 +6,14 @@
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use portolan_kinds::apply::{self, Owners, Writer};
+use portolan_kinds::apply::{self, Owners, Translations, Writer};
 use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
 use portolan_store::{Expect, Op, Store, WriteError};
 use serde_json::Value;
 
 use crate::admission;
 use crate::body;
+use crate::convert;
 use crate::custom;
 use crate::object;
 use crate::options::Options;
@@ -49,15 +50,26 @@ impl<'a> Asked<'a> {
     }
 
     /// Who owns what this request writes at `now`.
-    pub(crate) fn writer<'b>(&'b self, now: &'b str) -> Writer<'b> {
-        Writer { manager: &self.options.manager, subresource: self.target.sub.as_str(), now }
+    pub(crate) fn writer<'b>(&'b self, now: &'b str, translations: &'b Translations) -> Writer<'b> {
+        let translations = Some(translations);
+        Writer { manager: &self.options.manager, subresource: self.target.sub.as_str(), now, translations }
     }
 }
 
-/// What was written, as JSON with its type.
+/// What was written, as JSON with its type, in the version that was asked for or that it was stored as.
 pub(crate) struct Written {
-    pub(crate) stored: Bytes,
+    pub(crate) seen: Bytes,
     pub(crate) created: bool,
+}
+
+/// An object that is to be changed.
+#[derive(Clone, Copy)]
+pub(crate) struct Live<'a> {
+    /// Without its managed fields.
+    pub(crate) object: &'a Value,
+    pub(crate) held: &'a Value,
+    /// What is known of it in other versions.
+    pub(crate) translations: &'a Translations,
 }
 
 /// What a change makes of the old object.
@@ -202,7 +214,8 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     }
     kind.default(&mut object);
     let owners = owners.unwrap_or_else(|| {
-        apply::update(kind, (None, Value::Null), (&object, &sent), asked.writer(&object::time(now)))
+        let none = Translations::default();
+        apply::update(kind, (None, Value::Null), (&object, &sent), asked.writer(&object::time(now), &none))
     });
     kind.prepare_create(&mut object);
     admission::create(server, asked, &mut object).await?;
@@ -236,10 +249,10 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
         }
         let mut complete = object.clone();
         let allocation = allocation(server, kind, &mut complete, None, now)?;
-        let complete = object::to_stored(kind, complete);
-        let document = object::encode(object::stored_kind(kind), &complete);
+        let outgoing = convert::outgoing(server, kind, object::to_stored(kind, complete)).await?;
+        let document = object::encode(object::stored_kind(kind), &outgoing.stored);
         if asked.options.dry_run {
-            return Ok(Written { stored: complete.to_string().into(), created: true });
+            return Ok(Written { seen: outgoing.told(None), created: true });
         }
         let own = ops.len();
         ops.push(Op::Put { key, expect: Expect::Absent, value: document });
@@ -247,8 +260,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
             Ok(mut entries) => {
                 let entry = entries.swap_remove(own);
                 in_force(server, kind, entry.as_ref()).await;
-                let stored = entry.map(|entry| entry.value).unwrap_or_default();
-                return Ok(Written { stored, created: true });
+                return Ok(Written { seen: outgoing.told(entry), created: true });
             }
             Err(Unwritten::Failed(status)) => return Err(status),
             // An address that the user asked for by number, and that somebody reserved by hand.
@@ -299,8 +311,8 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
         return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));
     }
     let creates = asked.target.sub == Sub::None && kind.allows_create_on_update();
-    let changed = change(server, asked, !unconditional, |old, _| {
-        check_uid(&asked, &object, object::text(old, "/metadata/uid"))?;
+    let changed = change(server, asked, !unconditional, |live| {
+        check_uid(&asked, &object, object::text(live.object, "/metadata/uid"))?;
         Ok(object.clone().into())
     });
     match changed.await {
@@ -324,13 +336,13 @@ pub(crate) fn check_uid(asked: &Asked<'_>, object: &Value, found: &str) -> Resul
     Err(Status::conflict(kind.group, kind.plural, asked.name(), &why))
 }
 
-/// Makes `change` of the stored object and its managed fields, which come apart, trying again when it changed meanwhile,
-/// unless `strict`: then the client named the revision it saw.
+/// Makes `change` of the stored object, trying again when it changed meanwhile, unless `strict`: then the client named the
+/// revision it saw.
 pub(crate) async fn change(
     server: &Server,
     asked: Asked<'_>,
     strict: bool,
-    change: impl Fn(&Value, &Value) -> Result<Changed, Status>,
+    change: impl Fn(Live<'_>) -> Result<Changed, Status>,
 ) -> Result<Written, Status> {
     let kind = asked.kind();
     let (namespace, name) = (asked.namespace(), asked.name());
@@ -339,11 +351,21 @@ pub(crate) async fn change(
         let Some(entry) = server.store.get(&key).0 else {
             return Err(Status::not_found(kind.group, kind.plural, name));
         };
-        let mut old = object::from_stored(kind, object::decode(&entry.value));
+        let seen = convert::one(server, kind, entry.value.clone()).await?;
+        let mut old = object::from_stored(kind, object::decode(&seen));
         let held = apply::take_managed_fields(&mut old);
-        let Changed { object: new, owners } = change(&old, &held)?;
         let now = Timestamp::now();
-        let (mut new, owners) = settle_update(server, &asked, (new, owners), (&old, held), now)?;
+        let mut translations = Translations::default();
+        let (mut new, owners) = loop {
+            let settled = {
+                let live = Live { object: &old, held: &held, translations: &translations };
+                change(live).and_then(|changed| settle_update(server, &asked, changed, live, now))
+            };
+            match translations.take_wanted() {
+                wanted if wanted.is_empty() => break settled?,
+                wanted => convert::translate(server, kind, wanted, &mut translations).await?,
+            }
+        };
         admission::update(server, asked, &old, &new)?;
         let gone = is_finished(kind, &new, &old);
         let allocation = if gone && services::is_service(kind) {
@@ -351,8 +373,10 @@ pub(crate) async fn change(
         } else {
             allocation(server, kind, &mut new, Some(&old), now)?
         };
-        if new == old && !gone && !owners.changed {
-            return Ok(Written { stored: entry.value, created: false });
+        // What is stored as another version than it would be now is written anew, though nobody can see a change.
+        let is_current = object::api_version(&entry.value) == object::stored_kind(kind).stored_api_version();
+        if new == old && !gone && !owners.changed && is_current {
+            return Ok(Written { seen, created: false });
         }
         let definition = custom::is_definition(kind);
         let changed = new["spec"] != old["spec"];
@@ -364,23 +388,21 @@ pub(crate) async fn change(
         }
         set_managed_fields(&mut new, owners.managed_fields);
         object::refuse_too_deep(&new)?;
-        let new = object::to_stored(kind, new);
+        let outgoing = convert::outgoing(server, kind, object::to_stored(kind, new)).await?;
         if asked.options.dry_run {
-            return Ok(Written { stored: new.to_string().into(), created: false });
+            return Ok(Written { seen: outgoing.told(None), created: false });
         }
         let expect = Expect::At(entry.revision);
         let ops = vec![if gone {
             Op::Delete { key: key.clone(), expect }
         } else {
-            Op::Put { key: key.clone(), expect, value: object::encode(object::stored_kind(kind), &new) }
+            Op::Put { key: key.clone(), expect, value: object::encode(object::stored_kind(kind), &outgoing.stored) }
         }];
         match commit_allocated(&server.store, ops, allocation).await {
             Ok(mut entries) => {
                 let entry = entries.swap_remove(0);
                 in_force(server, kind, entry.as_ref()).await;
-                let stored =
-                    if gone { new.to_string().into() } else { entry.map(|entry| entry.value).unwrap_or_default() };
-                return Ok(Written { stored, created: false });
+                return Ok(Written { seen: outgoing.told(entry.filter(|_| !gone)), created: false });
             }
             Err(Unwritten::Failed(status)) => return Err(status),
             Err(Unwritten::Race(0)) if strict => break,
@@ -408,8 +430,8 @@ pub(crate) fn set_managed_fields(object: &mut Value, managed_fields: Value) {
 fn settle_update(
     server: &Server,
     asked: &Asked<'_>,
-    (mut new, owners): (Value, Option<Owners>),
-    (old, held): (&Value, Value),
+    Changed { object: mut new, owners }: Changed,
+    Live { object: old, held, translations }: Live<'_>,
     now: Timestamp,
 ) -> Result<(Value, Owners), Status> {
     let kind = asked.kind();
@@ -434,8 +456,10 @@ fn settle_update(
     let finalizers = (asked.target.sub == Sub::Finalize).then(|| new["spec"]["finalizers"].clone());
     let sub = if asked.target.sub == Sub::Status { Subresource::Status } else { Subresource::None };
     kind.default(&mut new);
-    let owners = owners
-        .unwrap_or_else(|| apply::update(kind, (Some(old), held), (&new, &sent), asked.writer(&object::time(now))));
+    let owners = owners.unwrap_or_else(|| {
+        let now = object::time(now);
+        apply::update(kind, (Some(old), held.clone()), (&new, &sent), asked.writer(&now, translations))
+    });
     kind.prepare_update(&mut new, old, sub);
     match finalizers {
         Some(Value::Null) => _ = object::spec(&mut new).remove("finalizers"),

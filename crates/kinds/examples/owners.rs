@@ -15,8 +15,9 @@ use portolan_kinds::{FieldValidation, Kind, Subresource, find};
 use serde_json::{Value, json};
 
 const ROUNDS: usize = 3_000;
-const FIRST: Writer<'_> = Writer { manager: "maker", subresource: "", now: "2026-01-01T00:00:00Z" };
-const SECOND: Writer<'_> = Writer { manager: "changer", subresource: "", now: "2026-01-02T00:00:00Z" };
+const FIRST: Writer<'_> = Writer { manager: "maker", subresource: "", now: "2026-01-01T00:00:00Z", translations: None };
+const SECOND: Writer<'_> =
+    Writer { manager: "changer", subresource: "", now: "2026-01-02T00:00:00Z", translations: None };
 
 fn main() {
     println!("| | bytes stored, without / with | made | changed | applied again |\n|---|---|---|---|---|");

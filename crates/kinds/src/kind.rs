@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::catalog::Strategy;
 use crate::custom::Custom;
+use crate::custom::webhook::Webhook;
 use crate::schema::table as types;
 use crate::{
     FieldError, Status, UnsupportedField, complete, decode, defaults, fields, prepare, service, table, validate, warn,
@@ -220,6 +221,17 @@ impl Kind {
             Some(custom) => custom.read(stored),
             None => stored,
         }
+    }
+
+    /// Who makes one version of it of another, if they differ in more than their name.
+    pub fn webhook(&self) -> Option<&Webhook> {
+        self.custom.as_ref().and_then(Custom::webhook)
+    }
+
+    /// A stored object of a defined kind with the fields and defaults that its own version has by now. `None` if there is
+    /// no such version any more.
+    pub fn restored(&self, stored: Value) -> Option<Value> {
+        self.custom.as_ref().and_then(|custom| custom.restored(stored))
     }
 
     /// Whether its definition is being deleted, so that nothing new is made.

@@ -419,6 +419,11 @@ impl Status {
         Self::new(500, "InternalError", message).with_details(map)
     }
 
+    /// 500, and in the words of who failed: of what Kubernetes has no reason for.
+    pub fn unknown(message: impl Into<String>) -> Self {
+        Self::new(500, "", message)
+    }
+
     /// 503.
     pub fn unavailable(message: impl Into<String>) -> Self {
         Self::new(503, "ServiceUnavailable", message)

@@ -36,6 +36,11 @@ impl Event {
         Self { key, revision, new, old, at, memo: OnceLock::new() }
     }
 
+    /// The same change of an object that somebody sees otherwise.
+    pub fn seen_as(&self, new: Option<Entry>, old: Option<Entry>) -> Self {
+        Self::new(self.key.clone(), self.revision, new, old, self.at)
+    }
+
     /// What `derive` makes of this event: made once, shared by all watches, and gone with the event. `None` if it was
     /// asked for as another type before.
     pub fn memo<T: Any + Send + Sync>(&self, derive: impl FnOnce() -> T) -> Option<&T> {

@@ -149,6 +149,6 @@ async fn set(
 ) -> Result<(), Status> {
     let target = target(group, plural, namespace, Some(name), sub);
     let asked = Asked { user: &User::admin(), target: &target, options: &options(), warnings: &Warnings::default() };
-    write::change(server, asked, false, |old, _| Ok(change(old).into())).await?;
+    write::change(server, asked, false, |live| Ok(change(live.object).into())).await?;
     Ok(())
 }

@@ -105,8 +105,10 @@ async fn reconcile(server: &Server, plural: &'static str, expected: Value) -> Re
         delete::delete(server, asked).await?;
         return ensure(server, GROUP, plural, namespace, expected).await;
     }
-    write::change(server, asked, false, |old, _| Ok(self::reconciled(old, &expected).unwrap_or(old.clone()).into()))
-        .await?;
+    write::change(server, asked, false, |live| {
+        Ok(self::reconciled(live.object, &expected).unwrap_or_else(|| live.object.clone()).into())
+    })
+    .await?;
     Ok(())
 }
 

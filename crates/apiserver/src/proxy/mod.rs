@@ -32,7 +32,8 @@ use crate::route::{self, Target};
 use crate::server::{Peer, Server};
 use crate::user::User;
 use crate::ways::{self, Way};
-use place::{Place, Stream};
+use place::Place;
+pub(crate) use place::{Stream, candidates, pod};
 use rewrite::Links;
 
 /// Bytes of a page whose links are rewritten; a larger one is passed on as it is.

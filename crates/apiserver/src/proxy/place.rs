@@ -24,9 +24,9 @@ use crate::server::Server;
 
 pub(crate) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
-pub(super) type Stream = Box<dyn Duplex>;
+pub(crate) type Stream = Box<dyn Duplex>;
 
-pub(super) enum Place {
+pub(crate) enum Place {
     Pod {
         node: Value,
         namespace: String,
@@ -132,39 +132,19 @@ impl Place {
             port_name = object::text(declared.ok_or_else(none)?, "/name").to_owned();
         }
         let endpoints = object_of(server, target, "endpoints", name)?;
-        let empty = Vec::new();
-        let subsets = endpoints["subsets"].as_array().unwrap_or(&empty);
-        let mut candidates = Vec::new();
-        for subset in subsets {
-            let ports = subset["ports"].as_array().into_iter().flatten();
-            let mut named = ports.filter(|port| object::text(port, "/name") == port_name);
-            let number = named.find_map(|port| u16::try_from(port["port"].as_u64()?).ok());
-            let addresses = subset["addresses"].as_array().into_iter().flatten();
-            candidates
-                .extend(number.into_iter().flat_map(|number| addresses.clone().map(move |address| (address, number))));
-        }
-        // From a place at random on, so that all get their share and the first that is what it says is taken.
-        let start = if candidates.is_empty() { 0 } else { rand::rng().random_range(0..candidates.len()) };
-        candidates.rotate_left(start);
         let namespace = target.namespace.as_deref().unwrap_or_default();
-        for (address, port) in candidates {
-            let is_pod = object::text(address, "/targetRef/kind") == "Pod"
-                && object::text(address, "/targetRef/namespace") == namespace;
-            let pod = object_of(server, target, "pods", object::text(address, "/targetRef/name"));
-            if let (true, Ok(pod)) = (is_pod, pod) {
-                let ips = pod["status"]["podIPs"].as_array().into_iter().flatten();
-                if ips.map(|ip| &ip["ip"]).any(|ip| ip == &address["ip"]) {
-                    return Self::pod(server, &pod, port, tls);
-                }
+        for (address, port) in candidates(&endpoints, &port_name) {
+            if let Some(pod) = pod_at(server, namespace, address) {
+                return Self::pod(server, &pod, port, tls);
             }
         }
-        let named = if subsets.is_empty() { name } else { id };
+        let named = if object::has_items(&endpoints, "/subsets") { id } else { name };
         Err(Status::unavailable(format!("no endpoints available for service \"{named}\"")))
     }
 
     /// # Errors
     /// With the reason in words that clients are used to.
-    pub(super) async fn connect(self, server: &Server) -> Result<Stream, String> {
+    pub(crate) async fn connect(self, server: &Server) -> Result<Stream, String> {
         let (stream, address, tls): (Stream, IpAddr, bool) = match self {
             Self::Agent(node) => {
                 let stream = server.nodes.open(&node).await.map_err(|status| status.message().to_owned())?;
@@ -186,6 +166,40 @@ impl Place {
         let connected = TlsConnector::from(Arc::new(config)).connect(ServerName::from(address), stream).await;
         connected.map(|stream| Box::new(stream) as Stream).map_err(|error: io::Error| error.to_string())
     }
+}
+
+/// The addresses of endpoints and their ports of this name: from a place at random on, so that all get their share and the
+/// first that is what it says is taken.
+pub(crate) fn candidates<'a>(endpoints: &'a Value, port_name: &str) -> Vec<(&'a Value, u16)> {
+    let mut candidates = Vec::new();
+    for subset in endpoints["subsets"].as_array().into_iter().flatten() {
+        let ports = subset["ports"].as_array().into_iter().flatten();
+        let mut named = ports.filter(|port| object::text(port, "/name") == port_name);
+        let number = named.find_map(|port| u16::try_from(port["port"].as_u64()?).ok());
+        let addresses = subset["addresses"].as_array().into_iter().flatten();
+        candidates
+            .extend(number.into_iter().flat_map(|number| addresses.clone().map(move |address| (address, number))));
+    }
+    let start = if candidates.is_empty() { 0 } else { rand::rng().random_range(0..candidates.len()) };
+    candidates.rotate_left(start);
+    candidates
+}
+
+/// The pod of the namespace that an endpoint says it is, if that has its address.
+fn pod_at(server: &Server, namespace: &str, address: &Value) -> Option<Value> {
+    let of = address.get("targetRef")?;
+    if (object::text(of, "/kind"), object::text(of, "/namespace")) != ("Pod", namespace) {
+        return None;
+    }
+    let key = object::key(crate::known_kind("", "pods"), namespace, object::text(of, "/name"));
+    let pod = object::decode(&server.store.get(&key).0?.value);
+    let ips = pod["status"]["podIPs"].as_array()?;
+    ips.iter().any(|ip| ip["ip"] == address["ip"]).then_some(pod)
+}
+
+/// A port of the pod that an endpoint is, if it is one.
+pub(crate) fn pod(server: &Server, namespace: &str, address: &Value, port: u16) -> Option<Place> {
+    Place::pod(server, &pod_at(server, namespace, address)?, port, false).ok()
 }
 
 /// The first port that a pod says it has, or else the scheme's own.

@@ -5,6 +5,7 @@
 mod access;
 mod apply;
 mod backup;
+mod conversion;
 mod custom;
 mod documents;
 mod everyday;

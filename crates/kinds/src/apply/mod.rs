@@ -5,8 +5,8 @@
 //! again changes nothing; a field goes when the last applier of it no longer names it; what one does not own, another's
 //! apply does not touch.
 //!
-//! Deliberately not here: whether the result is valid, and conversion between versions of one kind (Events have two;
-//! those of a defined kind differ in nothing but their schema).
+//! Deliberately not here: whether the result is valid, and conversion between versions of a defined kind that differ in
+//! more than their schema, which is asked for (`translate`).
 //!
 //! Source: "Server-Side Apply" in Kubernetes' documentation (KEP-555), `sigs.k8s.io/structured-merge-diff` and
 //! apimachinery `pkg/util/managedfields`.
@@ -20,7 +20,9 @@ mod managers;
 mod merge;
 mod remove;
 mod set;
+mod translate;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
@@ -34,6 +36,7 @@ use extract::{extract, with_named_fields};
 use form::Form;
 use managers::{Entry, Operation};
 use set::Set;
+pub use translate::{Translations, Wanted};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// The manager whose client-side apply came before its server-side one.
@@ -50,6 +53,8 @@ pub struct Writer<'a> {
     pub subresource: &'a str,
     /// In Kubernetes' form, to the second.
     pub now: &'a str,
+    /// What is known of the objects in other versions of their kind, if those differ in more than their schema.
+    pub translations: Option<&'a Translations>,
 }
 
 impl Writer<'_> {
@@ -129,7 +134,7 @@ fn update_as_sent(
 
 /// Gives what changed to who changed it, and takes it from all others. Tells whether anybody's fields are others now.
 fn record(kind: &Kind, old: &Value, new: &Value, entries: &mut Vec<Entry>, writer: Writer<'_>) -> bool {
-    let mut views = Views { kind, old, new, ignored: ignored(kind, writer.subresource), found: BTreeMap::new() };
+    let mut views = Views::new(kind, (old, new), writer);
     let taken = views.changes(&kind.api_version()).map(Changes::taken).unwrap_or_default();
     let mut own = writer.entry(kind, Operation::Update, set::difference(&taken, &NOBODYS));
     let mut changed = false;
@@ -168,16 +173,30 @@ struct Views<'a> {
     old: &'a Value,
     new: &'a Value,
     ignored: &'static [&'static [&'static str]],
+    translations: Option<&'a Translations>,
     found: BTreeMap<String, Option<Changes>>,
 }
 
-impl Views<'_> {
+impl<'a> Views<'a> {
+    fn new(kind: &'a Kind, (old, new): (&'a Value, &'a Value), writer: Writer<'a>) -> Self {
+        let ignored = ignored(kind, writer.subresource);
+        Self { kind, old, new, ignored, translations: writer.translations, found: BTreeMap::new() }
+    }
+
     /// `None` for a version that the kind does not have.
     fn changes(&mut self, api_version: &str) -> Option<&Changes> {
         if !self.found.contains_key(api_version) {
             let mut changes = if let Some(custom) = &self.kind.custom {
-                let schema = custom.schema_of(api_version);
-                schema.map(|schema| compare(Form::of_object(schema), self.old, self.new))
+                let translations = self.translations.filter(|_| custom.webhook().is_some());
+                let translated = |object: &'a Value| match translations {
+                    Some(translations) => translations.find(api_version, object),
+                    None => Some(Cow::Borrowed(object)),
+                };
+                custom.schema_of(api_version).map(|schema| {
+                    // Until both are known, nothing is said of what changed.
+                    let both = translated(self.old).zip(translated(self.new));
+                    both.map(|(old, new)| compare(Form::of_object(schema), &old, &new)).unwrap_or_default()
+                })
             } else if api_version == self.kind.api_version() {
                 schema(self.kind.type_name()).map(|schema| compare(Form::of_type(schema), self.old, self.new))
             } else {
@@ -365,7 +384,7 @@ impl Apply<'_> {
             Some(last) => self.prune(merged, &last.fields, &own, &entries),
             None => merged,
         };
-        let mut views = Views { kind: self.kind, old: self.live, new: &new, ignored, found: BTreeMap::new() };
+        let mut views = Views::new(self.kind, (self.live, &new), self.writer);
         let mut conflicts = Vec::new();
         entries.retain_mut(|entry| {
             let Some(changes) = views.changes(&entry.api_version) else { return false };

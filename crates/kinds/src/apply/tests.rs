@@ -35,7 +35,7 @@ impl Live {
         let config = self.config(config.clone());
         let mut live = self.object.clone();
         let held = live.as_mut().map(take_managed_fields).unwrap_or_default();
-        let writer = Writer { manager, subresource: "", now: NOW };
+        let writer = Writer { manager, subresource: "", now: NOW, translations: None };
         let (object, owners) = apply(self.kind, (live.as_ref(), &held), &config, force, writer)?;
         assert_eq!(owners.changed, owners.managed_fields != held, "times are all the same here");
         Ok((object, owners))
@@ -52,7 +52,8 @@ impl Live {
     }
 
     fn update(&mut self, manager: &str, new: &Value) -> &mut Self {
-        let (new, writer) = (self.config(new.clone()), Writer { manager, subresource: "", now: NOW });
+        let (new, writer) =
+            (self.config(new.clone()), Writer { manager, subresource: "", now: NOW, translations: None });
         let mut old = self.object.take();
         let held = old.as_mut().map(take_managed_fields).unwrap_or_default();
         let owners = update(self.kind, (old.as_ref(), held.clone()), (&new, &Value::Null), writer);

@@ -2,10 +2,9 @@
 //! somebody wrote down.
 //!
 //! Invariants: whatever passed the checks on a definition (`definition`, `structural`) makes kinds that never panic and
-//! whose work on one object is bounded; objects are stored as one version and read as any (conversion `None`: nothing
-//! but `apiVersion` differs).
-//! Deliberately not here: conversion by webhook, which a definition is refused for; who deletes the objects of a
-//! definition that goes (the API server).
+//! whose work on one object is bounded; objects are stored as one version and read as any: by nothing but another
+//! `apiVersion`, or by what a webhook made of them (`webhook`).
+//! Deliberately not here: calls of webhooks, and who deletes the objects of a definition that goes (the API server).
 //! Source: "Extend the Kubernetes API with CustomResourceDefinitions", `k8s.io/apiextensions-apiserver`.
 
 mod check;
@@ -23,6 +22,7 @@ mod rules;
 pub(crate) mod schema;
 mod shape;
 pub(crate) mod structural;
+pub mod webhook;
 
 use std::sync::{Arc, OnceLock};
 
@@ -42,6 +42,7 @@ use path::JsonPath;
 pub(crate) use pattern::{LARGEST as LARGEST_PATTERN, NoPattern, Pattern, compile as compile_pattern};
 use rules::Rules;
 pub(crate) use schema::{Additional, ListType, Schema, Type};
+use webhook::Webhook;
 
 /// What a defined kind has that the program's own have not.
 #[derive(Debug)]
@@ -60,6 +61,8 @@ struct Definition {
     list_kind: &'static str,
     /// Nothing new is made any more.
     terminating: bool,
+    /// Who makes one version of another, if they differ in more than their name.
+    webhook: Option<Webhook>,
 }
 
 #[derive(Debug)]
@@ -96,6 +99,7 @@ pub fn kinds(definition: &Value) -> Option<Vec<Arc<Kind>>> {
         storage: versions.iter().position(|version| version.flag("storage")).unwrap_or(0),
         list_kind: intern::text(names.text("listKind"))?,
         terminating: definition["metadata"].has("deletionTimestamp"),
+        webhook: Webhook::new(definition),
     });
     let served = versions.iter().enumerate().filter(|(_, version)| version.flag("served"));
     served
@@ -150,6 +154,13 @@ impl Version {
             api_version,
         }
     }
+
+    /// An object that was stored as this version, with the fields and defaults that the version has by now.
+    fn restored(&self, mut stored: Value) -> Value {
+        shape::prune(&self.schema, &mut stored, &mut Vec::new());
+        shape::default(&self.schema, &mut stored);
+        stored
+    }
 }
 
 impl Custom {
@@ -161,13 +172,17 @@ impl Custom {
         &self.version().schema
     }
 
-    /// The schema of another version of the same kind.
+    /// Another version of the same kind, or this one.
+    fn version_of(&self, api_version: &str) -> Option<&Version> {
+        self.definition.versions.iter().find(|version| version.api_version == api_version)
+    }
+
     pub(crate) fn schema_of(&self, api_version: &str) -> Option<&Schema> {
-        self.definition
-            .versions
-            .iter()
-            .find(|version| version.api_version == api_version)
-            .map(|version| &version.schema)
+        self.version_of(api_version).map(|version| &version.schema)
+    }
+
+    pub(crate) fn webhook(&self) -> Option<&Webhook> {
+        self.definition.webhook.as_ref()
     }
 
     /// The schema as the definition has it.
@@ -220,12 +235,22 @@ impl Custom {
         })
     }
 
+    /// An object as it is stored, with the fields and defaults that its version has by now. `None` if there is no such
+    /// version any more.
+    pub(crate) fn restored(&self, stored: Value) -> Option<Value> {
+        Some(self.version_of(stored.text("apiVersion"))?.restored(stored))
+    }
+
     /// An object as it is stored, seen as this version.
-    pub(crate) fn read(&self, mut stored: Value) -> Value {
-        map_of(&mut stored).insert("apiVersion".into(), self.version().api_version.as_str().into());
-        shape::prune(self.schema(), &mut stored, &mut Vec::new());
-        shape::default(self.schema(), &mut stored);
-        stored
+    pub(crate) fn read(&self, stored: Value) -> Value {
+        let own = &self.version().api_version;
+        let of = self.version_of(stored.text("apiVersion")).unwrap_or(self.version());
+        let mut object = of.restored(stored);
+        if of.api_version != *own {
+            map_of(&mut object).insert("apiVersion".into(), own.as_str().into());
+            shape::prune(self.schema(), &mut object, &mut Vec::new());
+        }
+        object
     }
 
     /// The rest of decoding, once `apiVersion` and `kind` are found to be right.

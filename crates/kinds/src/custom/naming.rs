@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::definition::{condition, set_condition};
+use super::webhook::Webhook;
 use crate::look::{Look, child, map_of};
 
 /// Names that are taken in one group.
@@ -77,6 +78,10 @@ pub fn settle(definition: &Value, taken: &Taken, now: &str) -> Option<Value> {
         match conflict {
             Some(_) => {
                 set_condition(&mut new, "Established", false, ("NotAccepted", "not all names are accepted"), now)
+            }
+            None if !Webhook::has_certificates(definition) => {
+                let words = ("InvalidCABundle", "The conversion webhook CABundle is invalid");
+                set_condition(&mut new, "Established", false, words, now);
             }
             None => {
                 let words = ("InitialNamesAccepted", "the initial names have been accepted");

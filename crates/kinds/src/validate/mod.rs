@@ -151,6 +151,20 @@ pub(crate) fn update(kind: &Kind, new: &Value, old: &Value, sub: Subresource) ->
     errors.0
 }
 
+/// What is wrong with labels alone.
+pub(crate) fn labels_of(value: &Value, path: &Path<'_>) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    metadata::labels(&mut errors, value, path);
+    errors.0
+}
+
+/// And with annotations.
+pub(crate) fn annotations_of(value: &Value, path: &Path<'_>) -> Vec<FieldError> {
+    let mut errors = Errors::default();
+    metadata::annotations(&mut errors, value, path);
+    errors.0
+}
+
 /// What is wrong with the metadata alone.
 pub(crate) fn metadata(kind: &Kind, new: &Value, old: Option<&Value>) -> Vec<FieldError> {
     let mut errors = Errors::default();

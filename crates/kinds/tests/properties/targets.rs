@@ -14,7 +14,8 @@ use crate::bodies::{Choices, body};
 
 /// Copies may add so much.
 const COPIED: usize = 1 << 20;
-const WRITER: Writer<'static> = Writer { manager: "m", subresource: "", now: "2026-01-01T00:00:00Z" };
+const WRITER: Writer<'static> =
+    Writer { manager: "m", subresource: "", now: "2026-01-01T00:00:00Z", translations: None };
 
 /// The schemas of a kind's document, and which of them is the kind's.
 type Document = (Value, String);

@@ -4,26 +4,17 @@
 //! Source: `pkg/apis/apiextensions/{v1/defaults,validation/validation}.go` and `pkg/registry/customresourcedefinition`
 //! of apiextensions-apiserver.
 
+mod conversion;
+mod parts;
+
 use serde_json::{Value, json};
 
-use super::path::JsonPath;
-use super::schema::{Schema, Type};
-use super::structural;
 use crate::look::{Look, Path, child, items_mut, map_of, set_default};
 use crate::names;
 use crate::{FieldError, Subresource};
 
 /// The finalizer of definitions whose objects have to go first.
 pub const CLEANUP: &str = "customresourcecleanup.apiextensions.k8s.io";
-
-const MOST_SELECTABLE: usize = 8;
-/// What versions may have alike.
-const PARTS: [&str; 4] = ["schema", "subresources", "additionalPrinterColumns", "selectableFields"];
-/// What the schema of a whole object may not say when its status is written apart.
-const APART_FROM_STATUS: [&str; 8] =
-    ["additionalProperties", "allOf", "anyOf", "default", "enum", "maxProperties", "minProperties", "oneOf"];
-const COLUMN_TYPES: [&str; 5] = ["boolean", "date", "integer", "number", "string"];
-const COLUMN_FORMATS: [&str; 8] = ["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
 
 pub(crate) fn default(definition: &mut Value) {
     let spec = child(definition, "spec");
@@ -35,6 +26,9 @@ pub(crate) fn default(definition: &mut Value) {
     }
     if names.text("listKind").is_empty() && !kind.is_empty() {
         map_of(names).insert("listKind".into(), format!("{kind}List").into());
+    }
+    if let Some(service @ Value::Object(_)) = spec.pointer_mut("/conversion/webhook/clientConfig/service") {
+        set_default(service, "port", 443);
     }
     for version in items_mut(spec, "versions") {
         set_default(version, "served", false);
@@ -106,7 +100,7 @@ pub(crate) fn validate(definition: &Value, old: Option<&Value>, sub: Subresource
         let words = "must be spec.names.plural+\".\"+spec.group";
         errors.insert(0, FieldError::invalid("metadata.name", name, words));
     }
-    validate_spec(spec, &at, &mut errors);
+    validate_spec(spec, old, &at, &mut errors);
     let stored = &definition["status"]["storedVersions"];
     let names: Vec<&str> = spec.list("versions").iter().map(|version| version.text("name")).collect();
     for (index, version) in stored.as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
@@ -157,7 +151,7 @@ fn approval(definition: &Value, old: Option<&Value>, errors: &mut Vec<FieldError
     });
 }
 
-fn validate_spec(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
+fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     let group = spec.text("group");
     let at = path.field("group");
     if group.is_empty() {
@@ -185,10 +179,10 @@ fn validate_spec(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
         [first, rest @ ..] => first.has(field) && rest.iter().all(|version| version[*field] == first[*field]),
         [] => false,
     };
-    let (together, apart): (Vec<&str>, Vec<&str>) = PARTS.into_iter().partition(shared);
+    let (together, apart): (Vec<&str>, Vec<&str>) = parts::ALL.into_iter().partition(shared);
     for (index, version) in versions.iter().enumerate() {
         validate_version(version, &at.index(index), errors);
-        apart.iter().for_each(|part| validate_part(version, part, &at.index(index).field(part), errors));
+        apart.iter().for_each(|part| parts::validate(version, part, &at.index(index).field(part), errors));
     }
     let told = |errors: &mut Vec<FieldError>, words: &str| {
         errors.push(FieldError::invalid(at, spec["versions"].clone(), words))
@@ -211,27 +205,9 @@ fn validate_spec(spec: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     names_of(names, &at, errors);
     for part in together {
         let at = path.field(if part == "schema" { "validation" } else { part });
-        validate_part(&versions[0], part, &at, errors);
+        parts::validate(&versions[0], part, &at, errors);
     }
-    conversion(&spec["conversion"], &path.field("conversion"), errors);
-}
-
-fn conversion(conversion: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let at = path.field("strategy");
-    match conversion.text("strategy") {
-        "" => errors.push(FieldError::required(at, "")),
-        "None" if conversion.has("webhook") => {
-            errors.push(FieldError::forbidden(path.field("webhookClientConfig"), "should not be set when strategy is not set to Webhook"));
-        }
-        "None" => {}
-        "Webhook" => errors.push(FieldError::invalid(
-            at,
-            "Webhook",
-            "conversion by webhook is not supported by this server: serve one version, or versions that differ in nothing but \
-             apiVersion with strategy None",
-        )),
-        other => errors.push(FieldError::not_supported(at, other, &["None", "Webhook"])),
-    }
+    conversion::validate(&spec["conversion"], old, &path.field("conversion"), errors);
 }
 
 fn names_of(names: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
@@ -280,138 +256,6 @@ fn validate_version(version: &Value, path: &Path<'_>, errors: &mut Vec<FieldErro
                 "must only contain printable UTF-8 characters; non-printable character found at index {at}"
             ));
         }
-    }
-}
-
-/// One of [`PARTS`] of a version.
-fn validate_part(version: &Value, part: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let schema = &version["schema"]["openAPIV3Schema"];
-    match part {
-        "schema" if schema.is_object() => {
-            let at = path.field("openAPIV3Schema");
-            if version["subresources"].has("status") {
-                beside_status(schema, &at, errors);
-            }
-            errors.extend(structural::mistakes(schema, &at));
-        }
-        "schema" => errors.push(FieldError::required(path.field("openAPIV3Schema"), "")),
-        "subresources" => subresources(&version["subresources"], path, errors),
-        "additionalPrinterColumns" => {
-            for (index, column) in version.list(part).iter().enumerate() {
-                column_of(column, &path.index(index), errors);
-            }
-        }
-        _ => selectable(version.list("selectableFields"), &Schema::new(schema), path, errors),
-    }
-}
-
-/// With a status of its own, the schema of the whole object may say nothing about both parts together.
-fn beside_status(schema: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let kind = schema.text("type");
-    if !matches!(kind, "" | "object") {
-        let words =
-            "only \"object\" is allowed as the type at the root of the schema if the status subresource is enabled";
-        errors.push(FieldError::invalid(path.field("type"), kind, words));
-    }
-    if APART_FROM_STATUS.iter().any(|field| schema.has(field)) {
-        let words = "only [Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength MinLength \
-                     Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example \
-                     XPreserveUnknownFields XValidations] fields are allowed at the root of the schema if the status \
-                     subresource is enabled";
-        errors.push(FieldError::invalid(path, schema.clone(), words));
-    }
-}
-
-fn subresources(subresources: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let scale = &subresources["scale"];
-    if scale.is_null() {
-        return;
-    }
-    let at = path.field("scale");
-    for (field, root, required) in [
-        ("specReplicasPath", ".spec.", true),
-        ("statusReplicasPath", ".status.", true),
-        ("labelSelectorPath", "", false),
-    ] {
-        let (text, at) = (scale.text(field), at.field(field));
-        let fields = JsonPath::parse(text).ok().and_then(|path| path.fields());
-        let rooted = text.starts_with(root) && (required || text.starts_with(".spec.") || text.starts_with(".status."));
-        match text {
-            "" if required => errors.push(FieldError::required(at, "")),
-            "" => {}
-            _ if fields.is_none() => {
-                errors.push(FieldError::invalid(at, text, "is an invalid json path"));
-            }
-            _ if !rooted => {
-                let words = match field {
-                    "labelSelectorPath" => "should be a json path under either .spec or .status",
-                    "specReplicasPath" => "should be a json path under .spec",
-                    _ => "should be a json path under .status",
-                };
-                errors.push(FieldError::invalid(at, text, words));
-            }
-            _ => {}
-        }
-    }
-}
-
-fn column_of(column: &Value, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    if column.text("name").is_empty() {
-        errors.push(FieldError::required(path.field("name"), ""));
-    }
-    let (kind, at) = (column.text("type"), path.field("type"));
-    let words = format!("must be one of {}", COLUMN_TYPES.join(","));
-    if kind.is_empty() {
-        errors.push(FieldError::required(at, words));
-    } else if !COLUMN_TYPES.contains(&kind) {
-        errors.push(FieldError::invalid(at, kind, words));
-    }
-    let format = column.text("format");
-    if !format.is_empty() && !COLUMN_FORMATS.contains(&format) {
-        let words = format!("must be one of {}", COLUMN_FORMATS.join(","));
-        errors.push(FieldError::invalid(path.field("format"), format, words));
-    }
-    // Kubernetes names it so inside.
-    let (text, at) = (column.text("jsonPath"), path.field("JSONPath"));
-    if text.is_empty() {
-        errors.push(FieldError::required(at, ""));
-    } else if !text.starts_with('.') {
-        errors.push(FieldError::invalid(at, text, "must be a simple json path starting with ."));
-    } else if let Err(why) = JsonPath::parse(text) {
-        errors.push(FieldError::invalid(at, text, format!("is an invalid json path: {why}")));
-    }
-}
-
-fn selectable(fields: &[Value], schema: &Schema, path: &Path<'_>, errors: &mut Vec<FieldError>) {
-    let mut seen = Vec::new();
-    for (index, field) in fields.iter().enumerate() {
-        let item = path.index(index);
-        let at = item.field("jsonPath");
-        let text = field.text("jsonPath");
-        if text.is_empty() {
-            errors.push(FieldError::required(at, ""));
-            continue;
-        }
-        let Some(names) = JsonPath::parse(text).ok().and_then(|path| path.fields()) else {
-            errors.push(FieldError::invalid(at, text, "is an invalid path: it may name fields only"));
-            continue;
-        };
-        let found = schema.at(&names);
-        if names.first().is_some_and(|name| name == "metadata") {
-            errors.push(FieldError::invalid(at, text, "must not point to fields in metadata"));
-        } else if found.is_none() {
-            errors.push(FieldError::invalid(at, text, "is an invalid path: does not refer to a valid field"));
-        } else if !found.is_some_and(|field| matches!(field.kind, Some(Type::String | Type::Boolean | Type::Integer))) {
-            let words = "must point to a field of type string, boolean or integer. Enum string fields and strings with formats are allowed.";
-            errors.push(FieldError::invalid(at, text, words));
-        }
-        if seen.contains(&names) {
-            errors.push(FieldError::duplicate(at, text));
-        }
-        seen.push(names);
-    }
-    if seen.len() > MOST_SELECTABLE {
-        errors.push(FieldError::too_many(path, seen.len(), MOST_SELECTABLE));
     }
 }
 
@@ -487,7 +331,7 @@ mod tests {
             (
                 "/spec/conversion",
                 json!({"strategy": "Webhook"}),
-                "spec.conversion.strategy: Invalid value: \"Webhook\": conversion by webhook is not supported by this server",
+                "spec.conversion.webhookClientConfig: Required value: required when strategy is set to Webhook",
             ),
         ] {
             let mut object = crontab();
