@@ -5,12 +5,15 @@
 //!
 //! Deliberately not here: duplicate keys (whoever reads the text sees them), and what is required (validation says).
 
+mod schemas;
+
 use serde_json::Value;
 
 use crate::look::Path;
 use crate::quantity::{BAD_QUANTITY, Quantity};
 use crate::schema::{Field, Scalar, Shape, Table, Type, table};
 use crate::{FieldValidation, Kind, Status, protobuf};
+use schemas::Choice;
 
 /// At most this many unknown fields are named.
 pub(crate) const MAX_WARNINGS: usize = 100;
@@ -178,22 +181,34 @@ impl Walk<'_> {
             let outer = inlined(schema.name, name).map(|of| path.inlined(of));
             let here = outer.as_ref().unwrap_or(path).field(name);
             let Some(field) = schema.field(name) else {
-                if self.count && self.unknown.len() < MAX_WARNINGS {
-                    self.unknown.push(format!("unknown field \"{here}\""));
-                }
+                self.tell_unknown(&here);
                 return false;
             };
             if value.is_null() {
                 return false;
             }
-            if let Err(error) = self.value(&field.shape, value, &here, Place { owner: schema, field }) {
+            let place = Place { owner: schema, field };
+            let checked = match Choice::of(schema.name, name) {
+                Some(choice) => self.choice(choice, value, &here, place),
+                None => self.value(&field.shape, value, &here, place),
+            };
+            if let Err(error) = checked {
                 failed = Some(error);
                 return true;
+            }
+            if value.is_null() {
+                return false;
             }
             let is_list = matches!(field.shape, Shape::List(_) | Shape::Map(_));
             (field.always && !is_list) || !is_empty(field, value)
         });
         failed.map_or(Ok(()), Err)
+    }
+
+    fn tell_unknown(&mut self, path: &Path<'_>) {
+        if self.count && self.unknown.len() < MAX_WARNINGS {
+            self.unknown.push(format!("unknown field \"{path}\""));
+        }
     }
 
     fn value(

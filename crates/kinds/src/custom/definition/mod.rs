@@ -7,6 +7,8 @@
 mod conversion;
 mod parts;
 
+use std::collections::BTreeSet;
+
 use serde_json::{Value, json};
 
 use crate::look::{Look, Path, child, items_mut, map_of, set_default};
@@ -102,9 +104,9 @@ pub(crate) fn validate(definition: &Value, old: Option<&Value>, sub: Subresource
     }
     validate_spec(spec, old, &at, &mut errors);
     let stored = &definition["status"]["storedVersions"];
-    let names: Vec<&str> = spec.list("versions").iter().map(|version| version.text("name")).collect();
+    let names: BTreeSet<&str> = spec.list("versions").iter().map(|version| version.text("name")).collect();
     for (index, version) in stored.as_array().into_iter().flatten().filter_map(Value::as_str).enumerate() {
-        if !names.contains(&version) {
+        if !names.contains(version) {
             let words = format!(
                 "missing from spec.versions; {version} was previously a storage version, and must remain in spec.versions until a \
                  storage migration ensures no data remains persisted in {version} and removes {version} from status.storedVersions"
@@ -343,6 +345,96 @@ mod tests {
                 validate(&object, None, Subresource::None).iter().map(ToString::to_string).collect();
             assert!(errors.iter().any(|error| error.starts_with(expected)), "{pointer}: {errors:?}");
         }
+    }
+
+    #[test]
+    fn fields_are_of_their_types() {
+        let kind = find("apiextensions.k8s.io", "v1", "customresourcedefinitions").unwrap();
+        let decoded = |pointer: &str, value: Value, validation| {
+            let mut object = crontab();
+            let (parent, field) = pointer.rsplit_once('/').unwrap();
+            object.pointer_mut(parent).unwrap()[field] = value;
+            kind.decode(object, validation).map_err(|status| status.message().to_owned())
+        };
+        let version = "/spec/versions/0";
+        let schema = "/spec/versions/0/schema/openAPIV3Schema";
+        let cannot = "json: cannot unmarshal";
+        for (pointer, value, expected) in [
+            (
+                format!("{version}/subresources"),
+                json!({"status": "x"}),
+                format!(
+                    "{cannot} string into Go struct field \
+             CustomResourceSubresources.spec.versions.subresources.status of type v1.CustomResourceSubresourceStatus"
+                ),
+            ),
+            (
+                format!("{version}/schema"),
+                json!(5),
+                format!(
+                    "{cannot} number into Go struct field \
+             CustomResourceDefinitionVersion.spec.versions.schema of type v1.CustomResourceValidation"
+                ),
+            ),
+            (
+                format!("{version}/served"),
+                json!("yes"),
+                format!(
+                    "{cannot} string into Go struct field \
+             CustomResourceDefinitionVersion.spec.versions.served of type bool"
+                ),
+            ),
+            (format!("{schema}/additionalProperties"), json!("x"), "boolean or JSON schema expected".to_owned()),
+            (
+                format!("{schema}/additionalProperties"),
+                json!({"items": {"maxLength": "x"}}),
+                format!(
+                    "{cannot} string into Go \
+             struct field JSONSchemaProps.spec.versions.schema.openAPIV3Schema.additionalProperties.items.maxLength of type \
+             int64"
+                ),
+            ),
+            (
+                format!("{schema}/items"),
+                json!([5]),
+                format!(
+                    "{cannot} number into Go struct field \
+             JSONSchemaProps.spec.versions.schema.openAPIV3Schema.items of type v1.JSONSchemaProps"
+                ),
+            ),
+            (
+                format!("{schema}/dependencies"),
+                json!({"a": [1]}),
+                format!(
+                    "{cannot} number into Go struct field \
+             JSONSchemaProps.spec.versions.schema.openAPIV3Schema.dependencies of type string"
+                ),
+            ),
+        ] {
+            let expected = format!(
+                "CustomResourceDefinition in version \"v1\" cannot be handled as a CustomResourceDefinition: {expected}"
+            );
+            assert_eq!(decoded(&pointer, value, FieldValidation::Ignore).unwrap_err(), expected, "{pointer}");
+        }
+        // What stands for a schema and is none is nothing; what nobody knows within one goes without a word.
+        let (object, _) = decoded(&format!("{schema}/items"), json!("x"), FieldValidation::Strict).unwrap();
+        assert_eq!(object.pointer(&format!("{schema}/items")), None);
+        let nested = json!({"type": "string", "unknown": 1});
+        let (object, unknown) =
+            decoded(&format!("{schema}/additionalProperties"), nested, FieldValidation::Strict).unwrap();
+        assert_eq!(object.pointer(&format!("{schema}/additionalProperties")), Some(&json!({"type": "string"})));
+        assert!(unknown.is_empty());
+        let (_, unknown) =
+            decoded(&format!("{version}/subresources"), json!({"status": {"a": 1}}), FieldValidation::Warn).unwrap();
+        assert_eq!(unknown, ["unknown field \"spec.versions[0].subresources.status.a\""]);
+        let (mut several, _) =
+            decoded(&format!("{schema}/items"), json!([{"type": "string"}]), FieldValidation::Strict).unwrap();
+        default(&mut several);
+        let errors = validate(&several, None, Subresource::None);
+        assert!(
+            errors.iter().any(|error| error.detail == "items must be a schema object and not an array"),
+            "{errors:?}"
+        );
     }
 
     #[test]
