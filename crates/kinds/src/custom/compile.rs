@@ -59,7 +59,7 @@ struct Place<'a> {
 
 impl Walk {
     fn schema(&mut self, schema: &Value, path: &Path<'_>, place: Place<'_>) {
-        if !has_rules(schema) {
+        if !has_rules(schema) || self.errors.len() >= MOST {
             return;
         }
         let below = |part: &Value, shape: Option<&Arc<Shape>>, times: Option<u64>| {
@@ -96,6 +96,9 @@ impl Walk {
         let Some(shape) = &place.shape else { return };
         let rules = path.field("x-kubernetes-validations");
         for (index, json) in schema.list("x-kubernetes-validations").iter().enumerate() {
+            if self.errors.len() >= MOST {
+                return;
+            }
             self.rule(&Rule::new(json, schema, shape), json, &rules.index(index), &place, shape);
         }
     }

@@ -4,7 +4,7 @@
 //! maps of such.
 //! Source: `SchemaDeclType` of `k8s.io/apiserver/pkg/cel/common`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -83,7 +83,7 @@ fn fields(schema: &Value, whole: bool, name: &str) -> (BTreeMap<String, Field>, 
     let added = meta.as_object().filter(|_| whole && !has_meta(schema)).into_iter().flatten();
     let added: BTreeMap<&str, &Value> = added.map(|(name, schema)| (name.as_str(), schema)).collect();
     let declared = schema.entries("properties").filter(|(field, _)| !added.contains_key(field));
-    let required = schema.list("required");
+    let required: BTreeSet<&str> = schema.list("required").iter().filter_map(Value::as_str).collect();
     let (mut fields, mut least) = (BTreeMap::new(), 2);
     for (field, of) in declared.chain(added.iter().map(|(field, of)| (*field, *of))) {
         let embedded = of.flag("x-kubernetes-embedded-resource");
@@ -91,7 +91,7 @@ fn fields(schema: &Value, whole: bool, name: &str) -> (BTreeMap<String, Field>, 
         let Some(shape) = shape(of, embedded, &format!("{name}.{}", escaped.as_deref().unwrap_or(field))) else {
             continue;
         };
-        if required.iter().any(|name| name == field) && !of.has("default") {
+        if required.contains(field) && !of.has("default") {
             least += field.len() as u64 + shape.least_bytes + 4;
         }
         if let Some(escaped) = escaped {

@@ -330,14 +330,9 @@ impl Custom {
             errors.extend(check::check(schema, new, old, ""));
         }
         errors.extend(self.validate_scale(new, sub));
-        let repeated = |object: &Value| {
-            let mut errors = Vec::new();
-            check::lists(schema, object, "", &mut errors);
-            errors
-        };
         // What is stored may have been so before there was a rule.
-        if old.is_none_or(|old| repeated(old).is_empty()) {
-            errors.extend(repeated(new));
+        if old.is_none_or(|old| check::repeats(schema, old).is_empty()) {
+            errors.extend(check::repeats(schema, new));
         }
         let version = self.version();
         if let Some(rules) = version.rules.get_or_init(|| Rules::new(&version.source)) {

@@ -50,15 +50,10 @@ pub fn settle(definition: &Value, taken: &Taken, now: &str) -> Option<Value> {
             map_of(&mut got).insert(field.to_owned(), name.into());
         }
     }
-    let own: Vec<&Value> = had.list("shortNames").iter().collect();
-    let short: Vec<&Value> = wanted.list("shortNames").iter().collect();
-    let lost: Vec<String> = short
-        .iter()
-        .filter(|name| !own.contains(name))
-        .filter_map(|name| name.as_str())
-        .filter(|name| taken.resources.contains(*name))
-        .map(in_use)
-        .collect();
+    let own: BTreeSet<&str> = had.list("shortNames").iter().filter_map(Value::as_str).collect();
+    let short = wanted.list("shortNames").iter().filter_map(Value::as_str);
+    let lost: Vec<String> =
+        short.filter(|name| !own.contains(name) && taken.resources.contains(*name)).map(in_use).collect();
     if lost.is_empty() {
         put(&mut got, "shortNames", wanted);
     } else {

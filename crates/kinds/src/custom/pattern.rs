@@ -14,6 +14,8 @@ use regex::{Regex, RegexBuilder};
 /// What one compiled pattern may take, in bytes.
 pub(crate) const LARGEST: usize = 4 << 20;
 const LARGEST_CACHE: usize = 256 << 10;
+/// Bytes of a pattern's text.
+const LONGEST: usize = 64 << 10;
 
 #[derive(Debug)]
 pub(crate) struct Pattern {
@@ -55,6 +57,9 @@ impl fmt::Display for NoPattern {
 /// # Errors
 /// Says what is wrong with the pattern, which may take up to `largest` bytes.
 pub(crate) fn compile(pattern: &str, largest: usize) -> Result<Regex, NoPattern> {
+    if pattern.len() > LONGEST {
+        return Err(NoPattern::TooLarge);
+    }
     let mut builder = RegexBuilder::new(&translate(pattern)?);
     builder.size_limit(largest).dfa_size_limit(LARGEST_CACHE).build().map_err(|error| match error {
         regex::Error::CompiledTooBig(_) => NoPattern::TooLarge,

@@ -2,6 +2,7 @@
 //!
 //! Source: `CorrelatedObject` of `k8s.io/apiserver/pkg/cel/common`, `ValidFieldPath` of apiextensions-apiserver.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 
 use serde_json::Value;
@@ -10,28 +11,45 @@ use crate::look::Look;
 
 /// What a value was before, as far as that can be told.
 #[derive(Clone, Copy)]
-pub(super) struct Place<'a> {
+pub(super) struct Place<'a, 'p> {
     pub(super) old: Option<&'a Value>,
-    /// What it is part of, then and now.
-    pub(super) parent: Option<(&'a Value, Option<&'a Value>)>,
+    /// What it is part of.
+    pub(super) parent: Option<&'p Whole<'a>>,
 }
 
-impl<'a> Place<'a> {
+/// What has parts, now and before. Whether it is unchanged is asked for each of a hundred thousand parts, and found out
+/// once.
+pub(super) struct Whole<'a> {
+    value: &'a Value,
+    old: Option<&'a Value>,
+    unchanged: OnceCell<bool>,
+}
+
+impl<'a> Whole<'a> {
+    pub(super) fn new(value: &'a Value, old: Option<&'a Value>) -> Self {
+        Self { value, old, unchanged: OnceCell::new() }
+    }
+
+    fn is_unchanged(&self) -> bool {
+        *self.unchanged.get_or_init(|| self.old == Some(self.value))
+    }
+}
+
+impl<'a> Place<'a, '_> {
     /// The place of a field of `whole`, which stands here.
-    pub(super) fn field(self, whole: &'a Value, name: &str) -> Self {
+    pub(super) fn field<'p>(self, whole: &'p Whole<'a>, name: &str) -> Place<'a, 'p> {
         // Both are converted to one version before they get here, so of these two nobody can see a change.
         if self.parent.is_none() && matches!(name, "apiVersion" | "kind") {
-            return Self { old: None, parent: None };
+            return Place { old: None, parent: None };
         }
-        Self { old: self.old.and_then(|old| old.get(name)), parent: Some((whole, self.old)) }
+        Place { old: self.old.and_then(|old| old.get(name)), parent: Some(whole) }
     }
 
     /// Whether an update left the value as it was.
     pub(super) fn is_unchanged(self, value: &Value) -> bool {
         match (self.old, self.parent) {
             (Some(old), _) => old == value,
-            (None, Some((whole, Some(old)))) => whole == old,
-            (None, _) => false,
+            (None, parent) => parent.is_some_and(Whole::is_unchanged),
         }
     }
 }

@@ -45,6 +45,8 @@ pub(crate) struct Schema {
     pub(crate) nullable: bool,
     pub(crate) default: Option<Value>,
     pub(crate) properties: BTreeMap<String, Schema>,
+    /// Those of them that have a default.
+    pub(crate) defaulted: Vec<String>,
     pub(crate) additional: Additional,
     pub(crate) items: Option<Box<Schema>>,
     pub(crate) preserves_unknown: bool,
@@ -105,11 +107,13 @@ impl Schema {
             json[limit].as_f64().map(|value| Bound { value, exclusive: json.flag(exclusive) })
         };
         let texts = |field: &str| json.list(field).iter().filter_map(Value::as_str).map(str::to_owned).collect();
+        let has_default = |(_, schema): &(&str, &Value)| schema.has("default");
         Self {
             kind: type_of(json.text("type")),
             nullable: json.flag("nullable"),
             default: json.get("default").filter(|value| !value.is_null()).cloned(),
             properties: json.entries("properties").map(|(name, schema)| (name.to_owned(), new(schema))).collect(),
+            defaulted: json.entries("properties").filter(has_default).map(|(name, _)| name.to_owned()).collect(),
             additional: match &json["additionalProperties"] {
                 Value::Bool(any) => Additional::Any(*any),
                 Value::Object(_) => Additional::Of(Box::new(new(&json["additionalProperties"]))),

@@ -162,7 +162,8 @@ fn fill(schema: &Schema, value: &mut Value, spent: &mut usize) {
     };
     match value {
         Value::Object(map) => {
-            for (name, field) in &schema.properties {
+            for name in &schema.defaulted {
+                let Some(field) = schema.properties.get(name) else { continue };
                 let missing = map.get(name).is_none_or(|value| value.is_null() && !field.nullable);
                 if let Some(default) = field.default.as_ref().filter(|_| missing)
                     && spend(default, spent)
@@ -190,7 +191,10 @@ fn fill(schema: &Schema, value: &mut Value, spent: &mut usize) {
 
 /// Whether there may be one more default, which is then taken for put in.
 fn spend(default: &Value, spent: &mut usize) -> bool {
-    *spent = spent.saturating_add(size(default));
+    // Once there is no room, how much more there would be is not worth a look.
+    if *spent <= MOST_DEFAULTS {
+        *spent = spent.saturating_add(size(default));
+    }
     *spent <= MOST_DEFAULTS
 }
 
