@@ -76,7 +76,9 @@ struct Checker {
 
 impl Checker {
     fn wrong(&mut self, at: usize, words: impl Into<String>) -> Type {
-        self.mistakes.push(Mistake::new(at, words));
+        if self.mistakes.len() < MOST {
+            self.mistakes.push(Mistake::new(at, words));
+        }
         Type::Error
     }
 
@@ -200,7 +202,7 @@ impl Checker {
         if is_same || fits && self.may_mix {
             return more_general(&before, &found);
         }
-        if !self.may_mix {
+        if !self.may_mix && self.mixed.len() < MOST {
             self.mixed.push(Mistake::new(at, mismatched(&before, &found)));
         }
         Type::Dyn

@@ -19,6 +19,8 @@ use super::value::{Key, List, Map, Value};
 
 pub(super) fn equal<'a>(room: &mut Room, one: &Value<'a>, other: &Value<'a>) -> Result<bool, Failure> {
     room.work(1)?;
+    room.work_on(one)?;
+    room.work_on(other)?;
     Ok(match (one, other) {
         (Value::Null, Value::Null) => true,
         (Value::Bool(one), Value::Bool(other)) => one == other,
@@ -26,10 +28,7 @@ pub(super) fn equal<'a>(room: &mut Room, one: &Value<'a>, other: &Value<'a>) -> 
             room.work_through(one.len())?;
             **one == **other
         }
-        (Value::Bytes(one), Value::Bytes(other)) if one.len() == other.len() => {
-            room.work_through(one.len())?;
-            one == other
-        }
+        (Value::Bytes(one), Value::Bytes(other)) => one == other,
         (Value::Duration(one), Value::Duration(other)) => one == other,
         (Value::Timestamp(one), Value::Timestamp(other)) => one == other,
         (Value::Type(one), Value::Type(other)) => one.name() == other.name(),
@@ -82,6 +81,7 @@ fn lists<'a>(room: &mut Room, one: &List<'a>, other: &List<'a>) -> Result<bool, 
 /// that are about the same take theirs.
 pub(super) fn join<'a>(room: &mut Room, one: &List<'a>, other: &List<'a>) -> Result<List<'a>, Failure> {
     room.work((one.len() + other.len()) as u64)?;
+    room.work_through(one.encoded() + other.encoded())?;
     let mut items = one.iter().collect::<Result<Vec<_>, _>>()?;
     match Names::of(one.by()) {
         None => {
@@ -246,7 +246,7 @@ pub(super) fn contains<'a>(room: &mut Room, whole: &Value<'a>, wanted: &Value<'a
             Ok(false)
         }
         Value::Map(Map::Made(entries)) => Ok(Key::of(wanted).is_some_and(|key| entries.contains_key(&key))),
-        Value::Map(map) => Ok(map.get(wanted).transpose()?.is_some()),
+        Value::Map(map) => Ok(wanted.as_text().is_some_and(|wanted| map.has(wanted))),
         _ => Err(Failure::NoOverload),
     }
 }

@@ -77,10 +77,7 @@ impl<'a> Run<'a> {
     pub(super) fn value(&mut self, expr: &'a Expr) -> Found<'a> {
         self.room.work(1)?;
         let found = self.found(expr)?;
-        // Bytes are decoded, or copied, each time that they are named.
-        if let Value::Bytes(bytes) = &found {
-            self.room.work_through(bytes.len())?;
-        }
+        self.room.work_on(&found)?;
         Ok(found)
     }
 
@@ -234,7 +231,7 @@ fn select<'a>(operand: Value<'a>, field: &str, optional: bool) -> Found<'a> {
 
 fn has(operand: &Value<'_>, field: &str) -> Result<bool, Failure> {
     match operand {
-        Value::Map(map) => Ok(map.field(field).is_some()),
+        Value::Map(map) => Ok(map.has(field)),
         Value::Optional(None) => Ok(false),
         Value::Optional(Some(inner)) => has(inner, field),
         _ => Err(Failure::NoOverload),

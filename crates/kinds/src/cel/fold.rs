@@ -46,6 +46,7 @@ impl<'a> Run<'a> {
                 }
                 _ => break,
             };
+            self.room.work_on(value.as_ref().unwrap_or(&key))?;
             self.locals.push((&fold.key, key.clone()));
             if let (Some(name), Some(value)) = (&fold.value, value) {
                 self.locals.push((name, value));
@@ -94,6 +95,7 @@ impl<'a> Run<'a> {
             What::Map => insert(&mut state.entries, &key, body?)?,
             What::Entries => {
                 let Value::Map(made) = body? else { return Err(Failure::NoOverload) };
+                self.room.work(made.len() as u64)?;
                 for key in made.keys() {
                     let Some(value) = made.get(&key) else { continue };
                     insert(&mut state.entries, &key, value?)?;

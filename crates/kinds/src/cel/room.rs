@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use regex::Regex;
 
+use super::value::Value;
 use crate::custom::{LARGEST_PATTERN, NoPattern, Pattern, compile_pattern};
 
 /// What one evaluation may cost, as upstream reckons costs: about 50 ns each.
@@ -23,6 +24,8 @@ const WORK_PER_PATTERN_CHARACTER: u64 = 200;
 /// What one is worth that takes more bytes than [`SMALL_PATTERN`], however short it is written.
 const WORK_PER_LARGE_PATTERN: u64 = 200_000;
 const SMALL_PATTERN: usize = 128 << 10;
+/// Regular expressions of an evaluation's own making that are kept for its next call.
+const MOST_MADE: usize = 16;
 
 /// Why there is no value.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +61,7 @@ pub(super) struct Room {
     most: Spent,
     /// Compiled when first asked for, and kept with the rule.
     fixed: Arc<Patterns>,
-    /// Those that the rule made, compiled once an evaluation.
+    /// Those that the rule made, some of them.
     made: HashMap<String, Regex>,
 }
 
@@ -83,6 +86,15 @@ impl Room {
         self.work(bytes as u64 / BYTES_A_STEP)
     }
 
+    /// After a value was taken out of an object, or of a rule: bytes are decoded, or copied, each time.
+    pub(super) fn work_on(&mut self, value: &Value<'_>) -> Result<(), Failure> {
+        match value {
+            Value::Bytes(bytes) => self.work_through(bytes.len()),
+            Value::Optional(Some(inner)) => self.work_on(inner),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) fn pattern(&mut self, text: &str) -> Result<&Regex, Failure> {
         if !self.fixed.contains_key(text) && !self.made.contains_key(text) {
             self.work(WORK_PER_PATTERN_CHARACTER.saturating_mul(text.len() as u64))?;
@@ -92,6 +104,9 @@ impl Room {
                 compiled = compile_pattern(text, LARGEST_PATTERN);
             }
             let compiled = compiled.map_err(|why| wrong_pattern(text, &why))?;
+            if self.made.len() >= MOST_MADE {
+                self.made.clear();
+            }
             self.made.insert(text.to_owned(), compiled);
         }
         let fixed = self.fixed.get(text).and_then(Pattern::compiled);

@@ -387,6 +387,37 @@ const WORDS: &[&str] = &[
     "strings.quote(",
 ];
 
+/// Bytes stand in base64, and are decoded whenever somebody looks at them: that is work, whatever comes of it.
+#[test]
+fn bytes_are_paid_for_where_they_are_decoded() {
+    let blob = shape(Form::Bytes);
+    let own = fields("selfType", vec![("blob", blob.clone()), ("blobs", list(blob, ListBy::Place))]);
+    let large = "AAAA".repeat(1 << 18);
+    let object = json!({"blob": large, "blobs": [large]});
+    let work = |rule: &str| {
+        let program = Program::compile(rule, &own, false).unwrap();
+        let variables = Variables { own: &object, old: None, old_is_optional: false, shape: &own };
+        program.evaluate(variables, MOST_WORK).1.work
+    };
+    let once = (3 << 18) / room::BYTES_A_STEP;
+    for rule in [
+        "self.blobs.all(x, true)",
+        "self.blobs.first().hasValue()",
+        "self.blobs[?0].hasValue()",
+        "sets.intersects(self.blobs, [])",
+        "self.blobs.reverse().size() == 1",
+        "self.blobs + self.blobs == []",
+        "b'' in self.blobs",
+        "'%s'.format([self.blobs]) == ''",
+        "self.blob == b''",
+    ] {
+        assert!(work(rule) >= once, "{rule}: {}", work(rule));
+    }
+    for rule in ["has(self.blob)", "self.blobs.size() == 1", "'a' in {'a': self.blobs}"] {
+        assert!(work(rule) < 100, "{rule}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(3000))]
 

@@ -22,6 +22,9 @@ use super::shape::{Form, ListBy, Shape};
 use super::types::Type;
 use crate::quantity::Quantity;
 
+/// Characters of a text that are shown where it is not what it should be.
+const LONGEST_SHOWN: usize = 1024;
+
 #[derive(Clone, Debug)]
 pub(crate) enum Value<'a> {
     Null,
@@ -115,7 +118,7 @@ impl<'a> Value<'a> {
     }
 
     fn held_text(text: &'a str, form: &Form) -> Result<Self, Failure> {
-        let wrong = |what: &str| Failure::Other(format!("Invalid {what} {text}"));
+        let wrong = |what: &str| Failure::Other(format!("Invalid {what} {text:.LONGEST_SHOWN$}"));
         match form {
             Form::Bytes => {
                 let bytes = base64::engine::general_purpose::STANDARD.decode(text);
@@ -210,6 +213,16 @@ impl<'a> List<'a> {
         }
     }
 
+    /// How much text is decoded to see all items.
+    pub(super) fn encoded(&self) -> usize {
+        match self {
+            Self::Held { items, of, .. } if matches!(of.form, Form::Bytes) => {
+                items.iter().filter_map(Json::as_str).map(str::len).sum()
+            }
+            _ => 0,
+        }
+    }
+
     pub(super) fn by(&self) -> &'a ListBy {
         match self {
             Self::Made { by, .. } | Self::Held { by, .. } => by,
@@ -240,6 +253,20 @@ impl<'a> Map<'a> {
         match self {
             Self::Made(entries) => entries.get(&Key::of(key)?).cloned().map(Ok),
             Self::Held(..) => self.field(key.as_text()?),
+        }
+    }
+
+    /// Whether there is a value of a text, which is not looked at.
+    pub(super) fn has(&self, name: &str) -> bool {
+        match self {
+            Self::Made(entries) => entries.contains_key(&Key::String(name.to_owned())),
+            Self::Held(entries, shape) => match &shape.form {
+                Form::Map(_) => entries.contains_key(name),
+                _ => {
+                    let value = shape.field(name).and_then(|field| entries.get(&field.name));
+                    value.is_some_and(|value| !value.is_null())
+                }
+            },
         }
     }
 

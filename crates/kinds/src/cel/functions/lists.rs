@@ -29,6 +29,7 @@ fn of_list<'a>(
 ) -> Result<Option<Value<'a>>, Failure> {
     let items = |room: &mut Room| -> Result<Items<'a>, Failure> {
         room.work(list.len() as u64)?;
+        room.work_through(list.encoded())?;
         list.iter().collect()
     };
     let at = |index: Option<usize>| -> Found<'a> {
@@ -148,6 +149,7 @@ fn flatten<'a>(room: &mut Room, list: &List<'a>, depth: i64) -> Found<'a> {
     // What nests deeper than any rule can write is not flattened further.
     fn add<'a>(room: &mut Room, list: &List<'a>, depth: i64, into: &mut Items<'a>) -> Result<(), Failure> {
         room.work(list.len() as u64)?;
+        room.work_through(list.encoded())?;
         for item in list.iter() {
             match item? {
                 Value::List(inner) if depth > 0 => add(room, &inner, depth - 1, into)?,
@@ -170,7 +172,9 @@ fn sets<'a>(room: &mut Room, function: &str, one: &Value<'a>, other: &Value<'a>)
     let mut each = |of: &Value<'a>, within: &Value<'a>, wanted: bool| -> Result<bool, Failure> {
         let Value::List(of) = of else { return Err(Failure::NoOverload) };
         for item in of.iter() {
-            if contains(room, within, &item?)? == wanted {
+            let item = item?;
+            room.work_on(&item)?;
+            if contains(room, within, &item)? == wanted {
                 return Ok(true);
             }
         }
