@@ -73,11 +73,12 @@ pub(crate) fn columns(kind: &Kind) -> Vec<Value> {
     kind.columns().iter().map(column).collect()
 }
 
-/// A table with one row.
+/// A table with one row. What was only tried has no revision.
 fn table(kind: &Kind, rows: Rows, revision: &str, row: Value) -> Value {
     let columns = if rows.goes_on { Value::Null } else { columns(kind).into() };
+    let metadata = if revision.is_empty() { json!({}) } else { json!({"resourceVersion": revision}) };
     json!({
-        "kind": "Table", "apiVersion": rows.api_version(), "metadata": {"resourceVersion": revision},
+        "kind": "Table", "apiVersion": rows.api_version(), "metadata": metadata,
         "columnDefinitions": columns, "rows": [row]
     })
 }

@@ -31,6 +31,7 @@ use serde_json::{Map, Value, json};
 use crate::catalog::Strategy;
 use crate::kind::Scale;
 use crate::look::{Look, Path, map_of, remove};
+use crate::version::Version as Ranked;
 use crate::{
     Column, FieldError, FieldValidation, Kind, Status, Subresource, UnsupportedField, decode, openapi, prepare,
     validate,
@@ -68,11 +69,12 @@ struct Definition {
 #[derive(Debug)]
 struct Version {
     api_version: String,
-    schema: Schema,
+    /// The schema as JSON. Most definitions of a large cluster are never used, and a tree takes many times its text.
+    source: Box<str>,
+    /// Read when the first object comes.
+    schema: OnceLock<Schema>,
     /// What is asked of objects beyond the schema; compiled when the first is written.
     rules: OnceLock<Option<Rules>>,
-    /// As the definition has it, for OpenAPI.
-    source: Value,
     columns: Columns,
     scale: Option<Scale>,
     has_status: bool,
@@ -95,7 +97,7 @@ pub fn kinds(definition: &Value) -> Option<Vec<Arc<Kind>>> {
     let (short_names, categories) = (intern_all(names.list("shortNames"))?, intern_all(names.list("categories"))?);
     let versions = spec.list("versions");
     let shared = Arc::new(Definition {
-        versions: versions.iter().map(|version| Version::new(group, names.text("kind"), version)).collect(),
+        versions: versions.iter().map(|version| Version::new(group, names.text("kind"), version, versions)).collect(),
         storage: versions.iter().position(|version| version.flag("storage")).unwrap_or(0),
         list_kind: intern::text(names.text("listKind"))?,
         terminating: definition["metadata"].has("deletionTimestamp"),
@@ -123,14 +125,13 @@ pub fn kinds(definition: &Value) -> Option<Vec<Arc<Kind>>> {
 }
 
 impl Version {
-    fn new(group: &str, kind: &str, version: &Value) -> Self {
+    fn new(group: &str, kind: &str, version: &Value, all: &[Value]) -> Self {
         let api_version = format!("{group}/{}", version.text("name"));
-        let source = version["schema"]["openAPIV3Schema"].clone();
         let subresources = &version["subresources"];
         let fields = |path: &str| JsonPath::parse(path).ok().and_then(|path| path.fields()).unwrap_or_default();
         let scale = &subresources["scale"];
         let warning = version.flag("deprecated").then(|| match version.text("deprecationWarning") {
-            "" => format!("{api_version} {kind} is deprecated"),
+            "" => deprecation(group, kind, version.text("name"), all),
             own => own.to_owned(),
         });
         let selectable = version.list("selectableFields").iter().filter_map(|field| {
@@ -138,9 +139,9 @@ impl Version {
             Some((path.trim_start_matches('.').to_owned(), JsonPath::parse(path).ok()?))
         });
         Self {
-            schema: Schema::new(&source),
+            source: version["schema"]["openAPIV3Schema"].to_string().into(),
+            schema: OnceLock::new(),
             rules: OnceLock::new(),
-            source,
             columns: Columns::new(version.list("additionalPrinterColumns")),
             scale: scale.is_object().then(|| Scale {
                 replicas: fields(scale.text("specReplicasPath")),
@@ -155,12 +156,31 @@ impl Version {
         }
     }
 
+    /// The schema as the definition has it.
+    fn source(&self) -> Value {
+        serde_json::from_str(&self.source).unwrap_or_default()
+    }
+
+    fn schema(&self) -> &Schema {
+        self.schema.get_or_init(|| Schema::new(&self.source()))
+    }
+
     /// An object that was stored as this version, with the fields and defaults that the version has by now.
     fn restored(&self, mut stored: Value) -> Value {
-        shape::prune(&self.schema, &mut stored, &mut Vec::new());
-        shape::default(&self.schema, &mut stored);
+        shape::prune(self.schema(), &mut stored, &mut Vec::new());
+        shape::default(self.schema(), &mut stored);
         stored
     }
+}
+
+/// What is said of a deprecated version whose definition has no words of its own.
+fn deprecation(group: &str, kind: &str, version: &str, all: &[Value]) -> String {
+    let lives = |version: &&Value| version.flag("served") && !version.flag("deprecated");
+    // The best comes first.
+    let best = all.iter().filter(lives).map(|version| Ranked::new(version.text("name"))).min();
+    let instead = best.filter(|best| *best < Ranked::new(version));
+    let instead = instead.map_or_else(String::new, |best| format!("; use {group}/{} {kind}", best.name));
+    format!("{group}/{version} {kind} is deprecated{instead}")
 }
 
 impl Custom {
@@ -169,7 +189,7 @@ impl Custom {
     }
 
     pub(crate) fn schema(&self) -> &Schema {
-        &self.version().schema
+        self.version().schema()
     }
 
     /// Another version of the same kind, or this one.
@@ -178,7 +198,7 @@ impl Custom {
     }
 
     pub(crate) fn schema_of(&self, api_version: &str) -> Option<&Schema> {
-        self.version_of(api_version).map(|version| &version.schema)
+        self.version_of(api_version).map(Version::schema)
     }
 
     pub(crate) fn webhook(&self) -> Option<&Webhook> {
@@ -186,8 +206,8 @@ impl Custom {
     }
 
     /// The schema as the definition has it.
-    pub(crate) fn source(&self) -> &Value {
-        &self.version().source
+    pub(crate) fn source(&self) -> Value {
+        self.version().source()
     }
 
     pub(crate) fn fingerprint(&self) -> u64 {
@@ -335,7 +355,7 @@ impl Custom {
             errors.extend(check::repeats(schema, new));
         }
         let version = self.version();
-        if let Some(rules) = version.rules.get_or_init(|| Rules::new(&version.source)) {
+        if let Some(rules) = version.rules.get_or_init(|| Rules::new(&version.source())) {
             errors.extend(if errors.iter().any(|error| error.kind.hides_rules()) {
                 let words = "some validation rules were not checked because the object was invalid; correct the existing errors to \
                              complete validation";

@@ -44,7 +44,8 @@ pub(crate) struct Schema {
     pub(crate) kind: Option<Type>,
     pub(crate) nullable: bool,
     pub(crate) default: Option<Value>,
-    pub(crate) properties: BTreeMap<String, Schema>,
+    /// Boxed, since a map's nodes have room for many, and most objects have few.
+    pub(crate) properties: BTreeMap<String, Box<Schema>>,
     /// Those of them that have a default.
     pub(crate) defaulted: Vec<String>,
     pub(crate) additional: Additional,
@@ -112,7 +113,10 @@ impl Schema {
             kind: type_of(json.text("type")),
             nullable: json.flag("nullable"),
             default: json.get("default").filter(|value| !value.is_null()).cloned(),
-            properties: json.entries("properties").map(|(name, schema)| (name.to_owned(), new(schema))).collect(),
+            properties: json
+                .entries("properties")
+                .map(|(name, schema)| (name.to_owned(), Box::new(new(schema))))
+                .collect(),
             defaulted: json.entries("properties").filter(has_default).map(|(name, _)| name.to_owned()).collect(),
             additional: match &json["additionalProperties"] {
                 Value::Bool(any) => Additional::Any(*any),
@@ -150,7 +154,8 @@ impl Schema {
 
     /// The schema of a field of this object, if there is one.
     pub(crate) fn field(&self, name: &str) -> Option<&Self> {
-        self.properties.get(name).or(match &self.additional {
+        let named = self.properties.get(name);
+        named.map(Box::as_ref).or(match &self.additional {
             Additional::Of(schema) => Some(schema),
             _ => None,
         })
@@ -158,7 +163,7 @@ impl Schema {
 
     /// The schema at the end of a path of named fields.
     pub(crate) fn at(&self, path: &[String]) -> Option<&Self> {
-        path.iter().try_fold(self, |schema, name| schema.properties.get(name))
+        path.iter().try_fold(self, |schema, name| schema.properties.get(name).map(Box::as_ref))
     }
 }
 

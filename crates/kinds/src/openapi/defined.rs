@@ -16,7 +16,7 @@ pub(super) fn name(kind: &Kind) -> String {
 
 pub(super) fn add(components: &mut Map<String, Value>, kind: &Kind) {
     let Some(custom) = &kind.custom else { return };
-    let mut schema = custom.source().clone();
+    let mut schema = custom.source();
     set_default(&mut schema, "type", "object");
     let properties = child(&mut schema, "properties");
     for field in ["apiVersion", "kind"] {

@@ -308,7 +308,9 @@ pub(crate) fn applies(bytes: &[u8]) -> bool {
     // want.
     let other = configuration(kind, &any_body(kind, &mut choices));
     let second = Writer { manager: "n", ..WRITER };
-    if let Ok((both, owners)) = applied(Some(&made), &held, &other, second) {
+    if let Ok((both, owners)) = applied(Some(&made), &held, &other, second)
+        && kind.validate_create(&both).is_empty()
+    {
         let nothing = configuration(kind, &json!({}));
         let left = applied(Some(&both), &owners.managed_fields, &nothing, second);
         let (left, owners) = left.unwrap_or_else(|status| panic!("leaving is refused: {}", status.message()));

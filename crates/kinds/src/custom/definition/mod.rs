@@ -40,7 +40,7 @@ pub(crate) fn default(definition: &mut Value) {
 
 /// A new definition has been accepted nothing yet.
 pub(crate) fn prepare_create(definition: &mut Value) {
-    let empty = json!({"conditions": [], "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});
+    let empty = json!({"conditions": null, "acceptedNames": {"plural": "", "kind": ""}, "storedVersions": []});
     map_of(definition).insert("status".into(), empty);
     remember_storage(definition);
 }
@@ -114,7 +114,15 @@ pub(crate) fn validate(definition: &Value, old: Option<&Value>, sub: Subresource
             errors.push(FieldError::invalid(format!("status.storedVersions[{index}]"), version, words));
         }
     }
+    if stored.as_array().is_none_or(Vec::is_empty) {
+        errors.push(FieldError::invalid("status.storedVersions", Value::Null, "must have at least one stored version"));
+    }
     approval(definition, old, &mut errors);
+    if spec.flag("preserveUnknownFields") {
+        let words =
+            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
+        errors.push(FieldError::invalid(at.field("preserveUnknownFields"), true, words));
+    }
     let Some(old) = old else { return errors };
     let mut fixed = vec!["/group", "/names/plural"];
     if super::is_established(old) {
@@ -167,11 +175,6 @@ fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mu
         "" => errors.push(FieldError::required(path.field("scope"), "")),
         "Cluster" | "Namespaced" => {}
         other => errors.push(FieldError::not_supported(path.field("scope"), other, &["Cluster", "Namespaced"])),
-    }
-    if spec.flag("preserveUnknownFields") {
-        let words =
-            "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
-        errors.push(FieldError::invalid(path.field("preserveUnknownFields"), true, words));
     }
     let versions = spec.list("versions");
     let at = path.field("versions");
