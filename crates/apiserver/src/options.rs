@@ -240,7 +240,11 @@ impl Options {
     pub(crate) fn take_delete_body(&mut self, body: &Value) -> Result<(), Status> {
         let kind = body["kind"].as_str().unwrap_or("DeleteOptions");
         if kind != "DeleteOptions" {
-            return Err(Status::bad_request(format!("the body of a delete is DeleteOptions, and not {kind}")));
+            return Err(Status::bad_request(format!(
+                "no kind \"{kind}\" is registered for version \"{}\" in scheme \
+                 \"k8s.io/apimachinery/pkg/apis/meta/internalversion/scheme/register.go:27\"",
+                body["apiVersion"].as_str().unwrap_or("v1")
+            )));
         }
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let (policy, orphan_dependents) = (body["propagationPolicy"].as_str(), body["orphanDependents"].as_bool());
@@ -272,7 +276,7 @@ impl Options {
                 _ => "invalid syntax",
             };
             Status::bad_request(format!(
-                "invalid resource version: resourceVersion: Invalid value: \"{asked}\": strconv.ParseUint: parsing \
+                "resourceVersion: Invalid value: \"{asked}\": strconv.ParseUint: parsing \
                  \"{asked}\": {why}"
             ))
         })

@@ -5,7 +5,7 @@
 
 use portolan_kinds::apply;
 use portolan_kinds::patch::{self, Operations};
-use portolan_kinds::{FieldValidation, Kind, Status};
+use portolan_kinds::{FieldValidation, Kind, Status, json_name};
 use serde_json::Value;
 
 use crate::body;
@@ -37,8 +37,9 @@ pub(crate) async fn patch(server: &Server, asked: Asked<'_>, media: &str, bytes:
         };
         apply::keep_reset(&mut patched);
         kind.refuse_repeated(&patched, &repeated, validation)?;
-        let (object, unknown) = kind.decode(patched, validation)?;
+        let (mut object, unknown) = kind.decode(patched, validation)?;
         asked.warnings.add(unknown);
+        asked.warnings.add(write::name_owners_once(&mut object, " after mutating admission happens"));
         write::check_named(&asked, &object)?;
         Ok(object.into())
     })
@@ -77,7 +78,11 @@ impl Patch {
             }
             "application/merge-patch+json" => match json()? {
                 (patch @ Value::Object(_), repeated) => Ok((Self::Merge(patch), repeated)),
-                _ => Err(Status::bad_request("Invalid JSON Patch")),
+                (Value::Null, _) => Err(Status::bad_request("Invalid JSON Patch")),
+                (other, _) => Err(Status::bad_request(format!(
+                    "error decoding patch: json: cannot unmarshal {} into Go value of type map[string]interface {{}}",
+                    json_name(&other)
+                ))),
             },
             // Nobody knows how the lists of a defined kind merge.
             "application/strategic-merge-patch+json" if !kind.is_custom() => {

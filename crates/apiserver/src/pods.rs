@@ -14,7 +14,8 @@ use crate::server::Server;
 use crate::write::{self, Asked};
 
 /// The pod with its node, and the condition that says so.
-fn bound(pod: &Value, node: &str, now: &str) -> Result<Value, Status> {
+/// The pod as a Binding makes it; it takes over the binding's labels and annotations.
+fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value, Status> {
     let name = object::name(pod);
     let conflict = |why: &str| Err(Status::conflict("", "pods/binding", name, why));
     if object::is_deleting(pod) {
@@ -24,8 +25,17 @@ fn bound(pod: &Value, node: &str, now: &str) -> Result<Value, Status> {
     if !has.is_empty() {
         return conflict(&format!("pod {name} is already assigned to node \"{has}\""));
     }
+    if object::has_items(pod, "/spec/schedulingGates") {
+        return conflict(&format!("pod {name} has non-empty .spec.schedulingGates"));
+    }
     let mut pod = pod.clone();
-    object::spec(&mut pod).insert("nodeName".into(), node.into());
+    object::spec(&mut pod).insert("nodeName".into(), binding["target"]["name"].clone());
+    for field in ["labels", "annotations"] {
+        if let Value::Object(more) = &binding["metadata"][field] {
+            let own = object::metadata(&mut pod).entry(field).or_insert(json!({}));
+            object::map_of(own).extend(more.clone());
+        }
+    }
     let status = object::member(&mut pod, "status");
     // What it waited for, it has now.
     status.remove("nominatedNodeName");
@@ -56,7 +66,7 @@ pub(crate) async fn bind(server: &Server, asked: Asked<'_>, binding: &Value) -> 
     let now = object::time(jiff::Timestamp::now());
     write::rewrite(server, asked, |pod| {
         write::check_uid(&asked, binding, object::text(pod, "/metadata/uid"))?;
-        bound(pod, node, &now)
+        bound(pod, binding, &now)
     })
     .await?;
     Ok(done())
@@ -77,7 +87,10 @@ fn evicted(pod: &Value, now: &str) -> Value {
 }
 
 /// Eviction is deletion that is told of beforehand, since there are no disruption budgets.
-pub(crate) async fn evict(server: &Server, asked: Asked<'_>, eviction: &Value) -> Result<Value, Status> {
+pub(crate) async fn evict(server: &Server, asked: Asked<'_>, mut eviction: Value) -> Result<Value, Status> {
+    let validation = asked.options.field_validation;
+    asked.warnings.add(portolan_kinds::check("policy", "v1", "Eviction", &mut eviction, validation)?);
+    let eviction = &eviction;
     if object::name(eviction) != asked.name() {
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
@@ -215,17 +228,21 @@ mod tests {
     #[test]
     fn binding() {
         let pod = json!({"metadata": {"name": "p"}, "spec": {}});
-        let bound_pod = bound(&pod, "n1", "2026-01-01T00:00:00Z").unwrap();
+        let to = |node: &str| json!({"metadata": {"labels": {"zone": "z"}, "annotations": {"a": "b"}}, "target": {"name": node}});
+        let bound_pod = bound(&pod, &to("n1"), "2026-01-01T00:00:00Z").unwrap();
+        assert_eq!(bound_pod["metadata"], json!({"name": "p", "labels": {"zone": "z"}, "annotations": {"a": "b"}}));
         assert_eq!(bound_pod["spec"]["nodeName"], "n1");
         assert_eq!(bound_pod["status"]["conditions"][0]["type"], "PodScheduled");
-        let status = bound(&bound_pod, "n2", "").unwrap_err();
+        let status = bound(&bound_pod, &to("n2"), "").unwrap_err();
         assert_eq!(status.code(), 409);
         assert_eq!(
             status.message(),
             "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"n1\""
         );
         let deleting = json!({"metadata": {"name": "p", "deletionTimestamp": "2026-01-01T00:00:00Z"}});
-        assert_eq!(bound(&deleting, "n1", "").unwrap_err().code(), 409);
+        assert_eq!(bound(&deleting, &to("n1"), "").unwrap_err().code(), 409);
+        let gated = json!({"metadata": {"name": "p"}, "spec": {"schedulingGates": [{"name": "a/b"}]}});
+        assert_eq!(bound(&gated, &to("n1"), "").unwrap_err().code(), 409);
     }
 
     #[test]

@@ -171,12 +171,12 @@ pub(crate) async fn select(
     mut page: Page,
 ) -> Result<(Entries, ListMeta), Status> {
     let after = page.after.clone();
-    let expired = |expired: portolan_store::Expired| match &after {
+    let expired = |_| match &after {
         Some(key) => {
             let (namespace, name) = (key.namespace().to_owned(), key.name().to_owned());
             Status::expired(CONTINUE_EXPIRED).with_continue(Continue { revision: 0, after: (namespace, name) }.encode())
         }
-        None => Status::expired(too_old(&expired)),
+        None => Status::expired("The resourceVersion for the provided list is too old."),
     };
     let prefix = object::prefix(&target.kind, target.namespace.as_deref());
     let limit = page.limit.unwrap_or(usize::MAX);

@@ -70,7 +70,8 @@ fn selector_text(selector: &Value) -> String {
 
 /// A Scale of this object that a client sent, or that its patch made.
 fn checked(asked: &Asked<'_>, mut scale: Value) -> Result<Value, Status> {
-    portolan_kinds::check("autoscaling", "v1", "Scale", &mut scale)?;
+    let unknown = portolan_kinds::check("autoscaling", "v1", "Scale", &mut scale, asked.options.field_validation)?;
+    asked.warnings.add(unknown);
     write::check_named(asked, &scale)?;
     Ok(scale)
 }

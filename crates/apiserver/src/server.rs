@@ -173,10 +173,10 @@ impl Server {
             Ok(Route::Object(target)) => {
                 let kind = target.kind.clone();
                 let warnings = Arc::new(Warnings::default());
+                warnings.add(kind.deprecation().map(str::to_owned));
                 let answer = self.object((asker, user), target, parts, body, peer, &warnings).await;
                 // Who asks for what is not there is told as well.
                 let mut reply = answer.unwrap_or_else(|status| respond::failure(media.unwrap_or_default(), &status));
-                warnings.add(kind.deprecation().map(str::to_owned));
                 respond::warn(&mut reply, &warnings.take());
                 Ok(reply)
             }
@@ -186,12 +186,23 @@ impl Server {
                 let request = Access { verb: "create", group, resource, namespace: &namespace, ..Access::default() };
                 self.access.authorize(&user, &request)?;
                 if parts.method != Method::POST {
-                    return Err(Status::unknown_resource());
+                    return Err(Status::method_not_allowed());
                 }
-                let media = media?;
+                let (media, options) = (media?, Options::parse(parts.uri.query().unwrap_or_default())?);
+                options.check_write("CreateOptions")?;
                 let bytes = body::read(&parts, body, &self.budget).await?;
-                let (asked, _) = body::object(&body::media_type(&parts), &bytes)?;
-                Ok(respond::object(201, media, &review.answer(&self, &user, &namespace, asked)?))
+                let (asked, repeated) = body::object(&body::media_type(&parts), &bytes)?;
+                let warnings = Warnings::default();
+                if options.field_validation == FieldValidation::Warn {
+                    warnings.add(repeated.lines);
+                }
+                let answer = review.answer(&self, (&user, &namespace), asked, (options.field_validation, &warnings));
+                let mut reply = match answer {
+                    Ok(answer) => respond::object(201, media, &answer),
+                    Err(status) => respond::failure(media, &status),
+                };
+                respond::warn(&mut reply, &warnings.take());
+                Ok(reply)
             }
             route => {
                 // Strangers learn not even what exists.
@@ -426,7 +437,7 @@ impl Server {
         match (verb, target.sub) {
             ("create", Sub::None) => write::create(self, asked, body).await.map(shown),
             ("create", Sub::Binding) => pods::bind(self, asked, &body).await.map(done(201)),
-            ("create", Sub::Eviction) => pods::evict(self, asked, &body).await.map(done(201)),
+            ("create", Sub::Eviction) => pods::evict(self, asked, body).await.map(done(201)),
             ("create", Sub::Token) => tokens::request(self, asked, body).map(done(201)),
             ("update", Sub::Scale) => scale::update(self, asked, &body).await.map(done(200)),
             ("update", _) => write::update(self, asked, body).await.map(shown),

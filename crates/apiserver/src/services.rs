@@ -195,16 +195,30 @@ fn allocate_ports(claim: &mut Claim, service: &mut Value, held: &BTreeSet<Holdin
     let mut errors = Vec::new();
     let automatic = needs_node_ports(service);
     let health_check = needs_health_check_port(service);
-    let mut own: BTreeSet<u16> = BTreeSet::new();
+    // A Service that had none shares a number among the protocols of one port, and among nothing else.
+    let first = !held.iter().any(|holding| matches!(holding, Holding::Port(_)));
+    let mut own: BTreeMap<u16, u64> = BTreeMap::new();
+    let mut asked: BTreeMap<u64, u16> = BTreeMap::new();
     if may_have_node_ports(service) {
         // First what is asked for by number, so that no automatic choice takes it away.
         let ports = service["spec"]["ports"].as_array().into_iter().flatten().enumerate();
-        for (index, port) in ports.filter_map(|(index, port)| Some((index, port_number(&port["nodePort"])?))) {
-            // One number may serve TCP and UDP of one Service.
-            if own.insert(port) && !held.contains(&Holding::Port(port)) {
-                let field = format!("spec.ports[{index}].nodePort");
-                errors.extend(claim.port(port).err().map(|refusal| port_error(field, port.into(), &refusal)));
-            }
+        for (index, port) in ports {
+            let field = || format!("spec.ports[{index}].nodePort");
+            let Some(chosen) = port_number(&port["nodePort"]) else {
+                // No range has zero, and none has what is no port at all.
+                if let Some(wrong) = port["nodePort"].as_i64().filter(|wrong| *wrong != 0) {
+                    errors.extend(claim.port(0).err().map(|refusal| port_error(field(), wrong, &refusal)));
+                }
+                continue;
+            };
+            let number = port["port"].as_u64().unwrap_or_default();
+            let refused = match own.insert(chosen, number) {
+                None if held.contains(&Holding::Port(chosen)) => None,
+                None => claim.port(chosen).err(),
+                Some(other) => (first && other != number).then_some(Refusal::Taken),
+            };
+            errors.extend(refused.map(|refusal| port_error(field(), chosen.into(), &refusal)));
+            asked.entry(number).or_insert(chosen);
         }
     }
     if health_check
@@ -215,21 +229,18 @@ fn allocate_ports(claim: &mut Claim, service: &mut Value, held: &BTreeSet<Holdin
         errors.push(port_error("spec.healthCheckNodePort".into(), port.into(), &refusal));
     }
     if automatic {
-        let mut given: BTreeMap<(u64, String), u16> = BTreeMap::new();
         for (index, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
-            let protocol = object::text(port, "/protocol").to_owned();
+            if port_number(&port["nodePort"]).is_some() {
+                continue;
+            }
             let number = port["port"].as_u64().unwrap_or_default();
-            let chosen = match port_number(&port["nodePort"]) {
-                Some(asked) => Ok(asked),
-                // The same port over another protocol gets the same number, as upstream does for DNS and its like.
-                None => match given.iter().find(|((n, p), _)| *n == number && *p != protocol) {
-                    Some((_, same)) => Ok(*same),
-                    None => claim.any_port(),
-                },
+            let chosen = match asked.get(&number).filter(|_| first) {
+                Some(same) => Ok(*same),
+                None => claim.any_port(),
             };
             match chosen {
                 Ok(chosen) => {
-                    given.insert((number, protocol), chosen);
+                    asked.entry(number).or_insert(chosen);
                     port["nodePort"] = chosen.into();
                 }
                 Err(refusal) => {
@@ -249,7 +260,7 @@ fn allocate_ports(claim: &mut Claim, service: &mut Value, held: &BTreeSet<Holdin
     errors
 }
 
-fn port_error(field: String, port: u64, refusal: &Refusal) -> FieldError {
+fn port_error(field: String, port: i64, refusal: &Refusal) -> FieldError {
     let detail = match refusal {
         Refusal::Taken => "provided port is already allocated".to_owned(),
         Refusal::OutOfRange(range) => {

@@ -127,7 +127,8 @@ pub(crate) fn bookmark(kind: &Kind, revision: Revision, initial_events_end: bool
         Form::Partial => partial(metadata),
         // The row carries the annotation, since the metadata of a table has no place for it.
         Form::Table(rows) => {
-            let row = json!({"cells": vec![Value::Null; kind.columns().len()], "object": beside(rows, metadata)});
+            let cells = kind.row(&json!({}), Timestamp::now());
+            let row = json!({"cells": cells, "object": beside(rows, metadata)});
             table(kind, rows, &revision.to_string(), row)
         }
     };

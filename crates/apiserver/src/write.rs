@@ -4,6 +4,8 @@
 //! somebody else was faster); a write that changes nothing leaves the revision as it is; what belongs together, a
 //! Service and the addresses it holds, is written together.
 
+use std::collections::HashSet;
+
 use bytes::Bytes;
 use jiff::Timestamp;
 use portolan_kinds::apply::{self, Owners, Translations, Writer};
@@ -144,6 +146,30 @@ fn settle_new_metadata(asked: &Asked<'_>, object: &mut Value, now: Timestamp) ->
     Ok(())
 }
 
+/// Owners that are named twice are one, and whoever wrote so is told. `when` says at which point it was seen.
+pub(crate) fn name_owners_once(object: &mut Value, when: &str) -> Option<String> {
+    let Some(Value::Array(owners)) = object.pointer_mut("/metadata/ownerReferences") else { return None };
+    let mut once: Vec<Value> = Vec::with_capacity(owners.len());
+    let mut seen = HashSet::new();
+    let mut twice = Vec::new();
+    for owner in std::mem::take(owners) {
+        // Only an owner with the UID of another can be the same.
+        if !seen.insert(object::text(&owner, "/uid").to_owned()) && once.contains(&owner) {
+            twice.push(object::text(&owner, "/uid").to_owned());
+        } else {
+            once.push(owner);
+        }
+    }
+    *owners = once;
+    (!twice.is_empty()).then(|| {
+        format!(
+            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and \
+             may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+            twice.join(", ")
+        )
+    })
+}
+
 fn check_place(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
     let namespace = object::namespace(object);
     if asked.kind().namespaced && !namespace.is_empty() && namespace != asked.namespace() {
@@ -203,6 +229,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     }
     let (mut object, unknown) = kind.decode(body, asked.options.field_validation)?;
     asked.warnings.add(unknown);
+    asked.warnings.add(name_owners_once(&mut object, ""));
     let sent = apply::take_managed_fields(&mut object);
     settle_new_metadata(&asked, &mut object, now)?;
     let base = match object::name(&object) {
@@ -298,8 +325,9 @@ fn allocation(
 pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -> Result<Written, Status> {
     let kind = asked.kind();
     apply::keep_reset(&mut body);
-    let (object, unknown) = kind.decode(body, asked.options.field_validation)?;
+    let (mut object, unknown) = kind.decode(body, asked.options.field_validation)?;
     asked.warnings.add(unknown);
+    asked.warnings.add(name_owners_once(&mut object, ""));
     check_named(&asked, &object)?;
     let unconditional = object::text(&object, "/metadata/resourceVersion").is_empty();
     if unconditional && !kind.allows_unconditional_update() {
@@ -373,18 +401,21 @@ pub(crate) async fn change(
         } else {
             allocation(server, kind, &mut new, Some(&old), now)?
         };
+        let definition = custom::is_definition(kind);
+        let changed = new["spec"] != old["spec"];
+        // Who changes nothing is warned, too.
+        asked.warnings.add(match asked.target.sub {
+            Sub::None if changed || !definition => kind.warnings(&new, Some(&old)),
+            Sub::Status => kind.status_warnings(&new),
+            _ => Vec::new(),
+        });
         // What is stored as another version than it would be now is written anew, though nobody can see a change.
         let is_current = object::api_version(&entry.value) == object::stored_kind(kind).stored_api_version();
         if new == old && !gone && !owners.changed && is_current {
             return Ok(Written { seen, created: false });
         }
-        let definition = custom::is_definition(kind);
-        let changed = new["spec"] != old["spec"];
         if definition && changed {
             custom::refuse_too_many(&server.store, name, &new)?;
-        }
-        if asked.target.sub == Sub::None && (changed || !definition) {
-            asked.warnings.add(kind.warnings(&new, Some(&old)));
         }
         set_managed_fields(&mut new, owners.managed_fields);
         object::refuse_too_deep(&new)?;

@@ -68,26 +68,52 @@ pub(crate) fn not_strict(kind: &Kind, sent_kind: &str, mistakes: &[String]) -> S
     ))
 }
 
-/// Checks the body of a request that is not stored, such as a TokenRequest, and drops what no schema has.
+/// Checks the body of a request that is not stored, such as a TokenRequest, drops what no schema has, and names it.
 ///
 /// # Errors
-/// 400 for another kind, and for values of a wrong type.
-pub fn check(group: &str, version: &str, kind: &str, body: &mut Value) -> Result<(), Status> {
+/// 400 for another kind, for values of a wrong type, and for unknown fields if validation is strict.
+pub fn check(
+    group: &str,
+    version: &str,
+    kind: &str,
+    body: &mut Value,
+    validation: FieldValidation,
+) -> Result<Vec<String>, Status> {
     let expected = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    let sent = |field: &str| body[field].as_str().unwrap_or_default();
-    if !sent("kind").is_empty() && sent("kind") != kind
-        || !sent("apiVersion").is_empty() && sent("apiVersion") != expected
-    {
-        return Err(Status::bad_request(format!(
-            "the body of this request is a {kind} of {expected}, and not a {} of {}",
-            sent("kind"),
-            sent("apiVersion")
-        )));
+    let sent = |field: &str, or: &str| match body[field].as_str() {
+        None | Some("") => or.to_owned(),
+        Some(text) => text.to_owned(),
+    };
+    let (sent_version, sent) = (sent("apiVersion", &expected), sent("kind", kind));
+    let wrong = |why: String| {
+        Status::bad_request(format!("{sent} in version \"{version}\" cannot be handled as a {kind}: {why}"))
+    };
+    if sent != kind || sent_version != expected {
+        return Err(wrong(another_kind(&sent_version, &sent, group, kind)));
     }
     let schema = protobuf::find(&expected, kind).map(|schema| schema.name).unwrap_or_default();
-    check_type(schema, body, FieldValidation::Ignore, &mut Vec::new()).map_err(|why| {
-        Status::bad_request(format!("{kind} in version \"{version}\" cannot be handled as a {kind}: {why}"))
-    })
+    let mut unknown = Vec::new();
+    check_type(schema, body, validation, &mut unknown).map_err(wrong)?;
+    if validation == FieldValidation::Strict && !unknown.is_empty() {
+        return Err(wrong(format!("strict decoding error: {}", unknown.join(", "))));
+    }
+    Ok(unknown)
+}
+
+/// Why what was sent is none of the kind that is asked for.
+fn another_kind(sent_version: &str, sent: &str, group: &str, kind: &str) -> String {
+    let last = sent_version.rsplit('/').next().unwrap_or_default();
+    // The package of Kubernetes that has the kind for all versions.
+    let package = match group.split('.').next().unwrap_or_default() {
+        "" | "events" => "core",
+        package => package,
+    };
+    match protobuf::find(sent_version, sent) {
+        Some(_) => format!("converting ({last}.{sent}) to ({package}.{kind}): unknown conversion"),
+        None => format!(
+            "no kind \"{sent}\" is registered for version \"{sent_version}\" in scheme \"pkg/api/legacyscheme/scheme.go:30\""
+        ),
+    }
 }
 
 /// Checks a body of any type of the table, such as `meta.v1.DeleteOptions`. The error is the message's tail.
@@ -136,8 +162,10 @@ fn header(kind: &Kind, body: &mut Value) -> Result<String, Status> {
     let sent = if sent.is_empty() { kind.kind.to_owned() } else { sent.to_owned() };
     if sent != kind.kind {
         return Err(Status::bad_request(format!(
-            "{sent} in version \"{}\" cannot be handled as a {}: no kind \"{sent}\" is registered for the resource",
-            kind.version, kind.kind
+            "{sent} in version \"{}\" cannot be handled as a {}: {}",
+            kind.version,
+            kind.kind,
+            another_kind(&expected, &sent, kind.group, kind.kind)
         )));
     }
     if version.is_empty() && map.get("apiVersion").is_none_or(|v| v.is_string() || v.is_null()) {
@@ -343,7 +371,7 @@ fn inlined(owner: &str, field: &str) -> Option<&'static str> {
 const PROBES: [&str; 4] = ["exec", "grpc", "httpGet", "tcpSocket"];
 
 /// JSON types as Go's decoder names them.
-pub(crate) fn json_name(value: &Value) -> &'static str {
+pub fn json_name(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "bool",

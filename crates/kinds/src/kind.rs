@@ -265,6 +265,11 @@ impl Kind {
         warn::warnings(self.strategy, new, old)
     }
 
+    /// The same of whoever writes its status.
+    pub fn status_warnings(&self, new: &Value) -> Vec<String> {
+        warn::of_status(self.strategy, new)
+    }
+
     /// Fills in what the client left out. Idempotent.
     pub fn default(&self, object: &mut Value) {
         match &self.custom {

@@ -38,7 +38,7 @@ mod warn;
 
 pub use catalog::{Catalog, all, find};
 pub use cel::parse_duration;
-pub use decode::check;
+pub use decode::{check, json_name};
 pub use event::convert_event;
 pub use fields::UnsupportedField;
 pub use kind::{Column, FieldValidation, Kind, KindRef, Scale, Subresource};

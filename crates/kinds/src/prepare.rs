@@ -13,7 +13,7 @@ use crate::catalog::Strategy;
 use crate::custom::definition;
 use crate::look::{Look, child, items_mut, map_of, remove, set_default};
 use crate::qos;
-use crate::service::{externally_accessible, needs_cluster_ip, needs_health_check, needs_node_port, spec_type};
+use crate::service::{externally_accessible, may_have_node_ports, needs_cluster_ip, needs_health_check, spec_type};
 
 /// The finalizer of ServiceCIDRs.
 const SERVICE_CIDR: &str = "networking.k8s.io/service-cidr-finalizer";
@@ -27,7 +27,7 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
         map_of(metadata).insert("generation".into(), 1.into());
     }
     let status = match strategy {
-        Strategy::Pod => json!({"phase": "Pending", "qosClass": qos::class(&object["spec"])}),
+        Strategy::Pod => pod_status(object),
         Strategy::Namespace => json!({"phase": "Active"}),
         Strategy::Ingress | Strategy::Service => json!({"loadBalancer": {}}),
         Strategy::ReplicaSet => json!({"replicas": 0}),
@@ -76,6 +76,19 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
         }
         _ => {}
     }
+}
+
+/// Of a new pod. One that waits at a gate says so from its beginning.
+fn pod_status(pod: &Value) -> Value {
+    let mut status = json!({"phase": "Pending", "qosClass": qos::class(&pod["spec"])});
+    if !pod["spec"].list("schedulingGates").is_empty() {
+        status["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastProbeTime": null, "lastTransitionTime": pod["metadata"]["creationTimestamp"]
+        }]);
+    }
+    status
 }
 
 pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old: &Value, sub: Subresource) {
@@ -205,7 +218,8 @@ fn service(new: &mut Value, old: &Value) {
     patch_allocated(spec, old);
     normalize_cluster_ips(spec, old);
     drop_by_type(spec, old);
-    if spec_type(spec) == "ExternalName" {
+    // What is no policy at all is for validation to tell of.
+    if spec_type(spec) == "ExternalName" && matches!(spec.text("internalTrafficPolicy"), "Cluster" | "Local") {
         remove(spec, "internalTrafficPolicy");
     }
     if spec_type(&new["spec"]) != "LoadBalancer" {
@@ -223,7 +237,7 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
             restore(spec, old, "clusterIPs");
         }
     }
-    if needs_node_port(old) && needs_node_port(spec) {
+    if may_have_node_ports(old) && may_have_node_ports(spec) {
         let numbers = |spec: &Value| spec.list("ports").iter().filter_map(|port| port.int("nodePort")).collect();
         let (now, before): (HashSet<i64>, HashSet<i64>) = (numbers(spec), numbers(old));
         let names = old.list("ports").iter().map(|port| (port.text("name"), port.int("nodePort").unwrap_or(0)));
@@ -260,7 +274,7 @@ fn normalize_cluster_ips(spec: &mut Value, old: &Value) {
 fn drop_by_type(spec: &mut Value, old: &Value) {
     let same = |spec: &Value, field: &str| spec[field] == old[field];
     if needs_cluster_ip(old) && !needs_cluster_ip(spec) {
-        if same(spec, "clusterIPs") {
+        if same(spec, "clusterIP") && same(spec, "clusterIPs") {
             remove(spec, "clusterIP");
             remove(spec, "clusterIPs");
         }
@@ -270,10 +284,11 @@ fn drop_by_type(spec: &mut Value, old: &Value) {
             }
         }
     }
-    if needs_node_port(old) && !needs_node_port(spec) {
-        let before: Vec<Option<i64>> = old.list("ports").iter().map(|port| port.int("nodePort")).collect();
-        let now: Vec<Option<i64>> = spec.list("ports").iter().map(|port| port.int("nodePort")).collect();
-        if before == now {
+    if may_have_node_ports(old) && !may_have_node_ports(spec) {
+        // Ports may come and go, if none of them asks for another node port.
+        let numbers = |spec: &Value| spec.list("ports").iter().filter_map(|port| port.int("nodePort")).collect();
+        let (now, before): (HashSet<i64>, HashSet<i64>) = (numbers(spec), numbers(old));
+        if now.is_subset(&before) {
             for port in items_mut(spec, "ports") {
                 remove(port, "nodePort");
             }
@@ -405,6 +420,21 @@ mod tests {
             "ports": [{"name": "a", "port": 80, "protocol": "TCP"}, {"name": "b", "port": 81, "protocol": "TCP"}]})
         );
         assert_eq!(new["status"], json!({"loadBalancer": {}}));
+
+        // So do the node ports of those ports that are left, and not if a new one is among them.
+        for (number, kept) in [(30_001, false), (30_003, true)] {
+            let mut new = old.clone();
+            new["spec"]["type"] = "ClusterIP".into();
+            new["spec"]["ports"] = json!([{"name": "a", "port": 80, "protocol": "TCP", "nodePort": number}]);
+            services.prepare_update(&mut new, &old, Subresource::None);
+            assert_eq!(new["spec"]["ports"][0].has("nodePort"), kept, "{number}");
+        }
+
+        // A load balancer that asks for no node ports keeps those it has.
+        let mut new = old.clone();
+        new["spec"]["allocateLoadBalancerNodePorts"] = false.into();
+        services.prepare_update(&mut new, &old, Subresource::None);
+        assert_eq!(new["spec"]["ports"], old["spec"]["ports"]);
 
         // Changed to ExternalName: the addresses go too.
         let mut new = old.clone();

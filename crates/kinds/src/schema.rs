@@ -282,6 +282,9 @@ mod tests {
     #[test]
     fn descriptions_decompress() {
         let all = descriptions();
+        assert!(
+            all["core.v1.ServiceSpec"]["clusterIPs"].contains("that clusterIPs[0] and clusterIP have the same value")
+        );
         assert!(all["core.v1.Service"][""].starts_with("Service is a named abstraction"));
         assert!(all["core.v1.ServicePort"]["port"].starts_with("The port that will be exposed"));
     }

@@ -189,6 +189,9 @@ fn sources() -> Option<(PathBuf, PathBuf)> {
 }
 
 fn escape(text: &str) -> String {
+    // What rustdoc would take for a link or a tag.
+    let text =
+        ["[", "]", "<", ">"].into_iter().fold(text.to_owned(), |text, sign| text.replace(&format!("\\{sign}"), sign));
     text.replace('\\', "\\\\").replace('\n', "\\n")
 }
 

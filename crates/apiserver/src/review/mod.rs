@@ -5,7 +5,7 @@
 mod selectors;
 
 use jiff::Timestamp;
-use portolan_kinds::{FieldError, QUESTIONS, Question, Status};
+use portolan_kinds::{FieldError, FieldValidation, QUESTIONS, Question, Status};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -13,6 +13,7 @@ use crate::authz::{Decision, Request};
 use crate::object;
 use crate::server::Server;
 use crate::user::User;
+use crate::warnings::Warnings;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Review {
@@ -47,12 +48,12 @@ impl Review {
     pub(crate) fn answer(
         self,
         server: &Server,
-        user: &User,
-        namespace: &str,
+        (user, namespace): (&User, &str),
         mut asked: Value,
+        (validation, warnings): (FieldValidation, &Warnings),
     ) -> Result<Value, Status> {
         let Question { group, kind, .. } = *self.question();
-        portolan_kinds::check(group, "v1", kind, &mut asked)?;
+        warnings.add(portolan_kinds::check(group, "v1", kind, &mut asked, validation)?);
         // Where it is asked says as much as what is asked.
         if self == Self::LocalAccess && object::namespace(&asked).is_empty() {
             object::metadata(&mut asked).insert("namespace".into(), namespace.into());
@@ -89,16 +90,19 @@ impl Review {
     }
 
     fn validate(self, asked: &Value, namespace: &str) -> Result<(), Status> {
-        let Question { group, kind, .. } = *self.question();
+        let group = self.question().group;
         let (spec, metadata) = (&asked["spec"], &asked["metadata"]);
         let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
         let mut errors = Vec::new();
-        let mut invalid =
-            |field: &str, value: &Value, why: &str| errors.push(FieldError::invalid(field, value.clone(), why));
+        // As Go writes what has no names for JSON.
+        let of_path =
+            format!("{{\"Path\":{},\"Verb\":{}}}", text_or_empty(&path["path"]), text_or_empty(&path["verb"]));
         if resource.is_object() && path.is_object() {
             let why = "cannot be specified in combination with resourceAttributes";
-            invalid("spec.nonResourceAttributes", path, why);
+            errors.push(FieldError::invalid_as("spec.nonResourceAttributes", of_path.clone(), why));
         }
+        let mut invalid =
+            |field: &str, value: &Value, why: &str| errors.push(FieldError::invalid(field, value.clone(), why));
         if !resource.is_object() && !path.is_object() {
             let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
             invalid("spec.resourceAttributes", &Value::Null, why);
@@ -117,16 +121,20 @@ impl Review {
                 invalid("spec.resourceAttributes.namespace", &json!(asked_in), "must match metadata.namespace");
             }
             if path.is_object() {
-                invalid("spec.nonResourceAttributes", path, "disallowed on this kind of request");
+                let why = "disallowed on this kind of request";
+                errors.push(FieldError::invalid_as("spec.nonResourceAttributes", of_path, why));
             }
         }
+        let mut invalid =
+            |field: &str, value: &Value, why: &str| errors.push(FieldError::invalid(field, value.clone(), why));
         let allowed = |field: &str| field == "managedFields" || self == Self::LocalAccess && field == "namespace";
         if metadata.as_object().is_some_and(|metadata| metadata.keys().any(|field| !allowed(field))) {
             let except = if self == Self::LocalAccess { " except for namespace" } else { "" };
             invalid("metadata", metadata, &format!("must be empty{except}"));
         }
         if !errors.is_empty() {
-            return Err(Status::invalid(group, kind, "", &errors));
+            // What is not stored has no kind to be told by.
+            return Err(Status::invalid(group, "", "", &errors));
         }
         if self == Self::LocalAccess && object::text(metadata, "/namespace") != namespace {
             let why = format!("spec.resourceAttributes.namespace must match namespace: {namespace}");
@@ -134,6 +142,10 @@ impl Review {
         }
         Ok(())
     }
+}
+
+fn text_or_empty(value: &Value) -> Value {
+    value.as_str().unwrap_or_default().into()
 }
 
 /// The user that is asked about, who is nobody but what is said.

@@ -33,7 +33,8 @@ fn stored(server: &Server, plural: &'static str, namespace: &str, name: &str) ->
 /// # Errors
 /// 404 for what is not there, 409 for what is not the same any more, 422 for a time too short or too long.
 pub(crate) fn request(server: &Server, asked: Asked<'_>, mut body: Value) -> Result<Value, Status> {
-    portolan_kinds::check(GROUP, "v1", KIND, &mut body)?;
+    let unknown = portolan_kinds::check(GROUP, "v1", KIND, &mut body, asked.options.field_validation)?;
+    asked.warnings.add(unknown);
     let (namespace, name) = (asked.namespace(), asked.name());
     for (pointer, field, expected) in
         [("/metadata/name", "name", name), ("/metadata/namespace", "namespace", namespace)]

@@ -167,7 +167,7 @@ async fn reviews() {
     let why = "RBAC: allowed by RoleBinding \"b/default\" of Role \"r\" to User \"jane\"";
     assert_eq!(answer["status"], json!({"allowed": true, "reason": why}));
     let nobody = admin.post(&review("subjectaccessreviews"), &json!({"spec": {"resourceAttributes": get("a")}})).await;
-    let words = "SubjectAccessReview.authorization.k8s.io \"\" is invalid: spec.user: Invalid value: \"\": at least one of user \
+    let words = ".authorization.k8s.io \"\" is invalid: spec.user: Invalid value: \"\": at least one of user \
                  or group must be specified";
     assert_eq!(nobody.failure(), (422, words.to_owned()));
     let jane = As(&admin, "jane");
@@ -214,7 +214,7 @@ async fn reviews_may_be_narrowed_by_selectors() {
     assert_eq!(unread["spec"]["resourceAttributes"]["fieldSelector"]["rawSelector"], "nonsense");
     let at = "spec.resourceAttributes.fieldSelector";
     let words = format!(
-        "SubjectAccessReview.authorization.k8s.io \"\" is invalid: {at}.requirements: Required value: when {at} is \
+        ".authorization.k8s.io \"\" is invalid: {at}.requirements: Required value: when {at} is \
          specified, requirements or rawSelector is required"
     );
     assert_eq!(ask(json!({})).await.failure(), (422, words));

@@ -115,6 +115,25 @@ async fn node_ports() {
     let given = two["spec"]["ports"][2]["nodePort"].as_u64().unwrap();
     assert!((30086..=32767).contains(&given), "{given}");
 
+    // A number is shared by the protocols of one port, in whatever order, and by nothing else.
+    let shared = json!({"type": "NodePort", "ports": [{"name": "t", "port": 53, "protocol": "TCP"},
+        {"name": "u", "port": 53, "protocol": "UDP", "nodePort": 30054}]});
+    let shared = client.post(SERVICES, &service("shared", shared)).await.ok();
+    assert_eq!(shared["spec"]["ports"][0]["nodePort"], 30054);
+    for (port, words) in [
+        (30055, "Invalid value: 30055: provided port is already allocated"),
+        (-1, "Invalid value: -1: provided port is not in the valid range. The range of valid ports is 30000-32767"),
+    ] {
+        let apart = json!({"type": "NodePort", "ports": [{"name": "t", "port": 53, "protocol": "TCP", "nodePort": 30055},
+            {"name": "u", "port": 54, "protocol": "UDP", "nodePort": port}]});
+        let refused = client.post(SERVICES, &service("c", apart)).await.failure();
+        assert_eq!(refused, (422, format!("Service \"c\" is invalid: spec.ports[1].nodePort: {words}")));
+    }
+    // A load balancer that is to have no node ports keeps those that the Service has.
+    let balanced = json!({"spec": {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": false}});
+    let balanced = client.merge(&named("shared"), &balanced).await.ok();
+    assert_eq!(balanced["spec"]["ports"], shared["spec"]["ports"]);
+
     // Back to ClusterIP: the port is free again, the address stays.
     let made = client.get(&named("a")).await.ok();
     let changed = client.merge(&named("a"), &json!({"spec": {"type": "ClusterIP"}})).await.ok();

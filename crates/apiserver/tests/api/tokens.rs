@@ -140,7 +140,11 @@ async fn what_cannot_be_asked_for() {
             400,
             "TokenRequest in version \"v1\" cannot be handled as a TokenRequest",
         ),
-        (json!({"kind": "Pod"}), 400, "the body of this request is a TokenRequest"),
+        (
+            json!({"kind": "Pod"}),
+            400,
+            "Pod in version \"v1\" cannot be handled as a TokenRequest: no kind \"Pod\" is registered",
+        ),
     ] {
         let (found, message) = admin.post(&path, &body).await.failure();
         assert_eq!(found, code, "{body} {message}");

@@ -118,6 +118,75 @@ async fn warnings() {
         assert_eq!(answer.headers["warning"], spread, "{query}");
         client.delete(&format!("{SERVICES}/a")).await.ok();
     }
+    // Who changes nothing is told, too.
+    client.post(SERVICES, &service).await.ok();
+    assert_eq!(client.merge(&format!("{SERVICES}/a"), &json!({})).await.headers["warning"], spread);
+
+    // An owner that is named twice is named once.
+    let owner = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "o", "uid": "1", "controller": true});
+    let owned = json!({"metadata": {"name": "owned", "ownerReferences": [owner, owner]}});
+    let answer = client.post(CONFIG_MAPS, &owned).await;
+    let twice = |when: &str| {
+        format!(
+            "299 - \".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in \
+             1.20+, and may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: 1\""
+        )
+    };
+    assert_eq!(answer.headers["warning"], twice(""));
+    assert_eq!(answer.ok()["metadata"]["ownerReferences"], json!([owner]));
+    let path = format!("{CONFIG_MAPS}/owned");
+    let answer = client.merge(&path, &json!({"metadata": {"ownerReferences": [owner, owner]}})).await;
+    assert_eq!(answer.headers["warning"], twice(" after mutating admission happens"));
+    assert_eq!(answer.ok()["metadata"]["ownerReferences"], json!([owner]));
+
+    // Questions are looked at as closely as what is stored.
+    let reviews = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let review = json!({"spec": {"user": "u", "nonResourceAttributes": {"path": "/x", "verb": "get"}}});
+    assert_eq!(client.post(reviews, &review).await.headers["warning"], "299 - \"unknown field \\\"spec.user\\\"\"");
+    let strict = client.post(&format!("{reviews}?fieldValidation=Strict"), &review).await;
+    let words = "SelfSubjectAccessReview in version \"v1\" cannot be handled as a SelfSubjectAccessReview: strict decoding \
+                 error: unknown field \"spec.user\"";
+    assert_eq!(strict.failure(), (400, words.to_owned()));
+}
+
+/// What is of another kind than the path says is told by the kind that it is.
+#[tokio::test]
+async fn other_kinds() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let scheme = "in scheme \"pkg/api/legacyscheme/scheme.go:30\"";
+    for (path, body, words) in [
+        (
+            CONFIG_MAPS,
+            json!({"apiVersion": "v1", "kind": "Pod"}),
+            "Pod in version \"v1\" cannot be handled as a ConfigMap: converting (v1.Pod) to (core.ConfigMap): unknown \
+             conversion"
+                .to_owned(),
+        ),
+        (
+            CONFIG_MAPS,
+            json!({"kind": "Foo"}),
+            format!(
+                "Foo in version \"v1\" cannot be handled as a ConfigMap: no kind \"Foo\" is registered for version \"v1\" \
+                 {scheme}"
+            ),
+        ),
+        (
+            "/apis/authentication.k8s.io/v1/tokenreviews",
+            json!({"kind": "X"}),
+            format!(
+                "X in version \"v1\" cannot be handled as a TokenReview: no kind \"X\" is registered for version \
+                 \"authentication.k8s.io/v1\" {scheme}"
+            ),
+        ),
+    ] {
+        assert_eq!(client.post(path, &body).await.failure(), (400, words), "{body}");
+    }
+    let empty = client.post("/apis/authorization.k8s.io/v1/subjectaccessreviews", &json!({"spec": {}})).await.failure();
+    let words = ".authorization.k8s.io \"\" is invalid: [spec.resourceAttributes: Invalid value: null: exactly one of \
+                 nonResourceAttributes or resourceAttributes must be specified, spec.user: Invalid value: \"\": at least one \
+                 of user or group must be specified]";
+    assert_eq!(empty, (422, words.to_owned()));
 }
 
 #[tokio::test]

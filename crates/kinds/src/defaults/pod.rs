@@ -18,6 +18,10 @@ pub(super) fn pod(object: &mut Value) {
     }
     set_default(spec, "enableServiceLinks", true);
     pod_spec(spec);
+    // As every version of Kubernetes takes it.
+    if spec.int("terminationGracePeriodSeconds").is_some_and(|seconds| seconds < 0) {
+        map_of(spec).insert("terminationGracePeriodSeconds".into(), 1.into());
+    }
     if let Some(status) = object.get_mut("status") {
         singular_and_plural(status, "podIP", "podIPs", Some("ip"));
         singular_and_plural(status, "hostIP", "hostIPs", Some("ip"));
@@ -121,11 +125,23 @@ fn handler(handler: &mut Value) {
 fn pull_policy(image: &str) -> &'static str {
     let (name, digest) = image.split_once('@').map_or((image, false), |(name, _)| (name, true));
     let last = name.rsplit('/').next().unwrap_or_default();
-    match last.rsplit_once(':') {
-        Some((_, "latest")) => "Always",
-        None if !digest && !image.is_empty() => "Always",
+    let (last, tag) = last.rsplit_once(':').map_or((last, None), |(last, tag)| (last, Some(tag)));
+    let above = name.rsplit_once('/').map_or("", |(above, _)| above);
+    // Of what is no name of an image nothing is known, its tag least of all. Its first part may be a host.
+    let is_name = above.split('/').skip(1).chain([last]).all(is_repository);
+    match tag {
+        _ if !is_name => "IfNotPresent",
+        Some("latest") => "Always",
+        None if !digest => "Always",
         _ => "IfNotPresent",
     }
+}
+
+/// Small letters and digits, with single separators between them.
+fn is_repository(part: &str) -> bool {
+    let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '.' | '_' | '-');
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    part.chars().all(known) && edge(part.chars().next()) && edge(part.chars().next_back()) && !part.contains("..")
 }
 
 fn volume(volume: &mut Value) {
@@ -160,5 +176,39 @@ fn downward_items(downward: &mut Value) {
         if let Some(reference) = item.get_mut("fieldRef") {
             set_default(reference, "apiVersion", "v1");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn pull_policies() {
+        for (image, policy) in [
+            ("nginx", "Always"),
+            ("nginx:latest", "Always"),
+            ("reg:5000/a/b", "Always"),
+            ("Host.example/a", "Always"),
+            ("nginx:1.27", "IfNotPresent"),
+            ("a@sha256:0123", "IfNotPresent"),
+            ("Nginx", "IfNotPresent"),
+            ("a/B:latest", "IfNotPresent"),
+            ("", "IfNotPresent"),
+        ] {
+            assert_eq!(pull_policy(image), policy, "{image}");
+        }
+    }
+
+    #[test]
+    fn no_pod_has_less_than_a_second_to_end() {
+        let mut object = json!({"spec": {"terminationGracePeriodSeconds": -5}});
+        pod(&mut object);
+        assert_eq!(object["spec"]["terminationGracePeriodSeconds"], 1);
+        let mut object = json!({"spec": {"terminationGracePeriodSeconds": -5}});
+        template(&mut object);
+        assert_eq!(object["spec"]["terminationGracePeriodSeconds"], -5);
     }
 }

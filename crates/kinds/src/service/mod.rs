@@ -20,15 +20,12 @@ pub(crate) fn is_headless(spec: &Value) -> bool {
 }
 
 pub(crate) fn needs_cluster_ip(spec: &Value) -> bool {
-    matches!(spec_type(spec), "ClusterIP" | "NodePort" | "LoadBalancer")
+    spec_type(spec) != "ExternalName"
 }
 
-pub(crate) fn needs_node_port(spec: &Value) -> bool {
-    match spec_type(spec) {
-        "NodePort" => true,
-        "LoadBalancer" => spec["allocateLoadBalancerNodePorts"] != false,
-        _ => false,
-    }
+/// Whether its ports may have node ports. A load balancer that asks for none keeps those it has.
+pub(crate) fn may_have_node_ports(spec: &Value) -> bool {
+    matches!(spec_type(spec), "NodePort" | "LoadBalancer")
 }
 
 pub(crate) fn externally_accessible(spec: &Value) -> bool {

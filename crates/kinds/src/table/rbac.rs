@@ -3,16 +3,22 @@
 use jiff::Timestamp;
 use serde_json::Value;
 
-use super::Says::{Field, Text};
+use super::Says::Text;
 use super::{AGE, CREATED, Drawn, NAME, age, name, shown, wide};
 use crate::look::Look;
 
 /// What upstream shows of kinds that it has no columns for.
 pub(super) const ROLE: &[Drawn] = &[NAME, CREATED];
 
+/// As the first version of the API had it.
+const ROLE_IN_NAMESPACE: &str = "RoleRef can reference a Role in the current namespace or a ClusterRole in the global \
+    namespace. If the RoleRef cannot be resolved, the Authorizer must return an error.";
+const ROLE_OF_CLUSTER: &str = "RoleRef can only reference a ClusterRole in the global namespace. If the RoleRef cannot be \
+    resolved, the Authorizer must return an error.";
+
 pub(super) const ROLE_BINDING: &[Drawn] = &[
     NAME,
-    shown("Role", "string", Field("rbac.v1.RoleBinding", "roleRef")),
+    shown("Role", "string", Text(ROLE_IN_NAMESPACE)),
     AGE,
     wide("Users", Text("Users in the roleBinding")),
     wide("Groups", Text("Groups in the roleBinding")),
@@ -21,7 +27,7 @@ pub(super) const ROLE_BINDING: &[Drawn] = &[
 
 pub(super) const CLUSTER_ROLE_BINDING: &[Drawn] = &[
     NAME,
-    shown("Role", "string", Field("rbac.v1.ClusterRoleBinding", "roleRef")),
+    shown("Role", "string", Text(ROLE_OF_CLUSTER)),
     AGE,
     wide("Users", Text("Users in the clusterRoleBinding")),
     wide("Groups", Text("Groups in the clusterRoleBinding")),

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Errors, address, resources, scheduling};
+use super::{Errors, address, as_go, resources, scheduling};
 use crate::look::{Look, Path};
-use crate::names;
+use crate::{FieldError, FieldErrorKind, names};
 
 const SPEC: Path<'static> = Path::Field(&Path::Root, "spec");
 
@@ -33,6 +33,15 @@ pub(super) fn node(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     let cidrs = spec.list("podCIDRs");
     for (index, cidr) in cidrs.iter().enumerate() {
         address::legacy_cidr(errors, &path.index(index), cidr.as_str().unwrap_or_default());
+    }
+    let parsed = |cidr: &Value| address::parse_cidr(cidr.as_str().unwrap_or_default()).is_some();
+    if let Some(index) = cidrs.iter().position(|cidr| !parsed(cidr)).filter(|_| cidrs.len() > 1) {
+        let cidr = cidrs[index].as_str().unwrap_or_default();
+        let why = format!(
+            "invalid PodCIDRs. failed to check with dual stack with error:invalid CIDR[{index}]: <nil> (invalid CIDR \
+             address: {cidr})"
+        );
+        errors.push(FieldError::new(FieldErrorKind::InternalError, path, None, why));
     }
     if cidrs.len() > 1 && !(cidrs.len() == 2 && dual_stack(cidrs)) {
         errors.invalid(&path, spec["podCIDRs"].clone(), "may specify no more than one CIDR for each IP family");
@@ -75,50 +84,55 @@ pub(super) fn service_cidr(errors: &mut Errors, new: &Value, old: Option<&Value>
     if let Some(old) = old {
         // A second family may be added; nothing else may change.
         let before = old["spec"].list("cidrs");
-        if cidrs.len() < before.len() || (cidrs.len() == before.len() && cidrs != before) || !cidrs.starts_with(before)
-        {
-            errors.invalid(&path, new["spec"]["cidrs"].clone(), "field is immutable");
-            return;
+        let changed = cidrs.iter().zip(before).enumerate().filter(|(_, (now, before))| now != before);
+        match (before.len(), cidrs.len()) {
+            (before, now) if before == now => {}
+            (1, 2) => {}
+            _ => return errors.invalid(&path, new["spec"]["cidrs"].clone(), "field is immutable"),
         }
-        if cidrs == before {
+        for (index, (now, _)) in changed {
+            errors.invalid(&path.index(index), now.clone(), "field is immutable");
+        }
+        if cidrs.len() == before.len() {
             return;
         }
     }
-    match cidrs.len() {
-        0 => {
-            errors.required(&path, "at least one CIDR required");
-            return;
-        }
-        1 => {}
-        2 if dual_stack(cidrs) => {}
-        2 => {
-            errors.invalid(
-                &path,
-                new["spec"].clone(),
-                "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64",
-            );
-            return;
-        }
-        _ => {
-            errors.invalid(&path, new["spec"].clone(), "may only hold up to 2 values");
-            return;
-        }
+    if cidrs.is_empty() {
+        return errors.required(&path, "at least one CIDR required");
+    }
+    if cidrs.len() > 2 {
+        let shown = as_go(&new["spec"], &[("CIDRs", "cidrs", Value::Null)]);
+        return errors.invalid_as(&path, shown, "may only hold up to 2 values");
     }
     for (index, cidr) in cidrs.iter().enumerate() {
         address::canonical_cidr(errors, &path.index(index), cidr.as_str().unwrap_or_default());
+    }
+    let family = |cidr: &Value| address::parse_cidr(cidr.as_str().unwrap_or_default()).map(|net| net.addr().is_ipv6());
+    if let [first, second] = cidrs
+        && family(first).is_some()
+        && family(first) == family(second)
+    {
+        let one = "may specify no more than one IP for each IP family, i.e 192.168.0.0/24 and 2001:db8::/64";
+        errors.invalid(&path, new["spec"]["cidrs"].clone(), one);
     }
 }
 
 pub(super) fn ip_address(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     let path = SPEC.field("parentRef");
     let parent = &new["spec"]["parentRef"];
-    if let Some(old) = old {
-        errors.immutable(&path, parent, &old["spec"]["parentRef"]);
-        return;
-    }
+    let change = |errors: &mut Errors| {
+        if old.is_some_and(|old| *parent != old["spec"]["parentRef"]) {
+            let fields = [("Group", "group"), ("Resource", "resource"), ("Namespace", "namespace"), ("Name", "name")];
+            let shown = match parent {
+                Value::Null => "null".to_owned(),
+                parent => as_go(parent, &fields.map(|(go, name)| (go, name, "".into()))),
+            };
+            errors.invalid_as(&path, shown, "field is immutable");
+        }
+    };
     if parent.is_null() {
         errors.required(&path, "");
-        return;
+        return change(errors);
     }
     for (field, required) in [("group", false), ("resource", true), ("name", true), ("namespace", false)] {
         let text = parent.text(field);
@@ -129,4 +143,5 @@ pub(super) fn ip_address(errors: &mut Errors, new: &Value, old: Option<&Value>) 
             errors.required(&path.field(field), "");
         }
     }
+    change(errors);
 }

@@ -178,7 +178,8 @@ fn value_from(errors: &mut Errors, from: &Value, has_value: bool, path: &Path<'_
         if let Some(reference) = from.get(field) {
             sources += 1;
             let here = path.field(field);
-            object_name(errors, reference.text("name"), &here.field("name"));
+            let name = reference.text("name");
+            errors.each(&here.field("name"), name, names::dns1123_subdomain(name));
             let key = reference.text("key");
             if key.is_empty() {
                 errors.required(&here.field("key"), "");

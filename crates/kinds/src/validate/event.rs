@@ -3,7 +3,7 @@
 
 use serde_json::Value;
 
-use super::Errors;
+use super::{Errors, as_go};
 use crate::look::{Look, Path};
 use crate::names;
 
@@ -19,6 +19,13 @@ struct Words {
 
 pub(super) fn core(errors: &mut Errors, new: &Value) {
     legacy(errors, new, &Words { object: "involvedObject", controller: "reportingComponent", note: "message" });
+}
+
+fn reference(reference: &Value) -> String {
+    let fields = ["kind", "namespace", "name", "uid", "apiVersion", "resourceVersion", "fieldPath"];
+    let go = ["Kind", "Namespace", "Name", "UID", "APIVersion", "ResourceVersion", "FieldPath"];
+    let fields: Vec<(&str, &str, Value)> = go.into_iter().zip(fields).map(|(go, name)| (go, name, "".into())).collect();
+    as_go(reference, &fields)
 }
 
 pub(super) fn events(errors: &mut Errors, new: &Value, old: Option<&Value>) {
@@ -69,7 +76,17 @@ pub(super) fn events(errors: &mut Errors, new: &Value, old: Option<&Value>) {
         ("reportingController", "reportingController"),
         ("reportingInstance", "reportingInstance"),
     ] {
-        errors.immutable(&Path::Root.field(name), &new[field], &old[field]);
+        let path = Path::Root.field(name);
+        match name {
+            "involvedObject" | "related" if new[field] != old[field] => {
+                errors.invalid_as(&path, reference(&new[field]), "field is immutable");
+            }
+            // What was left out is empty.
+            "reason" | "message" | "type" | "action" | "reportingController" | "reportingInstance" => {
+                errors.immutable(&path, &new.text(field).into(), &old.text(field).into());
+            }
+            _ => errors.immutable(&path, &new[field], &old[field]),
+        }
     }
 }
 

@@ -217,7 +217,8 @@ fn cluster_ips(errors: &mut Errors, spec: &Value, old: Option<&Value>) {
     if ips.len() > 1 && !(ips.iter().any(is_v6) && ips.iter().any(|ip| !is_v6(ip))) {
         errors.invalid(&path, spec["clusterIPs"].clone(), "may specify no more than one IP for each IP family");
     }
-    if !is_headless(spec) {
+    // By its addresses alone: what else it says was looked at above.
+    if !matches!(ips, [Value::String(only)] if only == "None") {
         for (index, (ip, family)) in ips.iter().zip(families).enumerate() {
             let expected = family.as_str().unwrap_or_default();
             if (expected == "IPv4" && is_v6(ip)) || (expected == "IPv6" && !is_v6(ip)) {

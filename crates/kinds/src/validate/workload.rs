@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::{Errors, metadata, pod};
+use super::{Errors, as_go, metadata, pod};
 use crate::look::{Look, Path};
-use crate::names;
+use crate::{FieldError, names};
 
 const SPEC: Path<'static> = Path::Field(&Path::Root, "spec");
 
@@ -22,7 +22,7 @@ pub(super) fn deployment(errors: &mut Errors, new: &Value, old: Option<&Value>) 
         }
     }
     if let Some(old) = old {
-        errors.immutable(&SPEC.field("selector"), &spec["selector"], &old["spec"]["selector"]);
+        same_selector(errors, spec, &old["spec"]);
     }
 }
 
@@ -31,8 +31,21 @@ pub(super) fn replica_set(errors: &mut Errors, new: &Value, old: Option<&Value>)
     errors.non_negative(&SPEC.field("minReadySeconds"), spec.int("minReadySeconds"));
     common(errors, spec);
     if let Some(old) = old {
-        errors.immutable(&SPEC.field("selector"), &spec["selector"], &old["spec"]["selector"]);
+        same_selector(errors, spec, &old["spec"]);
     }
+}
+
+fn same_selector(errors: &mut Errors, new: &Value, old: &Value) {
+    if new["selector"] != old["selector"] {
+        errors.invalid_as(&SPEC.field("selector"), written(&new["selector"]), "field is immutable");
+    }
+}
+
+/// A selector with its fields in the order of Kubernetes.
+fn written(selector: &Value) -> String {
+    let field = |name: &str| selector.get(name).map(|value| format!("\"{name}\":{value}"));
+    let fields: Vec<String> = ["matchLabels", "matchExpressions"].into_iter().filter_map(field).collect();
+    if selector.is_null() { "null".to_owned() } else { format!("{{{}}}", fields.join(",")) }
 }
 
 fn common(errors: &mut Errors, spec: &Value) {
@@ -48,10 +61,10 @@ fn common(errors: &mut Errors, spec: &Value) {
         let invalid = errors.0.len() > before;
         if empty {
             // Upstream says so of ReplicaSets too.
-            errors.invalid(&path, selector.clone(), "empty selector is invalid for deployment");
+            errors.invalid_as(&path, written(selector), "empty selector is invalid for deployment");
         }
         if invalid {
-            return errors.invalid(&path, selector.clone(), "invalid label selector");
+            return errors.invalid_as(&path, written(selector), "invalid label selector");
         }
     }
     let path = SPEC.field("template");
@@ -109,7 +122,18 @@ fn strategy(errors: &mut Errors, strategy: &Value, path: &Path<'_>) {
                 );
             }
         }
-        other => errors.not_supported(&path.field("type"), other, &["Recreate", "RollingUpdate"]),
+        _ => {
+            let rolling = match rolling {
+                Value::Null => "null".to_owned(),
+                of => as_go(of, &[("MaxUnavailable", "maxUnavailable", 0.into()), ("MaxSurge", "maxSurge", 0.into())]),
+            };
+            let shown = format!("{{\"Type\":{},\"RollingUpdate\":{rolling}}}", strategy["type"]);
+            let value = Some(shown);
+            errors.push(FieldError {
+                value,
+                ..FieldError::not_supported(path, Value::Null, &["Recreate", "RollingUpdate"])
+            });
+        }
     }
 }
 

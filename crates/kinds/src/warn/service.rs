@@ -34,14 +34,18 @@ pub(super) fn service(found: &mut Warnings, service: &Value) {
             found.address(&list.index(index), address.as_str().unwrap_or_default());
         }
     }
+    if !external.is_empty() && kind != "ExternalName" && !headless {
+        found.0.push("spec.externalIPs is deprecated and may no longer be implemented in some clusters".to_owned());
+    }
+    found.address(&path.field("loadBalancerIP"), spec.text("loadBalancerIP"));
+    let list = path.field("loadBalancerSourceRanges");
+    for (index, range) in spec.list("loadBalancerSourceRanges").iter().enumerate() {
+        found.range(&list.index(index), range.as_str().unwrap_or_default());
+    }
     let mut say = |text: &str| found.0.push(text.to_owned());
     if !external.is_empty() && kind == "ExternalName" {
         say("spec.externalIPs is ignored when spec.type is \"ExternalName\"");
-    } else if !external.is_empty() && !headless {
-        say("spec.externalIPs is deprecated and may no longer be implemented in some clusters");
     }
-    found.address(&path.field("loadBalancerIP"), spec.text("loadBalancerIP"));
-    let mut say = |text: &str| found.0.push(text.to_owned());
     if kind != "ExternalName" && !spec.text("externalName").is_empty() {
         say("spec.externalName is ignored when spec.type is not \"ExternalName\"");
     }

@@ -68,6 +68,17 @@ fn service_rules() {
                 &["spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: first value must match `clusterIP`"],
             ),
             (
+                json!({"spec": {"clusterIP": "None", "clusterIPs": ["10.0.0.2"], "ipFamilies": ["IPv6"]}}),
+                &[
+                    "spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: first value must match `clusterIP`",
+                    "spec.clusterIPs[0]: Invalid value: \"10.0.0.2\": expected an IPv6 value as indicated by `ipFamilies[0]`",
+                ],
+            ),
+            (
+                json!({"spec": {"type": "ExternalName", "externalName": "a.b", "internalTrafficPolicy": "x"}}),
+                &["spec.internalTrafficPolicy: Unsupported value: \"x\": supported values: \"Cluster\", \"Local\""],
+            ),
+            (
                 json!({"spec": {"clusterIPs": ["10.0.0.2"]}}),
                 &["spec.clusterIPs: Invalid value: [\"10.0.0.2\"]: must be empty when `clusterIP` is not specified"],
             ),

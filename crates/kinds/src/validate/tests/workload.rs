@@ -25,7 +25,7 @@ fn workload_rules() {
                 json!({"spec": {"selector": {"matchLabels": {"app": "x"}, "matchExpressions": [{"key": "a", "operator": "Is"}]}}}),
                 &[
                     "spec.selector.matchExpressions[0].operator: Invalid value: \"Is\": not a valid selector operator",
-                    "spec.selector: Invalid value: {\"matchExpressions\":[{\"key\":\"a\",\"operator\":\"Is\"}],\"matchLabels\":{\"app\":\"x\"}}: invalid label selector",
+                    "spec.selector: Invalid value: {\"matchLabels\":{\"app\":\"x\"},\"matchExpressions\":[{\"key\":\"a\",\"operator\":\"Is\"}]}: invalid label selector",
                 ],
             ),
             (
