@@ -41,6 +41,20 @@ impl Line {
 
     /// The answer, or of a watch as much as comes at once.
     async fn ask(&mut self, asking: &Asking) -> Answer {
+        self.heard(asking, false).await
+    }
+
+    /// The first event of a watch.
+    async fn first_event(&mut self, path: &str, query: &str) -> serde_json::Result<Value> {
+        let (path, query) = (path.to_owned(), format!("watch=true&{query}"));
+        let method = Method::GET;
+        let asking = Asking { method, path, query, media: "", accept: "application/json", body: Vec::new() };
+        let told = self.heard(&asking, true).await;
+        serde_json::from_slice(told.bytes.split(|byte| *byte == b'\n').next().unwrap_or_default())
+    }
+
+    /// The answer. Of a watch it is what comes at once, or the first event whenever that comes.
+    async fn heard(&mut self, asking: &Asking, first_event: bool) -> Answer {
         let query = if asking.query.is_empty() { "" } else { "?" };
         let mut request = Request::builder()
             .method(asking.method.clone())
@@ -60,11 +74,16 @@ impl Line {
         let whole = async {
             while let Some(frame) = body.frame().await {
                 bytes.extend_from_slice(&frame.unwrap().into_data().unwrap_or_default());
+                if is_watch && first_event {
+                    return false;
+                }
             }
+            true
         };
-        match tokio::time::timeout(if is_watch { GLANCE } else { DEADLINE }, whole).await {
-            Ok(()) => self.sender = Some(sender),
-            Err(_) if is_watch => {}
+        match tokio::time::timeout(if is_watch && !first_event { GLANCE } else { DEADLINE }, whole).await {
+            Ok(true) => self.sender = Some(sender),
+            Ok(false) => {}
+            Err(_) if is_watch && !first_event => {}
             Err(_) => panic!("no end of the answer to {asking:?}"),
         }
         Answer { code: parts.status.as_u16(), headers: parts.headers, bytes: bytes.into() }
@@ -206,9 +225,7 @@ async fn written_is_read(line: &mut Line, asking: &Asking, written: &Value, clos
                 return Err(format!("list has another: {list}"));
             }
         }
-        let watched = line.read(&collection, &format!("watch=true&{selector}"), "application/json").await;
-        let event = watched.bytes.split(|byte| *byte == b'\n').next().unwrap_or_default();
-        let event: Value = serde_json::from_slice(event).map_err(|error| format!("watch: {error}"))?;
+        let event = line.first_event(&collection, &selector).await.map_err(|error| format!("watch: {error}"))?;
         if event["object"] != object {
             return Err(format!("watch: {event}"));
         }
