@@ -2,7 +2,7 @@
 //!
 //! Invariant: only kinds that the catalog has become a [`Target`]; all else is Kubernetes' 404.
 
-use http::Method;
+use http::{Method, Uri};
 use percent_encoding::percent_decode_str;
 use portolan_kinds::{Catalog, Kind, KindRef, Status};
 
@@ -156,6 +156,23 @@ pub(crate) fn split_proxied(path: &str) -> Option<(&str, &str)> {
     };
     let length = segments[..before].iter().map(|segment| segment.len() + 1).sum::<usize>() - 1;
     path.split_at_checked(length)
+}
+
+/// What a path of old stands for, that names a watch: `/api/v1/watch/pods` is `/api/v1/pods?watch=1`.
+pub(crate) fn unwatched(method: &Method, uri: &Uri) -> Option<Uri> {
+    let segments: Vec<&str> = uri.path().split('/').collect();
+    let before = match segments.as_slice() {
+        ["", "api", _, "watch", _, ..] => 3,
+        ["", "apis", _, _, "watch", _, ..] => 4,
+        _ => return None,
+    };
+    if !matches!(*method, Method::GET | Method::HEAD) {
+        return None;
+    }
+    let path = [&segments[..before], &segments[before + 1..]].concat().join("/");
+    let query = uri.query().into_iter().flat_map(|query| query.split('&'));
+    let query: Vec<&str> = query.filter(|part| part.split('=').next() != Some("watch")).chain(["watch=1"]).collect();
+    format!("{path}?{}", query.join("&")).parse().ok()
 }
 
 /// # Errors
@@ -319,6 +336,21 @@ mod tests {
         }
         assert_eq!(split_proxied("/api/v1/nodes/n/proxy/x"), Some(("/api/v1/nodes/n/proxy", "/x")));
         assert_eq!(split_proxied("/api/v1/nodes/n/proxyx"), None);
+    }
+
+    #[test]
+    fn watches_of_old() {
+        let asked = |method: Method, uri: &str| unwatched(&method, &uri.parse().unwrap()).map(|uri| uri.to_string());
+        for (uri, expected) in [
+            ("/api/v1/watch/pods", Some("/api/v1/pods?watch=1")),
+            ("/api/v1/watch/namespaces/a/pods/b?x=y&watch=0", Some("/api/v1/namespaces/a/pods/b?x=y&watch=1")),
+            ("/apis/apps/v1/watch/deployments", Some("/apis/apps/v1/deployments?watch=1")),
+            ("/apis/example.com/v1/watch", None),
+            ("/api/v1/namespaces/watch/pods", None),
+        ] {
+            assert_eq!(asked(Method::GET, uri).as_deref(), expected, "{uri}");
+            assert_eq!(asked(Method::POST, uri), None, "{uri}");
+        }
     }
 
     #[test]

@@ -105,7 +105,10 @@ impl Server {
     }
 
     pub(crate) async fn handle(self: Arc<Self>, request: Request<Incoming>, peer: Arc<Peer>) -> Reply {
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
+        if let Some(uri) = route::unwatched(&parts.method, &parts.uri) {
+            parts.uri = uri;
+        }
         // Of what has no form but its own, errors above all. Who takes none of that gets JSON all the same.
         let media = accept::whole(header(&parts, ACCEPT));
         let of_failures = *media.as_ref().unwrap_or(&Media::Json);

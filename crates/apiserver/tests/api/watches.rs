@@ -14,6 +14,21 @@ fn version(object: &Value) -> u64 {
 }
 
 #[tokio::test]
+async fn the_paths_of_old_are_watches_too() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    admin.post(CONFIG_MAPS, &config_map("a")).await.ok();
+    for path in ["/api/v1/watch/configmaps", "/api/v1/watch/namespaces/default/configmaps?watch=false"] {
+        let mut watch = admin.watch(path).await;
+        while watch.short().await != pair("ADDED", "a") {}
+    }
+    let mut one = admin.watch("/api/v1/watch/namespaces/default/configmaps/a").await;
+    assert_eq!(one.short().await, pair("ADDED", "a"));
+    let code = admin.post("/api/v1/watch/namespaces/default/configmaps", &config_map("b")).await.code;
+    assert_eq!(code, 404);
+}
+
+#[tokio::test]
 async fn from_a_revision_on_nothing_is_missed() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();

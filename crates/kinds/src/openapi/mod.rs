@@ -120,6 +120,9 @@ fn document(catalog: &Catalog, path: &str, words: &Words) -> Option<Value> {
         others.extend(paths::everywhere(kind.group, kind.version));
     }
     let mut components = schemas::components(&own, &others, words);
+    if let Some(kind) = own.first() {
+        components.extend(paths::event(kind.group, kind.version));
+    }
     for kind in defined {
         defined::add(&mut components, kind);
     }
@@ -134,6 +137,7 @@ fn document(catalog: &Catalog, path: &str, words: &Words) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::look::Look;
 
     fn references(value: &Value, found: &mut BTreeSet<String>) {
         match value {
@@ -217,6 +221,14 @@ mod tests {
             "{names:?}"
         );
         assert!(patch["requestBody"]["content"].get("application/apply-patch+yaml").is_some());
+        let list = &core["paths"]["/api/v1/namespaces/{namespace}/services"]["get"]["parameters"];
+        let kinds: Vec<(&str, &str)> =
+            list.as_array().unwrap().iter().map(|p| (p.text("name"), p["schema"].text("type"))).collect();
+        assert!(
+            [("limit", "integer"), ("labelSelector", "string"), ("watch", "boolean")].iter().all(|p| kinds.contains(p))
+        );
+        let watch = &core["paths"]["/api/v1/watch/namespaces/{namespace}/services/{name}"]["get"];
+        assert_eq!(watch["x-kubernetes-action"], "watch");
         let schemas = &core["components"]["schemas"];
         let ports = &schemas["io.k8s.api.core.v1.ServiceSpec"]["properties"]["ports"];
         assert_eq!(ports["x-kubernetes-patch-merge-key"], "port");

@@ -13,7 +13,7 @@ pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
     let object = reference(&name);
     let list = reference(&format!("{name}List"));
     if kind.namespaced {
-        paths.insert(format!("/{root}/{plural}"), json!({"get": operation(kind, "list", &list, None, &[])}));
+        paths.insert(format!("/{root}/{plural}"), json!({"get": operation(kind, "list", &list, None, &LIST)}));
     }
     let collection = if kind.namespaced {
         format!("/{root}/namespaces/{{namespace}}/{plural}")
@@ -23,17 +23,17 @@ pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
     let namespace = if kind.namespaced { vec![in_path("namespace")] } else { Vec::new() };
     let item: Vec<Value> = std::iter::once(in_path("name")).chain(namespace.iter().cloned()).collect();
     let mut all = json!({
-        "get": operation(kind, "list", &list, None, &[]),
+        "get": operation(kind, "list", &list, None, &LIST),
         "post": operation(kind, "post", &object, Some(&object), &WRITE),
         "parameters": namespace,
     });
     if kind.deletes_collections() {
-        all["delete"] = operation(kind, "deletecollection", &status(), Some(&options()), &["dryRun"]);
+        all["delete"] = operation(kind, "deletecollection", &status(), Some(&options()), &DELETE_COLLECTION);
     }
     paths.insert(collection.clone(), all);
     let writable = |body: &Value| {
         json!({
-            "get": operation(kind, "get", body, None, &[]),
+            "get": operation(kind, "get", body, None, if kind.is_custom() { &["pretty", "resourceVersion"] } else { &["pretty"] }),
             "put": operation(kind, "put", body, Some(body), &WRITE),
             "patch": patch(kind, body),
             "parameters": item,
@@ -41,14 +41,20 @@ pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
     };
     let mut whole = writable(&object);
     let gone = status();
-    whole["delete"] = operation(
-        kind,
-        "delete",
-        if kind.returns_deleted() { &object } else { &gone },
-        Some(&options()),
-        &["dryRun", "gracePeriodSeconds", "propagationPolicy"],
-    );
+    whole["delete"] =
+        operation(kind, "delete", if kind.returns_deleted() { &object } else { &gone }, Some(&options()), &DELETE);
     paths.insert(format!("{collection}/{{name}}"), whole);
+    // Of old, and not for what came after.
+    if !kind.is_custom() {
+        let event = reference(&full_name(WATCH_EVENT));
+        let watch = |action: &str| operation(kind, action, &event, None, &LIST);
+        let within = collection.replacen(&format!("/{root}/"), &format!("/{root}/watch/"), 1);
+        if kind.namespaced {
+            paths.insert(format!("/{root}/watch/{plural}"), json!({"get": watch("watchlist")}));
+        }
+        paths.insert(within.clone(), json!({"get": watch("watchlist"), "parameters": namespace}));
+        paths.insert(format!("{within}/{{name}}"), json!({"get": watch("watch"), "parameters": item}));
+    }
     if kind.has_status {
         paths.insert(format!("{collection}/{{name}}/status"), writable(&object));
     }
@@ -115,7 +121,57 @@ pub(super) fn everywhere(group: &str, version: &str) -> [Other; 2] {
     [("meta.v1.DeleteOptions", options), ("meta.v1.Status", vec![gvk("", "Status")])]
 }
 
-const WRITE: [&str; 3] = ["dryRun", "fieldManager", "fieldValidation"];
+/// What the paths of old for watches answer, and what is in it.
+pub(super) fn event(group: &str, version: &str) -> [(String, Value); 2] {
+    const ANY: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
+    let event = json!({
+        "description": "Event represents a single event to a watched resource.",
+        "type": "object",
+        "required": ["type", "object"],
+        "properties": {
+            "object": {
+                "description": "What it happened to: the object as it is or was last, a bookmark, or a Status.",
+                "allOf": [reference(ANY)],
+            },
+            "type": {"type": "string", "default": ""},
+        },
+        "x-kubernetes-group-version-kind": [{"group": group, "version": version, "kind": "WatchEvent"}],
+    });
+    let any = json!({"description": "An object of any kind.", "type": "object"});
+    [(full_name(WATCH_EVENT), event), (ANY.to_owned(), any)]
+}
+
+const WRITE: [&str; 4] = ["dryRun", "fieldManager", "fieldValidation", "pretty"];
+const LIST: [&str; 11] = [
+    "allowWatchBookmarks",
+    "continue",
+    "fieldSelector",
+    "labelSelector",
+    "limit",
+    "pretty",
+    "resourceVersion",
+    "resourceVersionMatch",
+    "sendInitialEvents",
+    "timeoutSeconds",
+    "watch",
+];
+const DELETE: [&str; 5] = ["dryRun", "gracePeriodSeconds", "orphanDependents", "pretty", "propagationPolicy"];
+const DELETE_COLLECTION: [&str; 13] = [
+    "continue",
+    "dryRun",
+    "fieldSelector",
+    "gracePeriodSeconds",
+    "labelSelector",
+    "limit",
+    "orphanDependents",
+    "pretty",
+    "propagationPolicy",
+    "resourceVersion",
+    "resourceVersionMatch",
+    "sendInitialEvents",
+    "timeoutSeconds",
+];
+const WATCH_EVENT: &str = "meta.v1.WatchEvent";
 
 fn status() -> Value {
     reference(&full_name("meta.v1.Status"))
@@ -131,8 +187,8 @@ fn in_path(name: &str) -> Value {
 
 fn in_query(name: &str) -> Value {
     let kind = match name {
-        "gracePeriodSeconds" => "integer",
-        "force" => "boolean",
+        "gracePeriodSeconds" | "limit" | "timeoutSeconds" => "integer",
+        "allowWatchBookmarks" | "force" | "orphanDependents" | "sendInitialEvents" | "watch" => "boolean",
         _ => "string",
     };
     json!({"name": name, "in": "query", "schema": {"type": kind, "uniqueItems": true}})
@@ -162,7 +218,8 @@ fn operation_of(gvk: Value, action: &str, answer: &Value, body: Option<&Value>, 
 }
 
 fn patch(kind: &Kind, answer: &Value) -> Value {
-    let mut patch = operation(kind, "patch", answer, None, &["dryRun", "fieldManager", "fieldValidation", "force"]);
+    let mut patch =
+        operation(kind, "patch", answer, None, &["dryRun", "fieldManager", "fieldValidation", "force", "pretty"]);
     let schema = json!({"schema": {"type": "object"}});
     // Server-side apply makes what is not there.
     patch["responses"]["201"] = json!({"description": "Created", "content": content(answer)});

@@ -70,7 +70,8 @@ impl Line {
         let answer = answer.unwrap_or_else(|error| panic!("{error} instead of an answer to {asking:?}"));
         let (parts, mut body) = answer.into_parts();
         let mut bytes = Vec::new();
-        let is_watch = parts.status.is_success() && asking.query.contains("watch=");
+        let is_watch =
+            parts.status.is_success() && (asking.query.contains("watch=") || asking.path.contains("/watch/"));
         let whole = async {
             while let Some(frame) = body.frame().await {
                 bytes.extend_from_slice(&frame.unwrap().into_data().unwrap_or_default());
