@@ -5,7 +5,6 @@
 mod access;
 mod apply;
 mod backup;
-mod conversion;
 mod custom;
 mod documents;
 mod everyday;

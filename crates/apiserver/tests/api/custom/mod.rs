@@ -245,7 +245,10 @@ async fn versions_are_the_same_objects() {
     let mut sent = crontab("a");
     sent["apiVersion"] = "stable.example.com/v1beta1".into();
     let answer = admin.post(&beta, &sent).await;
-    assert_eq!(answer.headers["warning"], "299 - \"stable.example.com/v1beta1 CronTab is deprecated\"");
+    assert_eq!(
+        answer.headers["warning"],
+        "299 - \"stable.example.com/v1beta1 CronTab is deprecated; use stable.example.com/v1 CronTab\""
+    );
     assert_eq!(answer.ok()["spec"]["image"], "old");
     let one = admin.get(&format!("{CRONTABS}/a")).await.ok();
     assert_eq!((&one["apiVersion"], &one["spec"]["image"]), (&json!("stable.example.com/v1"), &json!("old")));
