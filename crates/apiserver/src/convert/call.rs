@@ -7,7 +7,7 @@
 
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,14 +17,13 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use portolan_kinds::custom::webhook::{Place, Webhook};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
+use super::trust::Trust;
 use crate::body;
 use crate::object;
 use crate::proxy::{self, Stream};
@@ -35,21 +34,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LARGEST: usize = 3 * body::LIMIT;
 /// Bytes of a refusal that are passed on.
 const REASON: usize = 2048;
-
-/// Whom the machine trusts, read when it is first asked for.
-#[derive(Default)]
-pub(super) struct Trust(OnceLock<RootCertStore>);
-
-impl Trust {
-    fn machines(&self) -> RootCertStore {
-        let read = || {
-            let mut roots = RootCertStore::empty();
-            roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-            roots
-        };
-        self.0.get_or_init(read).clone()
-    }
-}
 
 /// # Errors
 /// With the reason in the words that clients are used to.
@@ -111,7 +95,7 @@ async fn exchange(
 }
 
 async fn connect(server: &Server, webhook: &Webhook, trust: &Trust) -> Result<Stream, String> {
-    let config = tls(webhook, trust)?;
+    let config = trust.config(&webhook.authorities)?;
     let (stream, name): (Stream, String) = match &webhook.place {
         Place::Host(host) => {
             let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -124,19 +108,6 @@ async fn connect(server: &Server, webhook: &Webhook, trust: &Trust) -> Result<St
     let name = ServerName::try_from(name).map_err(|error| error.to_string())?;
     let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|error| error.to_string())?;
     Ok(Box::new(stream))
-}
-
-fn tls(webhook: &Webhook, trust: &Trust) -> Result<ClientConfig, String> {
-    let roots = if webhook.authorities.is_empty() {
-        trust.machines()
-    } else {
-        let mut roots = RootCertStore::empty();
-        roots.add_parsable_certificates(CertificateDer::pem_slice_iter(&webhook.authorities).flatten());
-        roots
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-    Ok(builder.map_err(|error| error.to_string())?.with_root_certificates(roots).with_no_client_auth())
 }
 
 async fn dial(host: &str, port: u16) -> Result<TcpStream, String> {

@@ -9,6 +9,7 @@
 
 mod call;
 mod known;
+mod trust;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,8 +26,8 @@ use tokio_util::sync::CancellationToken;
 use crate::object;
 use crate::server::Server;
 use crate::turns::Turns;
-use call::Trust;
 use known::Known;
+use trust::Trust;
 
 /// Calls of one definition's webhook at one time, and writes of its objects.
 const CALLS: usize = 16;

@@ -86,10 +86,13 @@ impl Room {
         self.work(bytes as u64 / BYTES_A_STEP)
     }
 
-    /// After a value was taken out of an object, or of a rule: bytes are decoded, or copied, each time.
+    /// After a value was taken out of an object or a variable: bytes are decoded, or copied, each time.
     pub(super) fn work_on(&mut self, value: &Value<'_>) -> Result<(), Failure> {
         match value {
             Value::Bytes(bytes) => self.work_through(bytes.len()),
+            // What is asked of these goes through their text.
+            Value::Url(url) => self.work_through(url.len()),
+            Value::Semver(version) => self.work_through(version.len()),
             Value::Optional(Some(inner)) => self.work_on(inner),
             _ => Ok(()),
         }

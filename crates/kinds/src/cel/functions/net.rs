@@ -166,6 +166,11 @@ impl Url {
         Ok(Self { text: text.to_owned(), scheme, host: host.to_owned(), path, query: query.to_owned() })
     }
 
+    /// Bytes of its text.
+    pub(crate) fn len(&self) -> usize {
+        self.text.len()
+    }
+
     fn host_and_port(&self) -> (&str, &str) {
         let inside = self.host.strip_prefix('[').and_then(|rest| rest.split_once(']'));
         if let Some((host, port)) = inside {

@@ -14,6 +14,8 @@ pub(crate) struct Semver {
     numbers: [u64; 3],
     /// The parts of what comes before the version.
     before: Vec<String>,
+    /// Bytes of its text.
+    length: usize,
 }
 
 impl Semver {
@@ -21,6 +23,7 @@ impl Semver {
         if text.is_empty() {
             return Err("Version string empty".to_owned());
         }
+        let length = text.len();
         let (text, build) = text.split_once('+').unwrap_or((text, "0"));
         let (core, before) = text.split_once('-').map_or((text, None), |(core, before)| (core, Some(before)));
         let named =
@@ -48,7 +51,7 @@ impl Semver {
         if let Some(bad) = build.split('.').find(|part| !named(part)) {
             return Err(format!("Invalid character(s) found in build meta data {bad:?}"));
         }
-        Ok(Self { numbers, before })
+        Ok(Self { numbers, before, length })
     }
 
     /// A `v` in front goes, missing numbers are 0, and zeros in front of numbers go.
@@ -72,6 +75,11 @@ impl Semver {
             })
             .collect();
         Self::parse(&format!("{}{rest}", parts.join(".")))
+    }
+
+    /// Bytes of its text.
+    pub(crate) fn len(&self) -> usize {
+        self.length
     }
 
     pub(crate) fn compare(&self, other: &Self) -> Ordering {
