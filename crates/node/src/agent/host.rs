@@ -41,6 +41,8 @@ pub(super) struct Host {
     /// Bytes.
     pub(super) disk: u64,
     pub(super) limits: Limits,
+    /// What this process and its children may do, a bit for each capability's number.
+    pub(super) capabilities: u64,
     /// Told when an image has come.
     pub(super) images: watch::Sender<()>,
     ipam: Mutex<Option<Ipam>>,
@@ -67,6 +69,13 @@ impl Record {
         pod.metadata.deletion_grace_period_seconds = Some(1);
         pod
     }
+}
+
+/// The bounding set of this process; all, if the kernel does not say.
+fn capabilities() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let set = status.lines().find_map(|line| line.strip_prefix("CapBnd:"));
+    set.and_then(|set| u64::from_str_radix(set.trim(), 16).ok()).unwrap_or(u64::MAX)
 }
 
 /// A pod whose shim outlived the agent that started it.
@@ -96,6 +105,7 @@ impl Host {
         }
         Ok(Self {
             limits,
+            capabilities: capabilities(),
             network: Network::open(node_ip)?,
             host_ports: HostPorts::default(),
             store: super::store(&config),

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Capabilities, Container, Pod};
 use serde_json::{Value, json};
 
 use super::env::expand;
@@ -123,6 +123,9 @@ pub(crate) struct ContainerSpec<'a> {
     pub(crate) cgroup: String,
     /// What can be limited on this node.
     pub(crate) limits: Limits,
+    /// What the node itself may do, a bit for each capability's number: a machine that is a container has not all of
+    /// them, and nothing is given that is not there.
+    pub(crate) capabilities: u64,
     /// Bytes of memory of the node; a share of it decides who is killed first when it runs out.
     pub(crate) node_memory: u64,
 }
@@ -163,7 +166,7 @@ pub(crate) fn container_spec(from: &ContainerSpec<'_>) -> Result<Value, String> 
     }
     let security = container.security_context.clone().unwrap_or_default();
     let privileged = security.privileged == Some(true);
-    let capabilities = capabilities(&security.capabilities.clone().unwrap_or_default(), privileged);
+    let capabilities = capabilities(&security.capabilities.clone().unwrap_or_default(), privileged, from.capabilities);
     let host_pid = from.pod.spec.as_ref().and_then(|spec| spec.host_pid) == Some(true);
     let mut namespaces = vec![json!({"type": "mount"})];
     if !host_pid {
@@ -200,7 +203,7 @@ pub(crate) fn container_spec(from: &ContainerSpec<'_>) -> Result<Value, String> 
     }))
 }
 
-fn capabilities(asked: &k8s_openapi::api::core::v1::Capabilities, privileged: bool) -> Vec<String> {
+fn capabilities(asked: &Capabilities, privileged: bool, held: u64) -> Vec<String> {
     let named = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|name| name.trim_start_matches("CAP_").to_uppercase()).collect()
     };
@@ -211,11 +214,10 @@ fn capabilities(asked: &k8s_openapi::api::core::v1::Capabilities, privileged: bo
         (false, true) => &[],
         (false, false) => &CAPABILITIES,
     };
-    ALL_CAPABILITIES
-        .iter()
-        .filter(|name| (base.contains(name) && !drop.iter().any(|d| d == *name)) || add.iter().any(|a| a == *name))
-        .map(|name| format!("CAP_{name}"))
-        .collect()
+    let has =
+        |number: usize, name: &str| held >> number & 1 == 1 && base.contains(&name) && !drop.iter().any(|d| d == name);
+    let given = |(number, name): &(usize, &&str)| has(*number, name) || add.iter().any(|a| a == *name);
+    ALL_CAPABILITIES.iter().enumerate().filter(given).map(|(_, name)| format!("CAP_{name}")).collect()
 }
 
 fn resources(container: &Container, privileged: bool, limits: Limits) -> Value {
@@ -323,6 +325,8 @@ mod tests {
             ],
             cgroup: "/p/c.0".into(),
             limits,
+            // All but SYS_RESOURCE, as in many a container.
+            capabilities: !(1 << 24),
             node_memory: 1 << 30,
         })
     }
@@ -393,7 +397,9 @@ mod tests {
         assert_eq!(caps(json!({})).len(), CAPABILITIES.len());
         let drop_all = json!({"capabilities": {"drop": ["ALL"], "add": ["NET_BIND_SERVICE"]}});
         assert_eq!(caps(drop_all), ["CAP_NET_BIND_SERVICE"]);
-        assert_eq!(caps(json!({"privileged": true})).len(), ALL_CAPABILITIES.len());
+        let all = caps(json!({"privileged": true}));
+        assert_eq!(all.len(), ALL_CAPABILITIES.len() - 1, "those that the node has");
+        assert!(!all.contains(&"CAP_SYS_RESOURCE".to_owned()));
         assert!(!caps(json!({"capabilities": {"drop": ["CAP_NET_RAW"]}})).contains(&"CAP_NET_RAW".to_owned()));
     }
 
