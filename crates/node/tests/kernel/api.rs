@@ -18,12 +18,16 @@ type Answer = UnsyncBoxBody<Bytes, Infallible>;
 /// `pods`, `shop`, `web`; the namespace is empty for Nodes.
 type Key = (String, String, String);
 
+/// What somebody does to the object of a name just before it is next patched.
+type Rival = (String, fn(&mut Value));
+
 #[derive(Default)]
 struct State {
     revision: u64,
     objects: BTreeMap<Key, Value>,
     /// Revision, collection, event.
     history: Vec<(u64, String, Value)>,
+    rivals: Vec<Rival>,
 }
 
 #[derive(Clone)]
@@ -72,6 +76,11 @@ impl Api {
         let mut object = self.get(plural, namespace, name).unwrap();
         change(&mut object);
         self.put(plural, object);
+    }
+
+    /// Has somebody else change an object just before the agent's next patch of it.
+    pub(crate) fn rival(&self, name: &str, change: fn(&mut Value)) {
+        self.state(|state| state.rivals.push((name.to_owned(), change)));
     }
 
     pub(crate) fn pod(&self, name: &str) -> Value {
@@ -153,8 +162,17 @@ impl Api {
             }),
             (&Method::PATCH, Some(name)) => self.state(|state| {
                 let Some(mut object) = state.objects.get(&key(name)).cloned() else { return failure(404, "NotFound") };
-                let uid = &body["metadata"]["uid"];
-                if !uid.is_null() && *uid != object["metadata"]["uid"] {
+                if let Some((_, rival)) =
+                    state.rivals.iter().position(|(of, _)| of == name).map(|at| state.rivals.remove(at))
+                {
+                    rival(&mut object);
+                    state.put(plural, object);
+                    object = state.objects[&key(name)].clone();
+                }
+                let stale = |field: &str| {
+                    !body["metadata"][field].is_null() && body["metadata"][field] != object["metadata"][field]
+                };
+                if stale("uid") || stale("resourceVersion") {
                     return failure(409, "Conflict");
                 }
                 merge(&mut object, &body);

@@ -104,6 +104,19 @@ pub(crate) fn volumes_follow_what_they_are_made_from_and_have_parts() {
     });
 }
 
+pub(crate) fn a_condition_that_comes_meanwhile_is_kept() {
+    let lab = Lab::new();
+    lab.create("web", json!({"containers": [app(&["polite"])]}));
+    lab.api.rival("web", |pod| {
+        let target = json!({"type": "DisruptionTarget", "status": "True", "reason": "EvictionByEvictionAPI"});
+        pod["status"]["conditions"] = json!([target]);
+    });
+    lab.with_agent(async |api: Api| {
+        ready(&api, "web").await;
+        assert_eq!(condition(&api, "web", "DisruptionTarget"), "True");
+    });
+}
+
 pub(crate) fn a_pod_that_would_change_the_machine_is_rejected() {
     let lab = Lab::new();
     let core_pattern = || std::fs::read_to_string("/proc/sys/kernel/core_pattern").unwrap();

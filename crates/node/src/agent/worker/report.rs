@@ -1,7 +1,7 @@
 //! What a worker knows -> the pod's status in the API, the containers that have logs, and in the end the object's
 //! deletion.
 //!
-//! Invariant: one write at a time, and none that the API has taken and not kept.
+//! Invariant: one write at a time, none over what this worker has not seen, and none that the API has taken and not kept.
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Pod;
@@ -76,8 +76,10 @@ impl Worker {
         }
         self.writing = true;
         let (api, name) = (self.api(), names(&self.pod).1.to_owned());
+        // Conditions are one list, and others write theirs too: of what this worker has not seen, nothing is replaced.
         // The uid makes it a conflict if another pod has the name now.
-        let body = json!({"metadata": {"uid": self.uid}, "status": patch});
+        let metadata = json!({"uid": self.uid, "resourceVersion": self.pod.metadata.resource_version});
+        let body = json!({"metadata": metadata, "status": patch});
         self.jobs.spawn(async move {
             let result = api.patch_status(&name, &PatchParams::default(), &Patch::Merge(body)).await;
             Outcome::Status(patch, result.map(Box::new))
