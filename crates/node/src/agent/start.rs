@@ -116,7 +116,7 @@ async fn make_sandbox(
     write_etc(host, pod, &dir, &ips).map_err(failed)?;
     let spec = pod.spec.clone().unwrap_or_default();
     let mut tmpfs = volumes::memory(pod, &dir);
-    tmpfs.insert(dir.join("shm"), Some(SHM_SIZE));
+    tmpfs.insert(dir.join("shm"), format!("size={SHM_SIZE}"));
     let config = ShimConfig {
         hostname: hostname(pod),
         cgroup: host.cgroup(uid),
@@ -310,6 +310,7 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
         binds,
         cgroup: format!("{}/{id}", host.cgroup(uid)),
         limits: host.limits,
+        capabilities: host.capabilities,
         node_memory: host.allocatable.1,
     });
     let config = serde_json::to_vec(&config.map_err(create_error())?);

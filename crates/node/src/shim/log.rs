@@ -1,6 +1,7 @@
 //! A container's output -> a log file in the format that Kubernetes log readers know, rotated by size.
 //!
-//! A line is `<RFC 3339 time> stdout|stderr F|P <text>`; `P` marks a piece of a line longer than [`MAX_PIECE`].
+//! A line is `<RFC 3339 time> stdout|stderr F|P <text>`; `P` marks a piece of a line longer than [`MAX_PIECE`], or
+//! of one that never ended.
 //! Invariant: a file ends with a whole line. Source: the CRI's logging design (kubelet `kuberuntime/logs`).
 
 use std::fs::{File, OpenOptions};
@@ -81,13 +82,13 @@ impl Log {
         self.append(&out)
     }
 
-    /// Writes what is left of a last line without an end.
+    /// Writes what is left of a last line without an end, as a piece: whoever reads it sees that it has none.
     pub(super) fn finish(&mut self, now: Timestamp) -> io::Result<()> {
         let mut out = Vec::new();
         for stream in [Stream::Stdout, Stream::Stderr] {
             let rest = std::mem::take(&mut self.pending[stream as usize]);
             if !rest.is_empty() {
-                line(&mut out, stream, 'F', &rest, now);
+                line(&mut out, stream, 'P', &rest, now);
             }
         }
         self.append(&out)
@@ -137,7 +138,7 @@ mod tests {
             2026-01-02T03:04:05.000000006Z stderr F oops
             2026-01-02T03:04:05.000000006Z stdout F two
             2026-01-02T03:04:05.000000006Z stdout F 
-            2026-01-02T03:04:05.000000006Z stdout F three
+            2026-01-02T03:04:05.000000006Z stdout P three
         "]]
         .assert_eq(&std::fs::read_to_string(path).unwrap());
     }

@@ -62,8 +62,8 @@ pub(crate) struct ShimConfig {
     pub(crate) host_ipc: bool,
     /// Written in the pod's namespaces before anything runs in them.
     pub(crate) sysctls: BTreeMap<String, String>,
-    /// Memory-backed volumes: where, and the most bytes they may hold.
-    pub(crate) tmpfs: BTreeMap<PathBuf, Option<u64>>,
+    /// Memory-backed volumes: where, and their options of tmpfs(5).
+    pub(crate) tmpfs: BTreeMap<PathBuf, String>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

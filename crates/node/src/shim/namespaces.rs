@@ -28,10 +28,9 @@ pub(super) fn enter(config: &ShimConfig) -> Result<(), Box<dyn Error>> {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
         fs::write(&path, value).map_err(|error| format!("cannot set sysctl {key}: {error}"))?;
     }
-    for (path, size) in &config.tmpfs {
-        let options = size.map(|size| format!("size={size}"));
+    for (path, options) in &config.tmpfs {
         let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-        mount(Some("tmpfs"), path, Some("tmpfs"), flags, options.as_deref())?;
+        mount(Some("tmpfs"), path, Some("tmpfs"), flags, Some(options.as_str()))?;
     }
     Ok(())
 }

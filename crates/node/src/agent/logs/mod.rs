@@ -205,6 +205,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_last_line_without_an_end_is_a_line_without_an_end() {
+        let lab = Lab::new(false);
+        lab.write(1, "2026-01-01T00:00:04Z stdout P four\n");
+        for (query, text) in [("", "one\ntwo\nthree\nfour"), ("tailLines=1", "four"), ("tailLines=2", "three\nfour")] {
+            assert_eq!(lab.read(query).await, text, "{query}");
+        }
+    }
+
+    #[tokio::test]
     async fn a_rotated_file_is_read_first() {
         let lab = Lab::new(false);
         std::fs::rename(lab.path(1), rotated(&lab.path(1))).unwrap();

@@ -62,18 +62,19 @@ impl Reader {
 
     /// Lines there are now, of those that are not too old.
     fn count(&mut self) -> io::Result<u64> {
-        let mut lines = 0;
+        let (mut lines, mut unfinished) = (0, false);
         let mut line = Vec::new();
         for file in &mut self.files {
             while file.read_until(b'\n', &mut line)? > 0 {
-                lines += u64::from(
-                    Line::parse(&line).is_some_and(|parsed| parsed.whole && parsed.is_since(self.options.since)),
-                );
+                if let Some(parsed) = Line::parse(&line).filter(|parsed| parsed.is_since(self.options.since)) {
+                    lines += u64::from(parsed.whole);
+                    unfinished = !parsed.whole;
+                }
                 line.clear();
             }
             file.seek(SeekFrom::Start(0))?;
         }
-        Ok(lines)
+        Ok(lines + u64::from(unfinished))
     }
 
     /// All that is wanted, as it comes.

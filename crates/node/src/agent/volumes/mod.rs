@@ -13,7 +13,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use k8s_openapi::api::core::v1::{Container, Pod, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{Container, EmptyDirVolumeSource, Pod, Volume, VolumeMount};
 
 use super::objects::{CONFIG_MAP, Objects, SECRET};
 use super::tokens::{self, Tokens};
@@ -33,12 +33,17 @@ pub(super) struct Ready {
 
 pub(super) type Volumes = BTreeMap<String, Ready>;
 
-/// The memory-backed volumes, which the shim mounts: where, and how large they may get.
-pub(super) fn memory(pod: &Pod, dir: &Path) -> BTreeMap<PathBuf, Option<u64>> {
+/// The memory-backed volumes, which the shim mounts: where, and with which options of tmpfs(5).
+pub(super) fn memory(pod: &Pod, dir: &Path) -> BTreeMap<PathBuf, String> {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     let empty = volumes.filter_map(|volume| Some((volume, volume.empty_dir.as_ref()?)));
     let memory = empty.filter(|(_, empty)| empty.medium.as_deref() == Some("Memory"));
-    memory.map(|(volume, empty)| (place(dir, volume), empty.size_limit.as_ref().and_then(bytes))).collect()
+    let options = |empty: &EmptyDirVolumeSource| {
+        let access = group(pod).map_or("mode=1777".to_owned(), |group| format!("mode=3777,gid={group}"));
+        let size = empty.size_limit.as_ref().and_then(bytes).filter(|size| *size > 0);
+        size.map_or(access.clone(), |size| format!("{access},size={size}"))
+    };
+    memory.map(|(volume, empty)| (place(dir, volume), options(empty))).collect()
 }
 
 fn place(dir: &Path, volume: &Volume) -> PathBuf {
@@ -357,7 +362,15 @@ mod tests {
     fn memory_volumes_are_left_to_the_shim() {
         let volumes =
             json!([{"name": "m", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}}, {"name": "d", "emptyDir": {}}]);
-        let memory = memory(&pod(volumes, json!([])), Path::new("/pod"));
-        assert_eq!(memory, BTreeMap::from([(PathBuf::from("/pod/volumes/m"), Some(1 << 20))]));
+        let mut pod = pod(volumes, json!([]));
+        let mounted = |pod: &Pod, options: &str| {
+            assert_eq!(
+                memory(pod, Path::new("/pod")),
+                BTreeMap::from([(PathBuf::from("/pod/volumes/m"), options.to_owned())])
+            );
+        };
+        mounted(&pod, "mode=1777,size=1048576");
+        pod.spec.as_mut().unwrap().security_context = serde_json::from_value(json!({"fsGroup": 123})).unwrap();
+        mounted(&pod, "mode=3777,gid=123,size=1048576");
     }
 }
