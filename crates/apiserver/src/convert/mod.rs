@@ -187,7 +187,12 @@ impl Outgoing {
 pub(crate) async fn outgoing(server: &Server, kind: &Kind, object: Value) -> Result<Outgoing, Status> {
     let (own, storage) = (kind.api_version(), kind.stored_api_version());
     let Some(webhook) = kind.webhook().filter(|_| own != storage) else {
-        return Ok(Outgoing { stored: object, shown: None });
+        let mut stored = object;
+        if kind.is_custom() {
+            // It is read by that version's schema, even if it is never written.
+            stored["apiVersion"] = storage.into();
+        }
+        return Ok(Outgoing { stored, shown: None });
     };
     let stored = versioned(server, webhook, vec![object], &storage).await?;
     let mut shown = versioned(server, webhook, stored.clone(), &own).await?;
