@@ -1,4 +1,4 @@
-//! What the node itself answers over HTTPS: logs, and sessions with its pods; and who may ask.
+//! What the node itself answers over HTTPS: its pods, their logs, and sessions with them; and who may ask.
 //!
 //! Invariant: a session is a part of its connection, so the bound on connections bounds both. A client must show a
 //! certificate that the cluster's CA signed, and every node and controller has one: so it must also be the API server's
@@ -10,17 +10,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
-use http::header::UPGRADE;
+use http::header::{CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{Either, Full, StreamBody};
 use hyper::body::{Bytes, Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
+use portolan_client::Cache;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use serde_json::json;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
@@ -49,7 +52,7 @@ impl Server {
         Ok(Self { listener, tls: TlsAcceptor::from(Arc::new(tls)) })
     }
 
-    pub(super) async fn serve(self, host: Arc<Host>) {
+    pub(super) async fn serve(self, host: Arc<Host>, pods: &Cache<Pod>) {
         let listener = match tokio::net::TcpListener::from_std(self.listener) {
             Ok(listener) => listener,
             Err(error) => return tracing::error!(%error, "cannot serve logs and sessions"),
@@ -61,16 +64,17 @@ impl Server {
                 accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
                     // Out of descriptors, or the client has gone already.
                     let Ok((stream, _)) = accepted else { continue };
-                    let (tls, host) = (self.tls.clone(), host.clone());
+                    let (tls, host, pods) = (self.tls.clone(), host.clone(), pods.clone());
                     connections.spawn(async move {
                         let Ok(stream) = tls.accept(stream).await else { return };
                         let stranger = stranger(stream.get_ref().1.peer_certificates());
                         let session = Arc::new(Mutex::new(None));
                         let begins = session.clone();
                         let service = hyper::service::service_fn(move |request| {
-                            let (host, stranger, begins) = (host.clone(), stranger.clone(), begins.clone());
+                            let (host, pods, stranger, begins) =
+                                (host.clone(), pods.clone(), stranger.clone(), begins.clone());
                             async move {
-                                let (response, begun) = answer(&host, stranger.as_deref(), request).await;
+                                let (response, begun) = answer(&host, &pods, stranger.as_deref(), request).await;
                                 if begun.is_some() {
                                     *begins.lock().unwrap_or_else(PoisonError::into_inner) = begun;
                                 }
@@ -136,9 +140,19 @@ fn plain(status: StatusCode, text: impl Into<String>) -> Response<Body> {
     response
 }
 
+/// The pods of this node, as the API last showed them.
+fn list(pods: &Cache<Pod>) -> Response<Body> {
+    let items: Vec<_> = pods.list().iter().map(|pod| json!(&**pod)).collect();
+    let list = json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
+    let mut response = plain(StatusCode::OK, list.to_string());
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
 /// The answer, and what is to be done on the connection if that is no longer HTTP's.
 async fn answer(
     host: &Host,
+    pods: &Cache<Pod>,
     stranger: Option<&str>,
     mut request: Request<Incoming>,
 ) -> (Response<Body>, Option<BoxFuture<'static, ()>>) {
@@ -159,6 +173,7 @@ async fn answer(
     let headers = request.headers();
     let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
     let agreed: Result<Agreed, Refusal> = match parts[..] {
+        ["pods"] => return (list(pods), None),
         ["containerLogs", namespace, pod, container] => {
             let opened = Options::parse(&query, Timestamp::now())
                 .and_then(|options| open(&host.logs, namespace, pod, container, options));

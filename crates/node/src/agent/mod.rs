@@ -177,7 +177,7 @@ pub async fn run(
             node::keep_registered(&host, &nodes),
             lease::renew(&host, &nodes, &renewed),
             keep_routes(&host, &nodes),
-            endpoint.serve(host.clone()),
+            endpoint.serve(host.clone(), &pods),
             tell_of_images(imports, &host),
             run_pods(&host, &pods),
         );

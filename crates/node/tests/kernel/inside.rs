@@ -172,6 +172,9 @@ pub(crate) fn logs_are_served_to_the_clusters_own() {
         let (known, other) = (Some(&lab.api_server), Some(&lab.other_node));
         let refused = fetch(&lab, path, other).await.unwrap_err();
         assert!(refused.contains("403") && refused.contains("system:node:node-2"), "{refused}");
+        let pods: Value = serde_json::from_str(&fetch(&lab, "/pods", known).await.unwrap()).unwrap();
+        assert_eq!((&pods["kind"], &pods["items"][0]["metadata"]["name"]), (&json!("PodList"), &json!("talker")));
+        fetch(&lab, "/pods", other).await.unwrap_err();
         let follow = fetch(&lab, "/containerLogs/shop/talker/app?follow=true", known);
         let end = async {
             delete(&api, "talker", 30);
