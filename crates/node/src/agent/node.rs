@@ -111,6 +111,7 @@ fn status(host: &Host, old: &NodeStatus, now: Timestamp) -> Value {
         // As a kubelet does, which keeps a tenth for the node.
         "allocatable": resources((host.disk / 10 * 9).to_string()),
         "conditions": conditions,
+        "features": {"supplementalGroupsPolicy": true},
         "daemonEndpoints": {"kubeletEndpoint": {"Port": config.kubelet_listen.port()}},
         "nodeInfo": {
             "machineID": read("/etc/machine-id"),

@@ -306,7 +306,7 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
         container: spec,
         image: &image,
         env,
-        user,
+        user: user.clone(),
         binds,
         cgroup: format!("{}/{id}", host.cgroup(uid)),
         limits: host.limits,
@@ -323,6 +323,7 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
         log: log_path(&dir, &spec.name, wanted.attempt),
         lower: rootfs,
         image_id: image.id,
+        user: Some(Box::new(user)),
         input: Input {
             stdin: spec.stdin == Some(true),
             once: spec.stdin_once == Some(true),

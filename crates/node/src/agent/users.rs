@@ -45,8 +45,10 @@ pub(super) fn user(pod: &Pod, container: &Container, image: &str, passwd: &str, 
     let mut groups: Vec<u32> =
         of_pod.supplemental_groups.into_iter().flatten().filter_map(|gid| id(Some(gid))).collect();
     groups.extend(id(of_pod.fs_group));
-    // Groups that the image's files give the user.
-    let login = passwd.lines().find(|line| line.split(':').nth(2) == Some(uid.to_string().as_str()));
+    // Groups that the image's files give the user, unless the pod wants only those that it names.
+    let strict = of_pod.supplemental_groups_policy.as_deref() == Some("Strict");
+    let login = if strict { "" } else { passwd };
+    let login = login.lines().find(|line| line.split(':').nth(2) == Some(uid.to_string().as_str()));
     if let Some(login) = login.and_then(|line| line.split(':').next()) {
         groups.extend(group.lines().filter_map(|line| {
             let mut fields = line.split(':');
@@ -93,6 +95,8 @@ mod tests {
         assert_eq!(check(json!({"runAsUser": 33, "fsGroup": 9}), none(), "").unwrap(), (33, 34, vec![9, 50]));
         let both = check(json!({"runAsUser": 5}), context(json!({"runAsUser": 6, "runAsGroup": 8})), "web:logs");
         assert_eq!(both.unwrap(), (6, 8, vec![]));
+        let strict = json!({"runAsUser": 33, "supplementalGroups": [7], "supplementalGroupsPolicy": "Strict"});
+        assert_eq!(check(strict, none(), "").unwrap(), (33, 34, vec![7]));
         assert!(check(none(), none(), "nobody").unwrap_err().contains("unable to find user nobody"));
         assert!(check(none(), none(), "web:no").unwrap_err().contains("unable to find group no"));
         assert!(check(json!({"runAsNonRoot": true}), none(), "").unwrap_err().contains("will run as root"));

@@ -6,6 +6,7 @@
 //! Deliberately not here: how any of it is made; see `agent` and `shim`.
 
 mod backoff;
+mod conditions;
 mod env;
 mod files;
 mod plan;

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::Backoff;
+use super::{Backoff, User};
 
 /// How a container ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +50,8 @@ pub struct Container {
     pub last: Option<Ended>,
     pub backoff: Backoff,
     pub image_id: String,
+    /// Who it runs as, since it has started.
+    pub(crate) user: Option<Box<User>>,
     /// Its startup probe has succeeded, or it has none.
     pub started: bool,
     /// Its readiness probe's latest verdict; without one, whether it has started.

@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{ContainerStateTerminated, ContainerStatus, Pod}
 
 use super::plan::is_sidecar;
 use super::realized::{Container, Ended, Exit, Phase, Realized};
-use super::{Backoff, status::container_id};
+use super::{Backoff, User, status::container_id};
 
 /// One start of a container that its shim remembers.
 #[derive(Clone, Debug)]
@@ -15,6 +15,7 @@ pub(crate) struct Remembered {
     pub(crate) attempt: u32,
     pub(crate) backoff: Backoff,
     pub(crate) image_id: String,
+    pub(crate) user: Option<Box<User>>,
     pub(crate) started_at: Timestamp,
     pub(crate) exit: Option<Exit>,
 }
@@ -43,6 +44,7 @@ pub(crate) fn adopted(pod: &Pod, mut remembered: Vec<Remembered>) -> Realized {
         container.attempt = instance.attempt;
         container.backoff = instance.backoff;
         container.image_id.clone_from(&instance.image_id);
+        container.user.clone_from(&instance.user);
         container.phase = match instance.ended() {
             Some(ended) => Phase::Exited(ended),
             None => Phase::Running { since: instance.started_at },
@@ -197,6 +199,7 @@ mod tests {
             attempt,
             backoff: Backoff::default(),
             image_id: "sha256:1".into(),
+            user: None,
             started_at: NOW,
             exit: exit.map(|code| Exit { code, signal: None, oom_killed: false, at: NOW }),
         };

@@ -4,17 +4,20 @@
 //! only with its status; times are whole seconds, as the API stores them. Source: `kubelet_pods.go`,
 //! `status/generate.go`.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{
     Container as ContainerSpec, ContainerState, ContainerStateRunning, ContainerStateTerminated, ContainerStateWaiting,
-    ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodSpec, PodStatus,
+    ContainerStatus, ContainerUser, HostIP, LinuxContainerUser, Pod, PodIP, PodStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use super::conditions::conditions;
 use super::plan::{is_done, is_sidecar};
 use super::realized::{Container, Ended, Phase, Realized, Sandbox};
+use super::spec::User;
 
 /// The phase that follows from what is realized; a phase that is final in the API stays.
 #[must_use]
@@ -40,11 +43,11 @@ pub fn effective_phase(pod: &Pod, realized: &Realized) -> &'static str {
     if !spec.containers.is_empty() && spec.containers.iter().all(seen) { "Running" } else { "Pending" }
 }
 
-fn has_started(container: &Container) -> bool {
+pub(super) fn has_started(container: &Container) -> bool {
     container.attempt > 0 || matches!(container.phase, Phase::Running { .. } | Phase::Exited(_))
 }
 
-fn time(at: Timestamp) -> Time {
+pub(super) fn time(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 
@@ -90,17 +93,6 @@ pub fn status(pod: &Pod, realized: &Realized, host_ips: &[IpAddr], now: Timestam
         status.conditions = Some(conditions(pod, spec, &old, &status, realized, now));
     }
     status
-}
-
-/// Every init container has done its part.
-fn initialized(spec: &PodSpec, realized: &Realized) -> bool {
-    spec.init_containers.iter().flatten().all(|init| init_is_complete(init, realized))
-        || spec.containers.iter().any(|c| realized.containers.get(&c.name).is_some_and(has_started))
-}
-
-fn init_is_complete(init: &ContainerSpec, realized: &Realized) -> bool {
-    let Some(container) = realized.containers.get(&init.name) else { return false };
-    if is_sidecar(init) { container.started } else { container.ended().is_some_and(|ended| ended.exit.code == 0) }
 }
 
 fn container_status(
@@ -149,6 +141,7 @@ fn container_status(
         name: spec.name.clone(),
         image: spec.image.clone().unwrap_or_default(),
         image_id: container.image_id.clone(),
+        user: container.user.as_deref().map(container_user),
         container_id: ever
             .then(|| id(container.attempt.saturating_sub(u32::from(matches!(container.phase, Phase::Waiting { .. })))))
             .flatten(),
@@ -159,6 +152,17 @@ fn container_status(
         last_state: Some(last.unwrap_or_default()),
         ..Default::default()
     }
+}
+
+/// As a container runtime tells it: the main group is among the others.
+fn container_user(user: &User) -> ContainerUser {
+    let groups: BTreeSet<u32> = user.groups.iter().copied().chain([user.gid]).collect();
+    let linux = LinuxContainerUser {
+        uid: user.uid.into(),
+        gid: user.gid.into(),
+        supplemental_groups: Some(groups.into_iter().map(i64::from).collect()),
+    };
+    ContainerUser { linux: Some(linux) }
 }
 
 /// What the API calls this start of this container. The pod's uid makes it unique.
@@ -228,92 +232,6 @@ fn terminated(ended: &Ended, container_id: Option<String>) -> ContainerState {
         }),
         ..Default::default()
     }
-}
-
-fn conditions(
-    pod: &Pod,
-    spec: &PodSpec,
-    old: &PodStatus,
-    new: &PodStatus,
-    realized: &Realized,
-    now: Timestamp,
-) -> Vec<PodCondition> {
-    let before = old.conditions.as_deref().unwrap_or_default();
-    let is_true = |kind: &str| before.iter().any(|condition| condition.type_ == kind && condition.status == "True");
-    let phase = new.phase.as_deref().unwrap_or_default();
-    let names = |names: Vec<&str>| format!("[{}]", names.join(" "));
-    let all = new.container_statuses.iter().flatten();
-    let sidecars = spec.init_containers.iter().flatten().filter(|init| is_sidecar(init));
-    let init_statuses = new.init_container_statuses.iter().flatten();
-    let unready: Vec<&str> = init_statuses
-        .filter(|status| sidecars.clone().any(|init| init.name == status.name))
-        .chain(all)
-        .filter(|status| !status.ready)
-        .map(|status| status.name.as_str())
-        .collect();
-    let verdict = |good: bool, reason: &str, message: String| match good {
-        true => ("True", None, None),
-        false => ("False", Some(reason.to_owned()), Some(message).filter(|message| !message.is_empty())),
-    };
-    let terminal = match phase {
-        "Succeeded" => Some(("False", Some("PodCompleted".to_owned()), None)),
-        "Failed" => Some(("False", Some("PodFailed".to_owned()), None)),
-        _ => None,
-    };
-    let containers_ready = terminal.clone().unwrap_or_else(|| {
-        let message = format!("containers with unready status: {}", names(unready.clone()));
-        verdict(unready.is_empty(), "ContainersNotReady", message)
-    });
-    let closed: Vec<&str> = spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str()).collect();
-    let closed: Vec<&str> = closed.into_iter().filter(|gate| !is_true(gate)).collect();
-    let ready = if containers_ready.0 == "True" && !closed.is_empty() {
-        let message = format!("the status of pod readiness gates {} is not \"True\"", names(closed));
-        verdict(false, "ReadinessGatesNotReady", message)
-    } else {
-        containers_ready.clone()
-    };
-    let incomplete: Vec<&str> = spec
-        .init_containers
-        .iter()
-        .flatten()
-        .filter(|init| !init_is_complete(init, realized))
-        .map(|init| init.name.as_str())
-        .collect();
-    let message = format!("containers with incomplete status: {}", names(incomplete));
-    let done = phase == "Succeeded";
-    let ours = [
-        ("PodReadyToStartContainers", verdict(realized.sandbox == Sandbox::Ready, "", String::new())),
-        (
-            "Initialized",
-            if done {
-                ("True", Some("PodCompleted".to_owned()), None)
-            } else {
-                verdict(initialized(spec, realized), "ContainersNotInitialized", message)
-            },
-        ),
-        ("Ready", ready),
-        ("ContainersReady", containers_ready),
-        ("PodScheduled", ("True", None, None)),
-    ];
-    let mut conditions: Vec<PodCondition> = ours
-        .into_iter()
-        .map(|(type_, (status, reason, message))| {
-            let before = before.iter().find(|condition| condition.type_ == type_);
-            let since = before.filter(|before| before.status == status).and_then(|b| b.last_transition_time.clone());
-            PodCondition {
-                type_: type_.to_owned(),
-                status: status.to_owned(),
-                reason: reason.filter(|reason| !reason.is_empty()),
-                message,
-                last_transition_time: since.or_else(|| Some(time(now))),
-                observed_generation: pod.metadata.generation,
-                ..Default::default()
-            }
-        })
-        .collect();
-    let ours: Vec<String> = conditions.iter().map(|condition| condition.type_.clone()).collect();
-    conditions.extend(before.iter().filter(|condition| !ours.contains(&condition.type_)).cloned());
-    conditions
 }
 
 #[cfg(test)]
@@ -476,6 +394,14 @@ mod tests {
         let initialized = status.conditions.unwrap().into_iter().find(|c| c.type_ == "Initialized").unwrap();
         assert_eq!(initialized.message.as_deref(), Some("containers with incomplete status: [init next]"));
         assert_eq!(status.phase.as_deref(), Some("Pending"));
+    }
+
+    #[test]
+    fn a_container_says_who_it_runs_as() {
+        let user = Some(Box::new(User { uid: 1000, gid: 7, groups: vec![5, 9] }));
+        let status = of(&pod("Always"), &with(Container { user, ..running(true) }));
+        let user = json!({"linux": {"uid": 1000, "gid": 7, "supplementalGroups": [5, 7, 9]}});
+        assert_eq!(json!(status.container_statuses.unwrap()[0].user), user);
     }
 
     #[test]

@@ -153,7 +153,7 @@ async fn converse(
                                 let _ = waiter.send(reply);
                             }
                         }
-                        Message::Exited(instance) => drop(events.send(ShimEvent::Exited(Box::new(instance)))),
+                        Message::Exited(instance) => drop(events.send(ShimEvent::Exited(instance))),
                     }
                 }
             }

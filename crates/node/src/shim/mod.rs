@@ -31,7 +31,7 @@ pub(crate) use client::{Shim, ShimEvent, kill, process, spawn};
 pub(crate) use log::rotated;
 pub(crate) use session::Session;
 
-use crate::pod::{Backoff, Exit};
+use crate::pod::{Backoff, Exit, User};
 
 /// argv[1] of the process that is a pod's shim.
 const SUBCOMMAND: &str = "pod-shim";
@@ -105,6 +105,9 @@ pub(crate) struct Start {
     pub(crate) attempt: u32,
     pub(crate) backoff: Backoff,
     pub(crate) image_id: String,
+    /// Who it runs as; what an agent before this one started does not say.
+    #[serde(default)]
+    pub(crate) user: Option<Box<User>>,
     /// The image's unpacked files: the lower layer of the container's root.
     pub(crate) lower: PathBuf,
     pub(crate) log: PathBuf,
@@ -195,7 +198,7 @@ pub(crate) struct Call {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Message {
     Reply { seq: u64, reply: Reply },
-    Exited(Instance),
+    Exited(Box<Instance>),
 }
 
 fn encode<T: Serialize>(body: &T) -> io::Result<Vec<u8>> {

@@ -309,7 +309,7 @@ impl Server {
         }
         let (code, signal) = outcome(status);
         container.instance.exit = Some(Exit { code, signal, oom_killed: oom && code == 137, at: now });
-        let message = Message::Exited(container.instance.clone());
+        let message = Message::Exited(Box::new(container.instance.clone()));
         part::unmount_all(&self.dir, id);
         let _ = umount2(&self.dir.join(container::bundle(id)).join("root"), MntFlags::MNT_DETACH);
         cgroup::remove(&format!("{}/{id}", self.cgroup));

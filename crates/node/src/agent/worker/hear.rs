@@ -82,7 +82,7 @@ impl Worker {
         match result {
             Ok(instance) => {
                 self.failures.remove(name);
-                container.image_id = instance.start.image_id;
+                (container.image_id, container.user) = (instance.start.image_id, instance.start.user);
                 container.phase = Phase::Running { since: instance.started_at };
                 (container.started, container.ready) = (false, false);
                 self.watch_over(name);
@@ -153,7 +153,7 @@ impl Worker {
         }
         let spec = spec_of(&self.pod, &name);
         let message = last_words(&self.host.pod_dir(&self.uid), &instance.start, spec, &exit);
-        container.image_id = instance.start.image_id;
+        (container.image_id, container.user) = (instance.start.image_id, instance.start.user);
         let started_at = Some(instance.started_at);
         container.phase =
             Phase::Exited(Ended { exit, started_at, message, reason: None, attempt: instance.start.attempt });

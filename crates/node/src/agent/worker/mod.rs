@@ -149,6 +149,7 @@ impl Worker {
             attempt: instance.start.attempt,
             backoff: instance.start.backoff,
             image_id: instance.start.image_id,
+            user: instance.start.user,
             started_at: instance.started_at,
             exit: instance.exit,
         });
