@@ -31,6 +31,8 @@ use crate::write::{self, Asked};
 /// Definitions there may be, and bytes of all together: each is held as a tree some times its size.
 const MOST: usize = 2000;
 const MOST_BYTES: usize = 64 << 20;
+/// Who writes the status of definitions, as their managed fields have it.
+const MANAGER: &str = "kube-apiserver";
 /// How long whoever writes a definition waits for it to be in force.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause before something that failed is tried again.
@@ -220,7 +222,8 @@ impl Definitions {
             if entry.revision != seen.revision {
                 continue;
             }
-            let Some(new) = naming::settle(&definition, &taken, &now) else { continue };
+            let Some(mut new) = naming::settle(&definition, &taken, &now) else { continue };
+            write::own_status(kind(), MANAGER, (&definition, &mut new), &now);
             if let Some(kinds) = custom::is_established(&new).then(|| custom::kinds(&new)).flatten()
                 && let Some(seen) = self.seen.get_mut(&key)
             {
@@ -309,10 +312,12 @@ async fn change(server: &Server, key: &Key, change: impl Fn(&mut Value, &str)) -
         let Some(entry) = server.store.get(key).0 else { return false };
         let old = object::decode(&entry.value);
         let mut new = old.clone();
-        change(&mut new, &object::time(Timestamp::now()));
+        let now = object::time(Timestamp::now());
+        change(&mut new, &now);
         if new == old {
             return true;
         }
+        write::own_status(kind(), MANAGER, (&old, &mut new), &now);
         let expect = Expect::At(entry.revision);
         let gone = object::is_deleting(&new) && !object::has_items(&new, "/metadata/finalizers");
         let op = if gone {

@@ -129,10 +129,12 @@ async fn change(server: &Server, key: &Key, change: impl Fn(&mut Value, &str)) {
     while let Some(entry) = server.store.get(key).0 {
         let old = object::decode(&entry.value);
         let mut new = old.clone();
-        change(&mut new, &object::time(Timestamp::now()));
+        let now = object::time(Timestamp::now());
+        change(&mut new, &now);
         if new == old {
             return;
         }
+        write::own_status(kind(), "kube-controller-manager", (&old, &mut new), &now);
         let expect = Expect::At(entry.revision);
         let op = if object::is_deleting(&new) && !object::has_items(&new, "/metadata/finalizers") {
             Op::Delete { key: key.clone(), expect }

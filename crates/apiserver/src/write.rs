@@ -450,6 +450,16 @@ async fn in_force(server: &Server, kind: &Kind, entry: Option<&portolan_store::E
     }
 }
 
+/// Notes that `manager`, a part of the cluster itself, owns what it changed of an object's status.
+pub(crate) fn own_status(kind: &Kind, manager: &str, (old, new): (&Value, &mut Value), now: &str) {
+    let mut old = old.clone();
+    let held = apply::take_managed_fields(&mut old);
+    apply::take_managed_fields(new);
+    let writer = Writer { manager, subresource: "status", now, translations: None };
+    let owners = apply::update(kind, (Some(&old), held), (new, &Value::Null), writer);
+    set_managed_fields(new, owners.managed_fields);
+}
+
 pub(crate) fn set_managed_fields(object: &mut Value, managed_fields: Value) {
     if !managed_fields.is_null() {
         object::metadata(object).insert("managedFields".into(), managed_fields);

@@ -74,6 +74,16 @@ async fn a_definition_is_served_at_once() {
     admin.post(DEFINITIONS, &definition()).await.ok();
     let stored = admin.get(&format!("{DEFINITIONS}/crontabs.stable.example.com")).await.ok();
     assert_eq!((condition(&stored, "NamesAccepted"), condition(&stored, "Established")), ("True", "True"));
+    let owners = stored["metadata"]["managedFields"].as_array().unwrap();
+    let of_status = owners.iter().find(|entry| entry["subresource"] == "status").unwrap();
+    assert_eq!(
+        (
+            &of_status["manager"],
+            &of_status["operation"],
+            &of_status["fieldsV1"]["f:status"]["f:acceptedNames"]["f:kind"]
+        ),
+        (&json!("kube-apiserver"), &json!("Update"), &json!({}))
+    );
     assert_eq!(stored["status"]["acceptedNames"]["listKind"], "CronTabList");
     assert_eq!(stored["status"]["storedVersions"], json!(["v1"]));
 
