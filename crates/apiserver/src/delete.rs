@@ -104,7 +104,10 @@ pub(crate) fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, now: Times
     }
     let metadata = object::metadata(&mut new);
     metadata.insert("deletionTimestamp".into(), due.into());
-    metadata.insert("deletionGracePeriodSeconds".into(), seconds.into());
+    // A definition has none, and its generation stays as it is.
+    if !custom::is_definition(kind) {
+        metadata.insert("deletionGracePeriodSeconds".into(), seconds.into());
+    }
     if finalizers.is_empty() {
         metadata.remove("finalizers");
     } else {
@@ -113,7 +116,7 @@ pub(crate) fn plan(kind: &Kind, old: &Value, options: &DeleteOptions, now: Times
     if new == *old {
         return Plan::Nothing;
     }
-    if let Some(generation) = old["metadata"]["generation"].as_i64().filter(|_| marked_at.is_none()) {
+    if let Some(generation) = old["metadata"]["generation"].as_i64().filter(|_| marked_at.is_none() && !defines) {
         object::metadata(&mut new).insert("generation".into(), (generation + 1).into());
     }
     Plan::Mark(new)

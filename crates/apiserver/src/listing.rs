@@ -63,10 +63,14 @@ pub(crate) struct Listing {
 
 impl Listing {
     pub(crate) fn new(kind: &KindRef, entries: Vec<(Key, Entry)>, meta: &ListMeta, view: View) -> Self {
+        let mut metadata = meta.to_json();
+        if kind.is_custom() && view.form == Form::Whole && meta.continue_token.is_none() {
+            metadata["continue"] = "".into();
+        }
         Self {
             kind: kind.clone(),
             view,
-            metadata: meta.to_json(),
+            metadata,
             entries: entries.into_iter(),
             measured: (0, 0),
             begun: false,
@@ -168,10 +172,10 @@ impl Listing {
         }
     }
 
-    /// An item, of which all have the same type.
+    /// An item; all have the same type, which those of defined kinds say all the same.
     fn item(&self, stored: &Bytes) -> Value {
         let mut item = show::item(&self.kind, stored, self.view.form, self.now);
-        if self.view.form == Form::Whole {
+        if self.view.form == Form::Whole && !self.kind.is_custom() {
             let map = object::map_of(&mut item);
             map.remove("apiVersion");
             map.remove("kind");

@@ -523,7 +523,7 @@ fn is_finished(kind: &Kind, new: &Value, old: &Value) -> bool {
     if kind.plural == "namespaces" {
         return !object::has_items(new, "/spec/finalizers");
     }
-    old["metadata"]["deletionGracePeriodSeconds"] == 0
+    old["metadata"]["deletionGracePeriodSeconds"].as_i64().unwrap_or(0) == 0
 }
 
 /// Makes of a pod what its binding or its eviction says, such as its node, which no update may change otherwise; so this

@@ -234,6 +234,14 @@ impl Kind {
         self.custom.as_ref().and_then(|custom| custom.restored(stored))
     }
 
+    /// An object of any version of a defined kind without the fields that its version has not.
+    pub fn pruned(&self, object: Value) -> Value {
+        match &self.custom {
+            Some(custom) => custom.pruned(object),
+            None => object,
+        }
+    }
+
     /// Whether its definition is being deleted, so that nothing new is made.
     pub fn is_terminating(&self) -> bool {
         self.custom.as_ref().is_some_and(Custom::is_terminating)

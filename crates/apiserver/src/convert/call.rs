@@ -5,6 +5,7 @@
 //! network of theirs; endpoints that are no pods are dialled.
 //! Source: `pkg/util/webhook/client.go` of apiserver and client-go's `rest`, whose words these are.
 
+use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, HOST, HeaderValue};
+use http::response::Parts;
 use http::{Method, Request, StatusCode};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::client::conn::http1;
@@ -56,22 +58,18 @@ pub(super) async fn call(
         let stream = connect(server, webhook, trust).await.map_err(posting)?;
         exchange(stream, &authority, &path, question).await.map_err(posting)
     };
-    let (code, answer) = match tokio::time::timeout(PATIENCE, asked).await {
+    let (parts, answer) = match tokio::time::timeout(PATIENCE, asked).await {
         Ok(answered) => answered?,
         Err(_) => return Err(posting("context deadline exceeded".to_owned())),
     };
-    if !code.is_success() {
-        return Err(refusal(code, &answer));
+    if !parts.status.is_success() {
+        let media = parts.headers.get(CONTENT_TYPE).and_then(|media| media.to_str().ok()).unwrap_or("text/plain");
+        return Err(refusal(parts.status, media, &answer));
     }
     serde_json::from_slice(&answer).map_err(|error| format!("couldn't get version/kind; json parse error: {error}"))
 }
 
-async fn exchange(
-    stream: Stream,
-    authority: &str,
-    path: &str,
-    question: String,
-) -> Result<(StatusCode, Bytes), String> {
+async fn exchange(stream: Stream, authority: &str, path: &str, question: String) -> Result<(Parts, Bytes), String> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
     let mut request = Request::new(Full::new(Bytes::from(question)));
     *request.method_mut() = Method::POST;
@@ -84,7 +82,7 @@ async fn exchange(
         let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
         let (parts, body) = response.into_parts();
         let body = Limited::new(body, LARGEST).collect().await.map_err(|error| error.to_string())?;
-        Ok((parts.status, body.to_bytes()))
+        Ok((parts, body.to_bytes()))
     });
     tokio::select! {
         biased;
@@ -111,7 +109,18 @@ async fn connect(server: &Server, webhook: &Webhook, trust: &Trust) -> Result<St
 }
 
 async fn dial(host: &str, port: u16) -> Result<TcpStream, String> {
-    TcpStream::connect((host, port)).await.map_err(|error| format!("dial tcp {host}:{port}: {error}"))
+    TcpStream::connect((host, port)).await.map_err(|error| format!("dial tcp {host}:{port}: {}", unreached(&error)))
+}
+
+/// Why nobody could be reached, as Go tells it.
+fn unreached(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        io::ErrorKind::TimedOut => "i/o timeout".to_owned(),
+        _ => error.to_string(),
+    }
 }
 
 /// A connection to one of a Service's endpoints, or to the name that it stands for.
@@ -142,7 +151,7 @@ async fn service(server: &Server, namespace: &str, name: &str, port: u16) -> Res
                 let dialed = server.nodes.dial(SocketAddr::new(ip, port)).await;
                 dialed
                     .map(|stream| Box::new(stream) as Stream)
-                    .map_err(|error| format!("dial tcp {ip}:{port}: {error}"))
+                    .map_err(|error| format!("dial tcp {ip}:{port}: {}", unreached(&error)))
             }
         };
         match connected {
@@ -154,14 +163,17 @@ async fn service(server: &Server, namespace: &str, name: &str, port: u16) -> Res
 }
 
 /// What went wrong, as client-go tells it.
-fn refusal(code: StatusCode, answer: &[u8]) -> String {
+fn refusal(code: StatusCode, media: &str, answer: &[u8]) -> String {
     if let Ok(status) = serde_json::from_slice::<Value>(answer)
         && status["kind"] == "Status"
         && let Some(message) = status["message"].as_str().filter(|message| !message.is_empty())
     {
         return message.to_owned();
     }
-    let text = String::from_utf8_lossy(&answer[..answer.len().min(REASON)]).trim().to_owned();
+    let text = match media.starts_with("text/") {
+        true => String::from_utf8_lossy(&answer[..answer.len().min(REASON)]).trim().to_owned(),
+        false => "unknown".to_owned(),
+    };
     match code.as_u16() {
         400 => "the server rejected our request for an unknown reason".to_owned(),
         401 => "the server has asked for the client to provide credentials".to_owned(),

@@ -194,10 +194,10 @@ pub(crate) async fn outgoing(server: &Server, kind: &Kind, object: Value) -> Res
         }
         return Ok(Outgoing { stored, shown: None });
     };
-    let stored = versioned(server, webhook, vec![object], &storage).await?;
-    let mut shown = versioned(server, webhook, stored.clone(), &own).await?;
-    let mut stored = stored;
-    Ok(Outgoing { stored: stored.swap_remove(0), shown: Some(shown.swap_remove(0)) })
+    let stored = versioned(server, kind, webhook, vec![object], &storage).await?.swap_remove(0);
+    let read = kind.restored(stored.clone()).unwrap_or_default();
+    let shown = versioned(server, kind, webhook, vec![read], &own).await?.swap_remove(0);
+    Ok(Outgoing { stored, shown: Some(shown) })
 }
 
 /// Objects of `kind` as the versions that somebody wants them as.
@@ -216,7 +216,7 @@ pub(crate) async fn translate(
         by_version.entry(api_version).or_default().push(object);
     }
     for (api_version, objects) in by_version {
-        let translated = versioned(server, webhook, objects.clone(), &api_version).await?;
+        let translated = versioned(server, kind, webhook, objects.clone(), &api_version).await?;
         for (object, translated) in objects.into_iter().zip(translated) {
             translations.learn((api_version.clone(), object), translated);
         }
@@ -233,13 +233,14 @@ async fn many(server: &Server, kind: &Kind, webhook: &Webhook, stored: &[&Bytes]
         kind.restored(object).ok_or_else(why)
     };
     let objects = stored.iter().map(restored).collect::<Result<Vec<Value>, Status>>()?;
-    let converted = versioned(server, webhook, objects, &kind.api_version()).await?;
+    let converted = versioned(server, kind, webhook, objects, &kind.api_version()).await?;
     Ok(converted.iter().map(object::bytes).collect())
 }
 
-/// Objects, as the webhook makes them of that version.
+/// Objects, as the webhook makes them of that version, with no fields that it has not.
 async fn versioned(
     server: &Server,
+    kind: &Kind,
     webhook: &Webhook,
     objects: Vec<Value>,
     api_version: &str,
@@ -257,5 +258,6 @@ async fn versioned(
         tracing::debug!(definition = webhook.definition, %why, "a webhook did not convert");
         Status::unknown(format!("conversion webhook for {} failed: {why}", subject(asked)))
     })?;
-    webhook.accept(asked, answer).map_err(Status::unknown)
+    let converted = webhook.accept(asked, answer).map_err(Status::unknown)?;
+    Ok(converted.into_iter().map(|object| kind.pruned(object)).collect())
 }

@@ -261,6 +261,13 @@ impl Custom {
         Some(self.version_of(stored.text("apiVersion"))?.restored(stored))
     }
 
+    pub(crate) fn pruned(&self, mut object: Value) -> Value {
+        if let Some(schema) = self.schema_of(object.text("apiVersion")) {
+            shape::prune(schema, &mut object, &mut Vec::new());
+        }
+        object
+    }
+
     /// An object as it is stored, seen as this version.
     pub(crate) fn read(&self, stored: Value) -> Value {
         let own = &self.version().api_version;

@@ -119,6 +119,7 @@ impl Webhook {
             .zip(converted)
             .map(|((index, original), converted)| {
                 believe(asked.api_version, original, converted).map_err(|(what, why)| match asked.objects {
+                    [_] if what == UNREADABLE => why,
                     [_] if what == NOT_ASKED_FOR => format!("{hook} returned invalid object at index 0: {why}"),
                     [_] => format!("{hook} returned invalid {what}: {why}"),
                     _ if what == METADATA => {
@@ -131,8 +132,15 @@ impl Webhook {
     }
 
     fn converted(&self, asked: Conversion<'_>, mut answer: Value) -> Result<Vec<Value>, String> {
+        let got = group_version_kind(&answer);
+        let other = REVIEWS.into_iter().find(|other| got == format!("{GROUP}/{other}, Kind=ConversionReview"));
+        if let (Some(asked), Some(other)) = (self.review, other)
+            && asked != other
+        {
+            let to = format!("({asked}.ConversionReview)");
+            return Err(format!("converting ({other}.ConversionReview) to {to}: unknown conversion"));
+        }
         if self.review == Some("v1") {
-            let got = group_version_kind(&answer);
             let expected = format!("{GROUP}/v1, Kind=ConversionReview");
             if got != expected {
                 return Err(format!("expected webhook response of {expected}, got {got}"));
@@ -164,6 +172,8 @@ impl Webhook {
 const OBJECT: &str = "object";
 /// Its labels and annotations.
 const METADATA: &str = "metadata";
+/// What it is at all.
+const UNREADABLE: &str = "kind";
 /// Its version or kind.
 const NOT_ASKED_FOR: &str = "type";
 
@@ -171,7 +181,7 @@ const NOT_ASKED_FOR: &str = "type";
 fn believe(api_version: &str, original: &Value, mut converted: Value) -> Result<Value, (&'static str, String)> {
     if converted.text("kind").is_empty() {
         let shown = converted.to_string();
-        return Err((NOT_ASKED_FOR, format!("Object 'Kind' is missing in '{shown:.200}'")));
+        return Err((UNREADABLE, format!("Object 'Kind' is missing in '{shown:.1024}'")));
     }
     for (what, expected, got) in [
         ("groupVersion", api_version, converted.text("apiVersion")),
@@ -431,8 +441,11 @@ mod tests {
         for (change, expected) in [
             (
                 (|answer| answer["apiVersion"] = "apiextensions.k8s.io/v1beta1".into()) as Change,
-                "failed: expected webhook response of apiextensions.k8s.io/v1, Kind=ConversionReview, got \
-                 apiextensions.k8s.io/v1beta1, Kind=ConversionReview",
+                "failed: converting (v1beta1.ConversionReview) to (v1.ConversionReview): unknown conversion",
+            ),
+            (
+                |answer| *answer = json!({}),
+                "failed: expected webhook response of apiextensions.k8s.io/v1, Kind=ConversionReview, got /, Kind=",
             ),
             (|answer| answer["response"] = Value::Null, "failed: no response provided"),
             (|answer| answer["response"]["uid"] = "v".into(), "failed: expected response.uid=\"u\", got \"v\""),

@@ -122,7 +122,7 @@ impl Walk {
                 self.schema(additional, &at, inner);
             }
         }
-        if schema.has("items") {
+        if schema["items"].is_object() {
             self.schema(&schema["items"], &path.field("items"), Place { level: Level::Item, ..place });
         }
         let whole = place.level == Level::Root || schema.flag("x-kubernetes-embedded-resource");

@@ -77,7 +77,7 @@ impl Walk {
             }
         }
         self.values(schema, path, int_or_string);
-        if schema.has("items") {
+        if schema["items"].is_object() {
             self.nested(&schema["items"], &path.field("items"), IntOrString::No);
         }
         let properties = path.field("properties");
@@ -110,7 +110,7 @@ impl Walk {
             let own_field = if is_own { Some(field) } else { own["properties"].get(name) };
             self.complete(field, own_field, &properties.key(name), &own_properties.key(name));
         }
-        if schema.has("items") {
+        if schema["items"].is_object() {
             let own_items = if is_own { Some(&schema["items"]) } else { own.get("items") };
             self.complete(&schema["items"], own_items, &path.field("items"), &own_path.field("items"));
         }
