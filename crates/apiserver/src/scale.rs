@@ -21,10 +21,16 @@ fn scale_of(kind: &Kind, object: &Value) -> Value {
         None => selector_text(&object["spec"]["selector"]),
     };
     let mut scale = json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {},
-        "spec": {"replicas": number(&paths.replicas)},
-        "status": {"replicas": number(&paths.status_replicas), "selector": selector}
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": {}, "spec": {},
+        "status": {"replicas": number(&paths.status_replicas)}
     });
+    // As Go writes them: what is empty is left out.
+    if number(&paths.replicas) != 0 {
+        scale["spec"]["replicas"] = number(&paths.replicas).into();
+    }
+    if !selector.is_empty() {
+        scale["status"]["selector"] = selector.into();
+    }
     for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
         scale["metadata"][field] = metadata[field].clone();
     }

@@ -13,7 +13,9 @@ use crate::catalog::Strategy;
 use crate::custom::definition;
 use crate::look::{Look, child, items_mut, map_of, remove, set_default};
 use crate::qos;
-use crate::service::{externally_accessible, may_have_node_ports, needs_cluster_ip, needs_health_check, spec_type};
+use crate::service::{
+    externally_accessible, may_have_node_ports, needs_cluster_ip, needs_health_check, needs_node_ports, spec_type,
+};
 
 /// The finalizer of ServiceCIDRs.
 const SERVICE_CIDR: &str = "networking.k8s.io/service-cidr-finalizer";
@@ -237,7 +239,7 @@ fn patch_allocated(spec: &mut Value, old: &Value) {
             restore(spec, old, "clusterIPs");
         }
     }
-    if may_have_node_ports(old) && may_have_node_ports(spec) {
+    if needs_node_ports(old) && needs_node_ports(spec) {
         let numbers = |spec: &Value| spec.list("ports").iter().filter_map(|port| port.int("nodePort")).collect();
         let (now, before): (HashSet<i64>, HashSet<i64>) = (numbers(spec), numbers(old));
         let names = old.list("ports").iter().map(|port| (port.text("name"), port.int("nodePort").unwrap_or(0)));
@@ -435,6 +437,10 @@ mod tests {
         new["spec"]["allocateLoadBalancerNodePorts"] = false.into();
         services.prepare_update(&mut new, &old, Subresource::None);
         assert_eq!(new["spec"]["ports"], old["spec"]["ports"]);
+        // It is given none back that the client left out.
+        new["spec"]["ports"] = json!([{"name": "a", "port": 80, "protocol": "TCP"}]);
+        services.prepare_update(&mut new, &old, Subresource::None);
+        assert!(!new["spec"]["ports"][0].has("nodePort"));
 
         // Changed to ExternalName: the addresses go too.
         let mut new = old.clone();

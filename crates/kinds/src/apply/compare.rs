@@ -48,10 +48,11 @@ fn parts(form: Form<'_>, (old, new): Pair<'_>, changes: &mut Changes) {
     let (left, right) = (object(old), object(new));
     let mut visit = |name: &str, left_child: Option<&Value>, right_child: Option<&Value>| {
         let unset = form.unset(name);
-        // Null is what emptying left of it, and is not stored but where Go writes it.
+        // Null is what emptying left of it, and is not stored but where Go writes it, or where a definition has it for a value.
+        let counts = |child: &&Value| !child.is_null() || form.may_be_null(name);
         let pair = (
             left_child.or(unset.filter(|_| left.is_some())),
-            right_child.filter(|child| !child.is_null()).or(unset.filter(|_| right.is_some())),
+            right_child.filter(counts).or(unset.filter(|_| right.is_some())),
         );
         value(form.child(name), pair, || element::field(name), changes);
     };

@@ -129,6 +129,16 @@ impl<'a> Form<'a> {
         }
     }
 
+    /// Whether null is a value of this field like any other.
+    pub(super) fn may_be_null(self, name: &str) -> bool {
+        match (self, self.child(name)) {
+            (Self::Defined { schema, .. }, Self::Leaf) => schema.field(name).is_some_and(|field| field.nullable),
+            // Nothing is said of it, so it may be anything.
+            (Self::Defined { .. } | Self::Free, Self::Free) => true,
+            _ => false,
+        }
+    }
+
     /// What is written of a field of this object that nobody set, if anything is.
     pub(super) fn unset(self, name: &str) -> Option<&'static Value> {
         match self {

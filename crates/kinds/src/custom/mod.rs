@@ -388,7 +388,11 @@ impl Custom {
                     None => errors.push(FieldError::invalid(
                         &field,
                         0,
-                        format!("{field} accessor error: {value} is not an integer"),
+                        format!(
+                            "{field} accessor error: {} is of the type {}, expected int64",
+                            go_text(value),
+                            go_type(value)
+                        ),
                     )),
                     Some(number) if number < 0 => {
                         errors.push(FieldError::invalid(&field, number, "should be a non-negative integer"));
@@ -408,4 +412,19 @@ impl Custom {
 /// The resource that instances of a definition are listed as, whatever version they are stored as.
 pub fn is_established(definition: &Value) -> bool {
     definition::condition(definition, "Established").is_some_and(|condition| condition["status"] == json!("True"))
+}
+/// A value as Go prints it, and the type that Go decodes it to.
+fn go_text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::String(_) => "string",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "float64",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+        Value::Null => "<nil>",
+    }
 }

@@ -23,6 +23,11 @@ pub(crate) fn needs_cluster_ip(spec: &Value) -> bool {
     spec_type(spec) != "ExternalName"
 }
 
+/// Whether its ports are to have node ports, asked for or not.
+pub(crate) fn needs_node_ports(spec: &Value) -> bool {
+    may_have_node_ports(spec) && (spec_type(spec) == "NodePort" || spec["allocateLoadBalancerNodePorts"] != false)
+}
+
 /// Whether its ports may have node ports. A load balancer that asks for none keeps those it has.
 pub(crate) fn may_have_node_ports(spec: &Value) -> bool {
     matches!(spec_type(spec), "NodePort" | "LoadBalancer")

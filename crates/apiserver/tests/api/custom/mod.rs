@@ -167,12 +167,20 @@ async fn objects_are_pruned_defaulted_and_checked() {
         )
     );
 
+    bad["spec"] = json!({"replicas": "x"});
+    let refused = admin.post(CRONTABS, &bad).await.failure().1;
+    let words =
+        ".spec.replicas: Invalid value: 0: .spec.replicas accessor error: x is of the type string, expected int64";
+    assert!(refused.contains(words), "{refused}");
+
     // The generation counts changes of all but metadata and status; the status is its own.
     let one = format!("{CRONTABS}/a");
     let made = admin.merge(&one, &json!({"metadata": {"labels": {"a": "b"}}})).await.ok();
     assert_eq!(made["metadata"]["generation"], 1);
     let made = admin.merge(&one, &json!({"spec": {"replicas": 2}, "status": {"replicas": 9}})).await.ok();
     assert_eq!((&made["metadata"]["generation"], made.get("status")), (&json!(2), None));
+    // What Go would leave out is left out.
+    assert_eq!(admin.get(&format!("{one}/scale")).await.ok()["status"], json!({"replicas": 0}));
     let status = json!({"spec": {"replicas": 5}, "status": {"replicas": 2, "selector": "app=x"}});
     let made = admin.merge(&format!("{one}/status"), &status).await.ok();
     assert_eq!(made["status"], status["status"]);
@@ -232,6 +240,31 @@ async fn appliers_own_what_they_apply() {
     assert_eq!(made["spec"]["ports"], json!([{"port": 80, "name": "a"}]));
     other["spec"]["unknown"] = 1.into();
     assert!(apply(&admin, "two", &other).await.failure().1.ends_with(".spec.unknown: field not declared in schema"));
+}
+
+#[tokio::test]
+async fn a_null_that_is_a_value_has_an_owner() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let mut definition = definition();
+    definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["note"] =
+        json!({"type": "string", "nullable": true});
+    admin.post(DEFINITIONS, &definition).await.ok();
+    let mut sent = crontab("a");
+    sent["spec"] = json!({"cronSpec": "* * * * *", "note": null});
+    let made = admin.post(CRONTABS, &sent).await.ok();
+    assert_eq!(made["spec"].get("note"), Some(&Value::Null));
+    assert_eq!(made["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"]["f:note"], json!({}));
+    // So is one of which no schema says anything.
+    sent["metadata"]["name"] = "free".into();
+    sent["spec"]["free"] = json!({"nothing": null});
+    let made = admin.post(CRONTABS, &sent).await.ok();
+    assert_eq!(made["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"]["f:free"]["f:nothing"], json!({}));
+    // Who applied it, and applies it no more, takes it away.
+    sent["metadata"]["name"] = "b".into();
+    apply(&admin, "one", &sent).await.ok();
+    sent["spec"] = json!({"cronSpec": "* * * * *"});
+    assert_eq!(apply(&admin, "one", &sent).await.ok()["spec"].get("note"), None);
 }
 
 #[tokio::test]
