@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use super::definition::{condition, set_condition};
+use super::definition::{approval, condition, set_condition};
 use super::webhook::Webhook;
 use crate::look::{Look, child, map_of};
 
@@ -84,6 +84,7 @@ pub fn settle(definition: &Value, taken: &Taken, now: &str) -> Option<Value> {
             }
         }
     }
+    approval::settle(&mut new, now);
     (new != *definition).then_some(new)
 }
 

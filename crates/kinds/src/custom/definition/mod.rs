@@ -4,6 +4,7 @@
 //! Source: `pkg/apis/apiextensions/{v1/defaults,validation/validation}.go` and `pkg/registry/customresourcedefinition`
 //! of apiextensions-apiserver.
 
+pub(super) mod approval;
 mod conversion;
 mod parts;
 
@@ -117,7 +118,7 @@ pub(crate) fn validate(definition: &Value, old: Option<&Value>, sub: Subresource
     if stored.as_array().is_none_or(Vec::is_empty) {
         errors.push(FieldError::invalid("status.storedVersions", Value::Null, "must have at least one stored version"));
     }
-    approval(definition, old, &mut errors);
+    errors.extend(approval::validate(definition, old));
     if spec.flag("preserveUnknownFields") {
         let words =
             "cannot set to true, set x-kubernetes-preserve-unknown-fields to true in spec.versions[*].schema instead";
@@ -136,29 +137,6 @@ pub(crate) fn validate(definition: &Value, old: Option<&Value>, sub: Subresource
         }
     }
     errors
-}
-
-/// Groups of Kubernetes' own are for what Kubernetes approved.
-fn approval(definition: &Value, old: Option<&Value>, errors: &mut Vec<FieldError>) {
-    const APPROVED: &str = "api-approved.kubernetes.io";
-    let group = definition["spec"].text("group");
-    let protected = ["k8s.io", "kubernetes.io"].iter().any(|own| group == *own || group.ends_with(&format!(".{own}")));
-    let said = definition["metadata"]["annotations"].text(APPROVED);
-    let same = old.is_some_and(|old| old["metadata"]["annotations"].text(APPROVED) == said);
-    if !protected || same || said.starts_with("unapproved") || said.starts_with("https://") {
-        return;
-    }
-    let field = "metadata.annotations[api-approved.kubernetes.io]";
-    errors.push(if said.is_empty() {
-        FieldError::required(
-            field,
-            "protected groups must have approval annotation \"api-approved.kubernetes.io\", see https://github.com/kubernetes/enhancements/pull/1111",
-        )
-    } else {
-        let words = "protected groups must have approval annotation \"api-approved.kubernetes.io\" with either a URL or a reason starting with \
-                     \"unapproved\", see https://github.com/kubernetes/enhancements/pull/1111";
-        FieldError::invalid(field, said, words)
-    });
 }
 
 fn validate_spec(spec: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
