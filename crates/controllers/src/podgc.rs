@@ -40,12 +40,26 @@ struct PodGc {
     client: Client,
     nodes: Cache<Node>,
     by_node: Index<Pod>,
-    /// By age, oldest first.
-    finished: BTreeSet<(Option<jiff::Timestamp>, Key)>,
+    finished: Finished,
 }
 
-fn age(pod: &Pod) -> (Option<jiff::Timestamp>, Key) {
+type Age = (Option<jiff::Timestamp>, Key);
+/// Oldest first.
+type Finished = BTreeSet<Age>;
+
+fn age(pod: &Pod) -> Age {
     (pod.creation_timestamp().map(|time| time.0), Key::of(pod))
+}
+
+/// The oldest of too many.
+fn surplus(finished: &Finished) -> Option<&Key> {
+    finished.first().map(|(_, oldest)| oldest).filter(|_| finished.len() > FINISHED_KEPT)
+}
+
+fn queue_surplus(finished: &Finished, queue: &mut Queue<Key>) {
+    if let Some(oldest) = surplus(finished) {
+        queue.add(oldest.clone());
+    }
 }
 
 impl Controller for PodGc {
@@ -59,18 +73,18 @@ impl Controller for PodGc {
                 self.by_node.observe(&change);
                 match change {
                     Change::Applied { new, .. } => {
-                        if pod::is_finished(&new)
-                            && self.finished.insert(age(&new))
-                            && self.finished.len() > FINISHED_KEPT
-                        {
-                            queue.add(self.finished.first().map_or_else(|| Key::of(&*new), |(_, key)| key.clone()));
+                        if pod::is_finished(&new) && self.finished.insert(age(&new)) {
+                            queue_surplus(&self.finished, queue);
                         }
                         if pod::node(&new).is_some() || meta::is_terminating(&*new) {
                             queue.add(Key::of(&*new));
                         }
                     }
                     Change::Deleted(old) => {
-                        self.finished.remove(&age(&old));
+                        // One at a time, so the next one's turn comes with the end of this one.
+                        if self.finished.remove(&age(&old)) {
+                            queue_surplus(&self.finished, queue);
+                        }
                     }
                     Change::Synced => {}
                 }
@@ -84,8 +98,7 @@ impl Controller for PodGc {
 
     fn reconcile(&mut self, key: &Key, _queue: &mut Queue<Key>) -> Option<Effects> {
         let pod = self.by_node.get(key)?;
-        let surplus =
-            self.finished.len() > FINISHED_KEPT && self.finished.first().is_some_and(|(_, oldest)| oldest == key);
+        let surplus = surplus(&self.finished) == Some(key);
         let node = pod::node(&pod).map(str::to_owned);
         let homeless = node.as_ref().is_some_and(|node| self.nodes.get(&Key::new("", node)).is_none());
         let never_placed = node.is_none() && meta::is_terminating(&*pod);
@@ -109,4 +122,41 @@ async fn delete(client: Client, pod: &Pod, missing: Option<String>) -> Result<()
     let only = Preconditions { uid: pod.uid(), resource_version: None };
     let params = DeleteParams::default().grace_period(0).preconditions(only);
     refusal::ignore_not_found(api.delete(&pod.name_any(), &params).await).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_oldest_that_ended_go_until_few_enough_are_left() {
+        let nowhere = kube::Config::new("http://127.0.0.1:1".parse().unwrap());
+        let mut gc = PodGc {
+            client: Client::try_from(nowhere).unwrap(),
+            nodes: Cache::detached(),
+            by_node: Index::new(|pod| pod::node(pod).map(str::to_owned)),
+            finished: BTreeSet::new(),
+        };
+        let mut queue = Queue::default();
+        let pod = |age: usize| -> Arc<Pod> {
+            let created = jiff::Timestamp::from_second(i64::try_from(age).unwrap()).unwrap().to_string();
+            let metadata = json!({"namespace": "a", "name": format!("p{age}"), "creationTimestamp": created});
+            Arc::new(serde_json::from_value(json!({"metadata": metadata, "status": {"phase": "Failed"}})).unwrap())
+        };
+        for age in 0..FINISHED_KEPT + 3 {
+            gc.observe(Input::Pod(Change::Applied { new: pod(age), old: None }), &mut queue);
+        }
+        let mut deleted = Vec::new();
+        while let Some(key) = queue.take(Instant::now()) {
+            if gc.reconcile(&key, &mut queue).is_some() {
+                gc.observe(Input::Pod(Change::Deleted(pod(deleted.len()))), &mut queue);
+                deleted.push(key.name.clone());
+            }
+            queue.done(&key);
+        }
+        assert_eq!(deleted, ["p0", "p1", "p2"]);
+    }
 }
