@@ -56,6 +56,7 @@ mod show;
 mod tokens;
 mod turns;
 mod user;
+mod verb;
 mod warnings;
 mod watch;
 mod ways;

@@ -9,7 +9,6 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderName, IF_NONE_M
 use http::request::Parts;
 use http::{Method, Request};
 use hyper::body::Incoming;
-use portolan_kinds::select::FieldSelector;
 use portolan_kinds::{Catalog, FieldValidation, Question, Status};
 use portolan_store::Store;
 use serde_json::Value;
@@ -34,6 +33,7 @@ use crate::route::{self, Route, Sub, Target};
 use crate::tokens::{self, Tokens};
 use crate::turns::{self, Admission};
 use crate::user::User;
+use crate::verb;
 use crate::warnings::Warnings;
 use crate::ways::{self, Ways};
 use crate::write::{Asked, Written};
@@ -325,8 +325,8 @@ impl Server {
         let query = parts.uri.query().filter(|_| !(target.sub.is_session() || target.sub == Sub::Proxy));
         let mut options = Options::parse(query.unwrap_or_default())?;
         options.take_user_agent(header(&parts, USER_AGENT));
-        let verb = verb(&parts.method, &target, &options)?;
-        let (one, node_name) = selected(verb, &target, &options);
+        let verb = verb::of(&parts.method, &target, &options)?;
+        let (one, node_name) = verb::selected(verb, &target, &options);
         let name = target.name.as_deref().or(one.as_deref()).unwrap_or_default();
         // As upstream: reading a namespace counts as reading in it.
         let namespace = match target.namespace.as_deref() {
@@ -452,66 +452,5 @@ impl Server {
             ("deletecollection", _) => delete::collection(self, asked, view).await,
             _ => Err(Status::method_not_allowed()),
         }
-    }
-}
-
-/// The one name, and the one node of pods, that a collection is narrowed to. What is wrong with a selector is said
-/// later.
-fn selected(verb: &str, target: &Target, options: &Options) -> (Option<String>, Option<String>) {
-    if !matches!(verb, "list" | "watch" | "deletecollection") {
-        return (None, None);
-    }
-    let fields = FieldSelector::parse(&options.field_selector, &target.kind).unwrap_or_default();
-    (fields.name().map(str::to_owned), fields.only("spec.nodeName").map(str::to_owned))
-}
-
-/// # Errors
-/// 405 for a method that makes no sense there.
-fn verb(method: &Method, target: &Target, options: &Options) -> Result<&'static str, Status> {
-    let collection = target.name.is_none();
-    // Of all namespaces together there are only lists and watches.
-    let one_place = target.namespace.is_some() || !target.kind.namespaced;
-    let verb = match (method, target.sub) {
-        (&Method::GET | &Method::HEAD, Sub::None) if options.watch => "watch",
-        (&Method::GET | &Method::HEAD, Sub::None) if collection => "list",
-        (&Method::GET | &Method::HEAD, Sub::None | Sub::Status | Sub::Scale | Sub::Log) => "get",
-        (&Method::POST, Sub::None) if collection && one_place => "create",
-        (&Method::POST, Sub::Binding | Sub::Eviction | Sub::Token) => "create",
-        (&Method::PUT, Sub::None | Sub::Status | Sub::Scale | Sub::Finalize) if !collection => "update",
-        (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale) if !collection => "patch",
-        (&Method::DELETE, Sub::None) if !collection => "delete",
-        (&Method::DELETE, Sub::None) if one_place && target.kind.deletes_collections() => "deletecollection",
-        (&Method::GET | &Method::HEAD, Sub::Exec | Sub::Attach | Sub::PortForward | Sub::Proxy) => "get",
-        (&Method::POST, Sub::Exec | Sub::Attach | Sub::PortForward | Sub::Proxy) => "create",
-        (&Method::PUT, Sub::Proxy) => "update",
-        (&Method::PATCH, Sub::Proxy) => "patch",
-        (&Method::DELETE, Sub::Proxy) => "delete",
-        // No verb is called so: only who may do everything there may ask.
-        (&Method::OPTIONS, Sub::Proxy) => "",
-        _ => return Err(Status::method_not_allowed()),
-    };
-    Ok(verb)
-}
-
-#[cfg(test)]
-mod tests {
-    use portolan_kinds::Catalog;
-
-    use super::*;
-    use crate::route::{self, Route};
-
-    fn verb_of(method: Method, path: &str) -> Option<&'static str> {
-        let Ok(Route::Object(target)) = route::parse(path, &Catalog::default()) else { return None };
-        verb(&method, &target, &Options::default()).ok()
-    }
-
-    #[test]
-    fn what_is_proxied_may_be_asked_by_any_method() {
-        let path = "/api/v1/namespaces/a/services/b/proxy/c";
-        let methods = [Method::GET, Method::HEAD, Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
-        let verbs = methods.map(|method| verb_of(method, path).unwrap());
-        assert_eq!(verbs, ["get", "get", "create", "update", "patch", "delete"]);
-        assert_eq!(verb_of(Method::OPTIONS, path), Some(""));
-        assert_eq!(verb_of(Method::OPTIONS, "/api/v1/namespaces/a/services/b"), None);
     }
 }

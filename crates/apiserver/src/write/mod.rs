@@ -4,17 +4,17 @@
 //! somebody else was faster); a write that changes nothing leaves the revision as it is; what belongs together, a
 //! Service and the addresses it holds, is written together.
 
-use std::collections::HashSet;
+mod commit;
+mod metadata;
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use portolan_kinds::apply::{self, Owners, Translations, Writer};
 use portolan_kinds::{FieldError, Kind, Status, Subresource, names};
-use portolan_store::{Expect, Op, Store, WriteError};
+use portolan_store::{Expect, Op};
 use serde_json::Value;
 
 use crate::admission;
-use crate::body;
 use crate::convert;
 use crate::custom;
 use crate::object;
@@ -25,6 +25,10 @@ use crate::server::Server;
 use crate::services::{self, Allocation};
 use crate::user::User;
 use crate::warnings::Warnings;
+pub(crate) use commit::{Unwritten, commit};
+use commit::{commit_allocated, namespace_check};
+pub(crate) use metadata::{check_named, check_uid, name_owners_once, own_status, set_managed_fields};
+use metadata::{check_place, settle_new_metadata};
 
 /// After this many lost races something is wrong, and the client should hear of it.
 const TRIES: usize = 64;
@@ -87,135 +91,10 @@ impl From<Value> for Changed {
     }
 }
 
-/// Why a transaction did not happen: lost a race (with the operation that failed), or for good.
-pub(crate) enum Unwritten {
-    Race(usize),
-    Failed(Status),
-}
-
-/// Whatever came in piece by piece, by patches, an object is not larger than the largest body.
-pub(crate) async fn commit(store: &Store, ops: Vec<Op>) -> Result<Vec<Option<portolan_store::Entry>>, Unwritten> {
-    let large = |op: &Op| matches!(op, Op::Put { value, .. } if value.bytes.len() > body::LIMIT);
-    if ops.iter().any(large) {
-        return Err(Unwritten::Failed(Status::too_large(body::LIMIT)));
-    }
-    store.write(ops.into()).await.map_err(|error| match error {
-        WriteError::Conflict { op, .. } => Unwritten::Race(op),
-        WriteError::Closed => Unwritten::Failed(Status::unavailable("the server is shutting down")),
-        WriteError::Disk(source) => {
-            tracing::error!(error = &source as &dyn std::error::Error, "cannot write to the store");
-            Unwritten::Failed(Status::internal(format!("the store cannot be written: {source}")))
-        }
-    })
-}
-
-/// Commits what an allocation adds, too, and keeps what it took if that succeeds.
-async fn commit_allocated(
-    store: &Store,
-    mut ops: Vec<Op>,
-    allocation: Option<Allocation>,
-) -> Result<Vec<Option<portolan_store::Entry>>, Unwritten> {
-    let Some(Allocation { claim, ops: more }) = allocation else { return commit(store, ops).await };
-    ops.extend(more);
-    let entries = commit(store, ops).await?;
-    claim.commit();
-    Ok(entries)
-}
-
-/// A new object must say nothing that only the server can know.
-fn settle_new_metadata(asked: &Asked<'_>, object: &mut Value, now: Timestamp) -> Result<(), Status> {
-    if !object::text(object, "/metadata/resourceVersion").is_empty() {
-        return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
-    }
-    check_place(asked, object)?;
-    let kind = asked.kind();
-    let namespace = asked.namespace();
-    object::map_of(object).insert("apiVersion".into(), kind.api_version().into());
-    object::map_of(object).insert("kind".into(), kind.kind.into());
-    let metadata = object::metadata(object);
-    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "resourceVersion"] {
-        metadata.remove(field);
-    }
-    if kind.namespaced {
-        metadata.insert("namespace".into(), namespace.into());
-    } else {
-        metadata.remove("namespace");
-    }
-    metadata.insert("uid".into(), object::new_uid().into());
-    metadata.insert("creationTimestamp".into(), object::time(now).into());
-    Ok(())
-}
-
-/// Owners that are named twice are one, and whoever wrote so is told. `when` says at which point it was seen.
-pub(crate) fn name_owners_once(object: &mut Value, when: &str) -> Option<String> {
-    let Some(Value::Array(owners)) = object.pointer_mut("/metadata/ownerReferences") else { return None };
-    let mut once: Vec<Value> = Vec::with_capacity(owners.len());
-    let mut seen = HashSet::new();
-    let mut twice = Vec::new();
-    for owner in std::mem::take(owners) {
-        // Only an owner with the UID of another can be the same.
-        if !seen.insert(object::text(&owner, "/uid").to_owned()) && once.contains(&owner) {
-            twice.push(object::text(&owner, "/uid").to_owned());
-        } else {
-            once.push(owner);
-        }
-    }
-    *owners = once;
-    (!twice.is_empty()).then(|| {
-        format!(
-            ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and \
-             may reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
-            twice.join(", ")
-        )
-    })
-}
-
-fn check_place(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
-    let namespace = object::namespace(object);
-    if asked.kind().namespaced && !namespace.is_empty() && namespace != asked.namespace() {
-        return Err(Status::bad_request(
-            "the namespace of the provided object does not match the namespace sent on the request",
-        ));
-    }
-    let name = object::name(object);
-    if !asked.name().is_empty() && !name.is_empty() && name != asked.name() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            asked.name()
-        )));
-    }
-    Ok(())
-}
-
-/// What is to take an object's place must say which object it is.
-pub(crate) fn check_named(asked: &Asked<'_>, object: &Value) -> Result<(), Status> {
-    check_place(asked, object)?;
-    if object::name(object).is_empty() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({} based on URL) was undeterminable: name must be provided",
-            asked.name()
-        )));
-    }
-    Ok(())
-}
-
 fn refuse_invalid(kind: &Kind, object: &Value, errors: &[FieldError]) -> Result<(), Status> {
     // Events of both groups are told of as what is stored.
     let group = object::stored_kind(kind).group;
     if errors.is_empty() { Ok(()) } else { Err(Status::invalid(group, kind.kind, object::name(object), errors)) }
-}
-
-/// The operation that makes a write depend on its namespace being there and staying.
-fn namespace_check(store: &Store, kind: &Kind, namespace: &str, name: &str) -> Result<Option<Op>, Status> {
-    if !kind.namespaced {
-        return Ok(None);
-    }
-    let key = object::key(crate::known_kind("", "namespaces"), "", namespace);
-    let Some(entry) = store.get(&key).0 else { return Err(Status::not_found("", "namespaces", namespace)) };
-    if object::is_deleting(&object::decode(&entry.value)) {
-        return Err(Status::namespace_terminating(kind.group, kind.plural, name, namespace));
-    }
-    Ok(Some(Op::Check { key, expect: Expect::At(entry.revision) }))
 }
 
 /// POST, and whatever else makes an object.
@@ -352,18 +231,6 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
     }
 }
 
-/// Who says which object is to be replaced means that one and no other of its name. A patch that says it is judged by its
-/// outcome.
-pub(crate) fn check_uid(asked: &Asked<'_>, object: &Value, found: &str) -> Result<(), Status> {
-    let kind = asked.kind();
-    let uid = object::text(object, "/metadata/uid");
-    if uid.is_empty() || uid == found {
-        return Ok(());
-    }
-    let why = format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {found}");
-    Err(Status::conflict(kind.group, kind.plural, asked.name(), &why))
-}
-
 /// Makes `change` of the stored object, trying again when it changed meanwhile, unless `strict`: then the client named the
 /// revision it saw.
 pub(crate) async fn change(
@@ -447,22 +314,6 @@ pub(crate) async fn change(
 async fn in_force(server: &Server, kind: &Kind, entry: Option<&portolan_store::Entry>) {
     if let Some(entry) = entry.filter(|_| custom::is_definition(kind)) {
         server.kinds.reached(entry.revision).await;
-    }
-}
-
-/// Notes that `manager`, a part of the cluster itself, owns what it changed of an object's status.
-pub(crate) fn own_status(kind: &Kind, manager: &str, (old, new): (&Value, &mut Value), now: &str) {
-    let mut old = old.clone();
-    let held = apply::take_managed_fields(&mut old);
-    apply::take_managed_fields(new);
-    let writer = Writer { manager, subresource: "status", now, translations: None };
-    let owners = apply::update(kind, (Some(&old), held), (new, &Value::Null), writer);
-    set_managed_fields(new, owners.managed_fields);
-}
-
-pub(crate) fn set_managed_fields(object: &mut Value, managed_fields: Value) {
-    if !managed_fields.is_null() {
-        object::metadata(object).insert("managedFields".into(), managed_fields);
     }
 }
 
