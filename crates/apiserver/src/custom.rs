@@ -28,7 +28,7 @@ use crate::user::User;
 use crate::warnings::Warnings;
 use crate::write::{self, Asked};
 
-/// Definitions there may be, and bytes of all together: each is held as a tree some times its size.
+/// Definitions there may be, and bytes of all together: each that is used is held as a tree some times its size.
 const MOST: usize = 2000;
 const MOST_BYTES: usize = 64 << 20;
 /// Who writes the status of definitions, as their managed fields have it.

@@ -23,7 +23,7 @@ pub fn v2(catalog: &Catalog) -> Value {
             paths.extend(all.into_iter().map(|(path, item)| (path, path_item(&item))));
         }
         if let Value::Object(all) = document["components"]["schemas"].take() {
-            definitions.extend(all.into_iter().map(|(name, of)| (name, schema(&of))));
+            definitions.extend(all.into_iter().map(|(name, of)| (name, definition(&of))));
         }
     }
     json!({
@@ -32,6 +32,16 @@ pub fn v2(catalog: &Catalog) -> Value {
         "paths": paths,
         "definitions": definitions,
     })
+}
+
+/// A schema with a name of its own. Of a whole object that may have any fields nothing is said but that.
+fn definition(of: &Value) -> Value {
+    const KIND: &str = "x-kubernetes-group-version-kind";
+    if !of.has(KIND) || !of.flag("x-kubernetes-preserve-unknown-fields") {
+        return schema(of);
+    }
+    let every = ["apiVersion", "kind", "metadata"].map(|field| (field.to_owned(), schema(&of["properties"][field])));
+    json!({"type": "object", "properties": Map::from_iter(every), KIND: of[KIND]})
 }
 
 fn schema(of: &Value) -> Value {

@@ -6,6 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+use http::header::LOCATION;
 use http_body_util::{BodyExt, Empty, Full, Limited};
 use hyper::body::Bytes;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -21,6 +23,8 @@ use crate::pod::Check;
 use crate::shim::{Reply, Request, Shim};
 
 const MAX_BODY: usize = 10 << 10;
+/// How often a question may be sent elsewhere on the same host.
+const REDIRECTIONS: usize = 10;
 
 /// Whom to ask.
 #[derive(Clone)]
@@ -51,10 +55,15 @@ pub(super) async fn ask(check: &Check, target: &Target, timeout: Duration) -> Re
     }
 }
 
+/// Who is asked over HTTP.
+fn host(check: &Check, target: &Target) -> String {
+    let Check::Http { host, .. } = check else { return String::new() };
+    host.clone().or_else(|| target.ip.map(|ip| ip.to_string())).unwrap_or_default()
+}
+
 fn url(check: &Check, target: &Target) -> String {
-    let Check::Http { tls, host, port, path, .. } = check else { return String::new() };
-    let host = host.clone().or_else(|| target.ip.map(|ip| ip.to_string())).unwrap_or_default();
-    format!("{}://{host}:{port}{path}", if *tls { "https" } else { "http" })
+    let Check::Http { tls, port, path, .. } = check else { return String::new() };
+    format!("{}://{}:{port}{path}", if *tls { "https" } else { "http" }, host(check, target))
 }
 
 async fn connect(host: Option<&str>, port: u16, target: &Target) -> Result<TcpStream, String> {
@@ -77,26 +86,39 @@ fn reason(error: &std::io::Error) -> String {
 async fn ask_network(check: &Check, target: &Target) -> Result<(), String> {
     match check {
         Check::Tcp { host, port } => connect(host.as_deref(), *port, target).await.map(drop),
-        Check::Http { tls, host, port, path, headers } => {
-            let stream = connect(host.as_deref(), *port, target)
-                .await
-                .map_err(|error| format!("Get {:?}: {error}", url(check, target)))?;
-            let status = if *tls {
-                let name = host.as_deref().and_then(|host| ServerName::try_from(host.to_owned()).ok());
-                let name = name.or_else(|| target.ip.map(ServerName::from)).ok_or("the pod has no address")?;
-                let stream = TlsConnector::from(Arc::new(any_certificate()?)).connect(name, stream).await;
-                get(stream.map_err(|error| error.to_string())?, *port, path, headers, target).await?
-            } else {
-                get(stream, *port, path, headers, target).await?
-            };
-            if status.is_success() || status.is_redirection() {
-                return Ok(());
+        Check::Http { .. } => {
+            let mut check = check.clone();
+            for _ in 0..=REDIRECTIONS {
+                let (status, location) = ask_http(&check, target).await?;
+                let next = location.and_then(|location| check.redirected(&host(&check, target), &location));
+                match next {
+                    _ if status.is_success() => return Ok(()),
+                    Some(next) if status.is_redirection() => check = next,
+                    // To somebody else, who is not asked.
+                    None if status.is_redirection() => return Ok(()),
+                    _ => return Err(format!("HTTP probe failed with statuscode: {}", status.as_u16())),
+                }
             }
-            Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()))
+            Err(format!("Get {:?}: stopped after {REDIRECTIONS} redirects", url(&check, target)))
         }
         Check::Grpc { port, service } => grpc(connect(None, *port, target).await?, *port, service, target).await,
         Check::Exec { .. } => Err("not a question over the network".to_owned()),
     }
+}
+
+/// What is answered, and where to go on.
+async fn ask_http(check: &Check, target: &Target) -> Result<(StatusCode, Option<String>), String> {
+    let Check::Http { tls, host, port, path, headers } = check else { return Err("no question over HTTP".to_owned()) };
+    let stream = connect(host.as_deref(), *port, target)
+        .await
+        .map_err(|error| format!("Get {:?}: {error}", url(check, target)))?;
+    if !*tls {
+        return get(stream, *port, path, headers, target).await;
+    }
+    let name = host.as_deref().and_then(|host| ServerName::try_from(host.to_owned()).ok());
+    let name = name.or_else(|| target.ip.map(ServerName::from)).ok_or("the pod has no address")?;
+    let stream = TlsConnector::from(Arc::new(any_certificate()?)).connect(name, stream).await;
+    get(stream.map_err(|error| error.to_string())?, *port, path, headers, target).await
 }
 
 async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
@@ -105,7 +127,7 @@ async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     path: &str,
     headers: &[(String, String)],
     target: &Target,
-) -> Result<http::StatusCode, String> {
+) -> Result<(StatusCode, Option<String>), String> {
     let failed = |error: &dyn std::fmt::Display| error.to_string();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
@@ -125,9 +147,10 @@ async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     let answer = async {
         let response = sender.send_request(request).await.map_err(|error| failed(&error))?;
         let status = response.status();
+        let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok()).map(str::to_owned);
         // Read, so that the server does not see its answer refused; but no more than is reasonable.
         let _ = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        Ok(status)
+        Ok((status, location))
     };
     drive(connection, answer).await
 }

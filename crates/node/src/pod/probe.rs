@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use http::uri::Authority;
 use k8s_openapi::api::core::v1::{Container, Probe as ProbeSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
@@ -113,6 +114,37 @@ impl Check {
             headers: get.http_headers.iter().flatten().map(|h| (h.name.clone(), h.value.clone())).collect(),
         })
     }
+
+    /// The question that `location` leads to, in an answer of `host`, if that is the same host.
+    pub(crate) fn redirected(&self, host: &str, location: &str) -> Option<Self> {
+        let Self::Http { tls, port, path, .. } = self else { return None };
+        let location = location.split('#').next().unwrap_or_default();
+        let absolute = [("https://", true), ("http://", false), ("//", *tls)]
+            .into_iter()
+            .find_map(|(scheme, tls)| Some((tls, location.strip_prefix(scheme)?)));
+        let (to_tls, to_port, to_path) = match absolute {
+            Some((tls, rest)) => {
+                let (authority, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+                let authority: Authority = authority.parse().ok()?;
+                if !authority.host().trim_matches(['[', ']']).eq_ignore_ascii_case(host) {
+                    return None;
+                }
+                let slash = if path.starts_with('/') { "" } else { "/" };
+                (tls, authority.port_u16().unwrap_or(if tls { 443 } else { 80 }), format!("{slash}{path}"))
+            }
+            None if location.starts_with('/') => (*tls, *port, location.to_owned()),
+            None => {
+                let path = path.split('?').next().unwrap_or_default();
+                let end = if location.starts_with('?') { path.len() } else { path.rfind('/').map_or(0, |at| at + 1) };
+                (*tls, *port, format!("{}{location}", &path[..end]))
+            }
+        };
+        let mut next = self.clone();
+        if let Self::Http { tls, port, path, .. } = &mut next {
+            (*tls, *port, *path) = (to_tls, to_port, to_path);
+        }
+        Some(next)
+    }
 }
 
 fn port(port: &IntOrString, container: &Container) -> Option<u16> {
@@ -209,5 +241,25 @@ mod tests {
         let seconds = [probe.initial_delay, probe.period, probe.timeout].map(|duration| duration.as_secs());
         assert_eq!((seconds, probe.success_threshold, probe.failure_threshold), ([0, 10, 1], 1, 3));
         assert!(matches!(probe.check, Check::Http { tls: false, path, .. } if path == "/healthz"));
+    }
+
+    #[test]
+    fn redirections_are_followed_on_the_same_host() {
+        let check = Check::Http { tls: false, host: None, port: 80, path: "/a/b?c".into(), headers: Vec::new() };
+        for (location, expected) in [
+            ("/x?y#z", Some("http 80 /x?y")),
+            ("x", Some("http 80 /a/x")),
+            ("?x", Some("http 80 /a/b?x")),
+            ("http://10.0.0.1/x", Some("http 80 /x")),
+            ("https://10.0.0.1", Some("https 443 /")),
+            ("//10.0.0.1:8080?x", Some("http 8080 /?x")),
+            ("http://example.com/x", None),
+        ] {
+            let next = check.redirected("10.0.0.1", location).map(|next| match next {
+                Check::Http { tls, port, path, .. } => format!("{} {port} {path}", if tls { "https" } else { "http" }),
+                other => format!("{other:?}"),
+            });
+            assert_eq!(next.as_deref(), expected, "{location}");
+        }
     }
 }

@@ -427,6 +427,15 @@ async fn the_document_of_all_kinds_has_them_too() {
     assert!(
         document["paths"].get("/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}/scale").is_some()
     );
+    let free = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
+    let mut patch = definition()["spec"]["versions"].clone();
+    patch[0]["schema"] = free;
+    let path = format!("{DEFINITIONS}/crontabs.stable.example.com");
+    admin.merge(&path, &json!({"spec": {"versions": patch}})).await.ok();
+    let document = ask(String::new()).await.ok();
+    let schema = &document["definitions"]["com.example.stable.v1.CronTab"];
+    assert_eq!((&schema["type"], schema.get("x-kubernetes-preserve-unknown-fields")), (&json!("object"), None));
+    assert_eq!(schema["properties"].as_object().unwrap().len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
