@@ -35,10 +35,13 @@ pub(super) struct Target {
     pub(super) id: String,
 }
 
-/// One question, answered well (`Ok`) or badly, with what the answer was.
-pub(super) async fn ask(check: &Check, target: &Target, timeout: Duration) -> Result<(), String> {
+/// An answer: well, perhaps with something to tell of it, or badly, and why.
+pub(super) type Answered = Result<Option<String>, String>;
+
+/// One question.
+pub(super) async fn ask(check: &Check, target: &Target, timeout: Duration) -> Answered {
     match check {
-        Check::Exec { command } => return exec(target, command.clone(), timeout).await,
+        Check::Exec { command } => return exec(target, command.clone(), timeout).await.map(|()| None),
         Check::Http { .. } | Check::Tcp { .. } | Check::Grpc { .. } => {}
     }
     match tokio::time::timeout(timeout, ask_network(check, target)).await {
@@ -83,31 +86,42 @@ fn reason(error: &std::io::Error) -> String {
     }
 }
 
-async fn ask_network(check: &Check, target: &Target) -> Result<(), String> {
+async fn ask_network(check: &Check, target: &Target) -> Answered {
     match check {
-        Check::Tcp { host, port } => connect(host.as_deref(), *port, target).await.map(drop),
+        Check::Tcp { host, port } => connect(host.as_deref(), *port, target).await.map(|_| None),
         Check::Http { .. } => {
             let mut check = check.clone();
             for _ in 0..=REDIRECTIONS {
-                let (status, location) = ask_http(&check, target).await?;
-                let next = location.and_then(|location| check.redirected(&host(&check, target), &location));
-                match next {
-                    _ if status.is_success() => return Ok(()),
-                    Some(next) if status.is_redirection() => check = next,
-                    // To somebody else, who is not asked.
-                    None if status.is_redirection() => return Ok(()),
-                    _ => return Err(format!("HTTP probe failed with statuscode: {}", status.as_u16())),
+                let Said { status, location, body } = ask_http(&check, target).await?;
+                if status.is_success() {
+                    return Ok(None);
+                }
+                if !status.is_redirection() {
+                    return Err(format!("HTTP probe failed with statuscode: {}", status.as_u16()));
+                }
+                match location.and_then(|location| check.redirected(&host(&check, target), &location)) {
+                    Some(next) => check = next,
+                    // Somebody else, who is not asked.
+                    None => return Ok(Some(format!("Probe terminated redirects, Response body: {body}"))),
                 }
             }
             Err(format!("Get {:?}: stopped after {REDIRECTIONS} redirects", url(&check, target)))
         }
-        Check::Grpc { port, service } => grpc(connect(None, *port, target).await?, *port, service, target).await,
+        Check::Grpc { port, service } => {
+            grpc(connect(None, *port, target).await?, *port, service, target).await.map(|()| None)
+        }
         Check::Exec { .. } => Err("not a question over the network".to_owned()),
     }
 }
 
-/// What is answered, and where to go on.
-async fn ask_http(check: &Check, target: &Target) -> Result<(StatusCode, Option<String>), String> {
+/// An answer over HTTP.
+struct Said {
+    status: StatusCode,
+    location: Option<String>,
+    body: String,
+}
+
+async fn ask_http(check: &Check, target: &Target) -> Result<Said, String> {
     let Check::Http { tls, host, port, path, headers } = check else { return Err("no question over HTTP".to_owned()) };
     let stream = connect(host.as_deref(), *port, target)
         .await
@@ -127,7 +141,7 @@ async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     path: &str,
     headers: &[(String, String)],
     target: &Target,
-) -> Result<(StatusCode, Option<String>), String> {
+) -> Result<Said, String> {
     let failed = |error: &dyn std::fmt::Display| error.to_string();
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| failed(&error))?;
@@ -149,8 +163,9 @@ async fn get<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         let status = response.status();
         let location = response.headers().get(LOCATION).and_then(|location| location.to_str().ok()).map(str::to_owned);
         // Read, so that the server does not see its answer refused; but no more than is reasonable.
-        let _ = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        Ok((status, location))
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+        let body = body.map(|body| String::from_utf8_lossy(&body.to_bytes()).into_owned()).unwrap_or_default();
+        Ok(Said { status, location, body })
     };
     drive(connection, answer).await
 }
@@ -231,7 +246,7 @@ pub(super) async fn hook(
     }
     let Some(get) = &hook.http_get else { return Err("the hook has nothing to do".to_owned()) };
     let check = Check::http(get, container).ok_or("the hook's port is not one of the container's")?;
-    ask(&check, target, timeout).await
+    ask(&check, target, timeout).await.map(drop)
 }
 
 /// Probes do not ask who answers: the certificate of a pod is for its clients, not for its node.

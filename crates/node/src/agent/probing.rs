@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
 
-use super::hooks::{Target, ask};
+use super::hooks::{Answered, Target, ask};
 use crate::pod::{Probe, ProbeKind, Verdict, probes};
 
 /// Answers on their way to the worker; a probe waits when they are this many.
@@ -19,7 +19,7 @@ struct Asked {
     container: String,
     attempt: u32,
     kind: ProbeKind,
-    result: Result<(), String>,
+    result: Answered,
 }
 
 /// One answer, and what is certain after it.
@@ -27,7 +27,7 @@ pub(super) struct Answer {
     pub(super) container: String,
     pub(super) attempt: u32,
     pub(super) kind: ProbeKind,
-    pub(super) result: Result<(), String>,
+    pub(super) result: Answered,
     pub(super) verdict: Option<Verdict>,
     pub(super) grace: Option<i64>,
 }

@@ -206,9 +206,13 @@ impl Worker {
             return;
         }
         let kind = answer.kind;
-        if let Err(reason) = &answer.result {
-            let message = format!("{} probe failed: {reason}", kind.word());
-            self.host.events.warning(&self.pod, Some(&answer.container), "Unhealthy", message);
+        let told = match &answer.result {
+            Err(why) => Some(("Unhealthy", format!("{} probe failed: {why}", kind.word()))),
+            Ok(Some(what)) => Some(("ProbeWarning", format!("{} probe warning: {what}", kind.word()))),
+            Ok(None) => None,
+        };
+        if let Some((reason, message)) = told {
+            self.host.events.warning(&self.pod, Some(&answer.container), reason, message);
         }
         match (kind, answer.verdict) {
             (_, None) => {}
