@@ -428,8 +428,7 @@ async fn the_document_of_all_kinds_has_them_too() {
         document["paths"].get("/apis/stable.example.com/v1/namespaces/{namespace}/crontabs/{name}/scale").is_some()
     );
     let free = json!({"openAPIV3Schema": {"type": "object", "x-kubernetes-preserve-unknown-fields": true}});
-    let mut patch = definition()["spec"]["versions"].clone();
-    patch[0]["schema"] = free;
+    let patch = json!([{"name": "v1", "served": true, "storage": true, "schema": free}]);
     let path = format!("{DEFINITIONS}/crontabs.stable.example.com");
     admin.merge(&path, &json!({"spec": {"versions": patch}})).await.ok();
     let document = ask(String::new()).await.ok();
