@@ -13,7 +13,7 @@ use k8s_openapi::api::core::v1::{Node, NodeCondition, NodeStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
-use portolan_client::{Cache, Key};
+use portolan_client::{Cache, Change};
 use serde_json::{Value, json};
 use tokio::time::MissedTickBehavior;
 
@@ -141,11 +141,38 @@ fn is_reported(host: &Host, node: &Node) -> bool {
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == wanted)
 }
 
+/// What is known of this node's own Node, by the watch and by answers to what was written. Either may be ahead of the
+/// other, so only what is newer counts.
+#[derive(Default)]
+struct Known {
+    /// Of the latest that was heard, even if that was the deletion.
+    revision: u64,
+    node: Option<Arc<Node>>,
+}
+
+impl Known {
+    fn hear(&mut self, change: &Change<Node>, name: &str) {
+        match change {
+            Change::Applied { new, .. } if new.name_any() == name => self.learn(new, false),
+            Change::Deleted(old) if old.name_any() == name => self.learn(old, true),
+            _ => {}
+        }
+    }
+
+    fn learn(&mut self, node: &Arc<Node>, deleted: bool) {
+        let revision = node.resource_version().and_then(|text| text.parse().ok()).unwrap_or(self.revision);
+        if revision >= self.revision {
+            *self = Self { revision, node: (!deleted).then(|| node.clone()) };
+        }
+    }
+}
+
 /// Makes the Node, takes its pod network from it, and reports when somebody else's word about it is wrong.
 pub(super) async fn keep_registered(host: &Arc<Host>, nodes: &Cache<Node>) {
     let name = &host.config.node_name;
     let api: Api<Node> = Api::all(host.client.clone());
     let mut changes = nodes.subscribe();
+    let mut known = Known::default();
     let mut registered = false;
     let mut report = tokio::time::interval(REPORT);
     report.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -153,20 +180,23 @@ pub(super) async fn keep_registered(host: &Arc<Host>, nodes: &Cache<Node>) {
     report.tick().await;
     nodes.synced().await;
     loop {
-        let known = nodes.get(&Key::new("", name));
-        if let Some(net) = known.as_deref().and_then(|node| pod_networks(node).first().copied()) {
+        while let Ok(change) = changes.try_recv() {
+            known.hear(&change, name);
+        }
+        if let Some(net) = known.node.as_deref().and_then(|node| pod_networks(node).first().copied()) {
             host.set_pod_network(net).await;
         }
-        let due = match &known {
+        let due = match &known.node {
             Some(node) => !registered || !is_reported(host, node),
             None => true,
         };
         if due {
-            match register(host, &api, known.as_deref()).await {
+            match register(host, &api, known.node.as_deref()).await {
                 Ok(node) => {
                     registered = true;
-                    // Seen before the watch brings it, so that it is not written again.
-                    nodes.put(node);
+                    // Known before the watch brings it, so that it is not written again.
+                    known.learn(&Arc::new(node), false);
+                    continue;
                 }
                 Err(error) => {
                     tracing::warn!(%error, "cannot register the node; trying again");
@@ -176,12 +206,10 @@ pub(super) async fn keep_registered(host: &Arc<Host>, nodes: &Cache<Node>) {
             }
         }
         tokio::select! {
-            change = changes.recv() => {
-                if change.is_none() {
-                    return;
-                }
-                while changes.try_recv().is_ok() {}
-            }
+            change = changes.recv() => match change {
+                Some(change) => known.hear(&change, name),
+                None => return,
+            },
             _ = report.tick() => registered = false,
         }
     }
@@ -210,4 +238,38 @@ async fn register(host: &Host, api: &Api<Node>, known: Option<&Node>) -> Result<
     }
     let status = status(host, &node.status.unwrap_or_default(), Timestamp::now());
     api.patch_status(name, &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(revision: u64, net: Option<&str>) -> Arc<Node> {
+        let node =
+            json!({"metadata": {"name": "a", "resourceVersion": revision.to_string()}, "spec": {"podCIDR": net}});
+        Arc::new(serde_json::from_value(node).unwrap())
+    }
+
+    fn net(known: &Known) -> Option<String> {
+        known.node.as_ref().and_then(|node| Some(node.spec.as_ref()?.pod_cidr.clone().unwrap_or_default()))
+    }
+
+    #[test]
+    fn an_answer_that_the_watch_overtook_undoes_nothing() {
+        let mut known = Known::default();
+        let applied = |node: &Arc<Node>| Change::Applied { new: node.clone(), old: None };
+        known.hear(&applied(&node(4, None)), "a");
+        known.hear(&applied(&node(6, Some("10.0.0.0/24"))), "a");
+        known.learn(&node(5, None), false);
+        assert_eq!(net(&known).as_deref(), Some("10.0.0.0/24"));
+        known.learn(&node(9, Some("10.0.0.0/24")), false);
+        known.hear(&applied(&node(7, None)), "a");
+        known.hear(&Change::Deleted(node(8, None)), "a");
+        assert_eq!(net(&known).as_deref(), Some("10.0.0.0/24"), "nor does a watch that is behind");
+        known.hear(&applied(&node(20, None)), "another");
+        assert_eq!(known.revision, 9);
+        known.hear(&Change::Deleted(node(10, None)), "a");
+        known.learn(&node(9, None), false);
+        assert_eq!(net(&known), None, "the answer is of before the deletion");
+    }
 }
