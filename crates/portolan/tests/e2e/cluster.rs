@@ -71,11 +71,11 @@ impl<'a> Cluster<'a> {
         text
     }
 
-    /// What the API says of Namespaces and Pods, for whoever reads why a test failed.
+    /// What the API says of Namespaces, Nodes and Pods, for whoever reads why a test failed.
     fn state(&self) -> String {
         let asked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let api = self.client();
-            ["namespaces", "pods", "events"].map(|plural| {
+            ["namespaces", "nodes", "pods", "events"].map(|plural| {
                 let list = api.get(&format!("/api/v1/{plural}"));
                 let items = list["items"].as_array().cloned().unwrap_or_default();
                 items.iter().map(|item| format!("{plural}: {}\n", without_noise(item))).collect::<String>()
