@@ -11,12 +11,14 @@
 mod cgroup;
 mod dial;
 mod echo;
+mod eventually;
 mod netns;
 mod sctp;
 
 pub use cgroup::{Cgroup, with_bpffs};
 pub use dial::{Dial, Outcome, Transport, say};
 pub use echo::Echo;
+pub use eventually::eventually;
 pub use netns::{Netns, cable};
 
 /// Whether this process may build labs. When it may not, says so on stderr, or panics where `CI` is `true`.
