@@ -32,6 +32,7 @@ pub mod select;
 mod service;
 mod status;
 mod table;
+mod url;
 mod validate;
 mod version;
 mod warn;

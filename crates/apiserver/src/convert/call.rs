@@ -47,8 +47,10 @@ pub(super) async fn call(
     question: String,
 ) -> Result<Value, String> {
     let authority = match &webhook.place {
-        Place::Host(host) if webhook.port == 443 => host.clone(),
-        Place::Host(host) => format!("{host}:{}", webhook.port),
+        Place::Host(host) => {
+            let host = if host.contains(':') { format!("[{host}]") } else { host.clone() };
+            if webhook.port == 443 { host } else { format!("{host}:{}", webhook.port) }
+        }
         Place::Service { namespace, name } => format!("{name}.{namespace}.svc:{}", webhook.port),
     };
     let path = format!("{}?timeout=30s", webhook.path);
@@ -95,10 +97,7 @@ async fn exchange(stream: Stream, authority: &str, path: &str, question: String)
 async fn connect(server: &Server, webhook: &Webhook, trust: &Trust) -> Result<Stream, String> {
     let config = trust.config(&webhook.authorities)?;
     let (stream, name): (Stream, String) = match &webhook.place {
-        Place::Host(host) => {
-            let host = host.trim_start_matches('[').trim_end_matches(']');
-            (Box::new(dial(host, webhook.port).await?), host.to_owned())
-        }
+        Place::Host(host) => (Box::new(dial(host, webhook.port).await?), host.clone()),
         Place::Service { namespace, name } => {
             (service(server, namespace, name, webhook.port).await?, format!("{name}.{namespace}.svc"))
         }

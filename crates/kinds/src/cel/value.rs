@@ -15,12 +15,13 @@ use jiff::SignedDuration;
 use jiff::civil::DateTime;
 use serde_json::Value as Json;
 
-use super::functions::{Semver, Url, parse_date, parse_duration};
+use super::functions::{Semver, parse_date, parse_duration};
 use super::library;
 use super::room::Failure;
 use super::shape::{Form, ListBy, Shape};
 use super::types::Type;
 use crate::quantity::Quantity;
+use crate::url::Url;
 
 /// Characters of a text that are shown where it is not what it should be.
 const LONGEST_SHOWN: usize = 1024;

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
 use crate::look::{Look, Path, child, map_of, remove};
+use crate::url::Url;
 use crate::{openapi, validate};
 
 /// The versions of ConversionReview that are spoken.
@@ -20,7 +21,7 @@ const GROUP: &str = "apiextensions.k8s.io";
 /// Where a webhook listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// As URLs have it: an address of the sixth version stands in brackets.
+    /// A name or an address.
     Host(String),
     Service {
         namespace: String,
@@ -68,10 +69,11 @@ impl Webhook {
         let (place, port, path) = if service.is_object() {
             let place =
                 Place::Service { namespace: service.text("namespace").into(), name: service.text("name").into() };
-            (place, service.int("port").and_then(|port| u16::try_from(port).ok()), service.text("path"))
+            (place, service.int("port").and_then(|port| u16::try_from(port).ok()), service.text("path").to_owned())
         } else {
             let url = Url::parse(config.text("url")).ok()?;
-            (Place::Host(url.host.to_owned()), url.port, url.path)
+            let (host, port) = url.host_and_port();
+            (Place::Host(host.to_owned()), port.parse().ok(), url.escaped_path())
         };
         let review = hook.list("conversionReviewVersions").iter().filter_map(Value::as_str);
         Some(Self {
@@ -79,7 +81,7 @@ impl Webhook {
             identity: openapi::hash(spec.to_string().as_bytes()),
             place,
             port: port.unwrap_or(443),
-            path: if path.starts_with('/') { path.to_owned() } else { format!("/{path}") },
+            path: if path.starts_with('/') { path } else { format!("/{path}") },
             authorities: bundle(config.text("caBundle")),
             review: review.filter_map(|version| REVIEWS.into_iter().find(|known| *known == version)).next(),
         })
@@ -298,69 +300,6 @@ pub(super) fn certificates(text: &str) -> Result<(), &'static str> {
     if blocks.any(is_certificate) { Ok(()) } else { Err("no valid certificate authority data seen") }
 }
 
-/// The parts of a URL.
-#[derive(Debug)]
-pub(super) struct Url<'a> {
-    /// Lower case; empty without one.
-    pub(super) scheme: String,
-    pub(super) user: Option<&'a str>,
-    pub(super) host: &'a str,
-    pub(super) port: Option<u16>,
-    pub(super) path: &'a str,
-    pub(super) query: &'a str,
-    pub(super) fragment: &'a str,
-}
-
-impl<'a> Url<'a> {
-    /// # Errors
-    /// Says why it is none, as Go does.
-    pub(super) fn parse(text: &'a str) -> Result<Self, String> {
-        if text.bytes().any(|byte| byte.is_ascii_control()) {
-            return Err("net/url: invalid control character in URL".to_owned());
-        }
-        let (rest, fragment) = text.split_once('#').unwrap_or((text, ""));
-        let is_scheme = |scheme: &str| {
-            scheme.starts_with(|first: char| first.is_ascii_alphabetic())
-                && scheme.chars().all(|letter| letter.is_ascii_alphanumeric() || matches!(letter, '+' | '-' | '.'))
-        };
-        let (scheme, rest) = match rest.split_once(':') {
-            Some(("", _)) => return Err("missing protocol scheme".to_owned()),
-            Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_ascii_lowercase(), rest),
-            _ => (String::new(), rest),
-        };
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let Some(rest) = rest.strip_prefix("//") else {
-            return Ok(Self { scheme, user: None, host: "", port: None, path: rest, query, fragment });
-        };
-        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-        let (user, host) = match authority.rsplit_once('@') {
-            Some((user, host)) => (Some(user), host),
-            None => (None, authority),
-        };
-        if host.starts_with('[') && !host.contains(']') {
-            return Err("missing ']' in host".to_owned());
-        }
-        let end = host.rfind(']').map_or(0, |bracket| bracket + 1);
-        let (host, port) = match host[end..].find(':') {
-            Some(colon) => host.split_at(end + colon),
-            None => (host, ""),
-        };
-        if let Some(wrong) =
-            host.chars().find(|letter| matches!(letter, ' ' | '<' | '>' | '"' | '{' | '}' | '\\' | '^'))
-        {
-            return Err(format!("invalid character {:?} in host name", wrong.to_string()));
-        }
-        let number = match port.trim_start_matches(':') {
-            "" => None,
-            digits if port.matches(':').count() == 1 && digits.bytes().all(|digit| digit.is_ascii_digit()) => {
-                digits.parse().ok()
-            }
-            _ => return Err(format!("invalid port {port:?} after host")),
-        };
-        Ok(Self { scheme, user, host, port: number, path, query, fragment })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -402,7 +341,7 @@ mod tests {
     #[test]
     fn where_it_is_and_what_it_is_asked() {
         let hook = hook("v1");
-        assert_eq!((&hook.place, hook.port, hook.path.as_str()), (&Place::Host("[::1]".into()), 8443, "/convert"));
+        assert_eq!((&hook.place, hook.port, hook.path.as_str()), (&Place::Host("::1".into()), 8443, "/convert"));
         let objects = [original("a")];
         let question =
             hook.question(Conversion { uid: "u", api_version: "example.com/v2", objects: &objects }).unwrap();

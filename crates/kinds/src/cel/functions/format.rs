@@ -16,7 +16,7 @@ pub(crate) const FORMATS: [(&str, Mistakes); 13] = [
     ("format.dns1123SubdomainPrefix", |text| names::dns1123_subdomain(&unprefixed(text))),
     ("format.dns1035LabelPrefix", |text| names::dns1035_label(&unprefixed(text))),
     ("format.labelValue", names::label_value),
-    ("format.uri", |text| net::Url::parse(text).err().into_iter().collect()),
+    ("format.uri", |text| net::parse_url(text).err().into_iter().collect()),
     ("format.uuid", |text| unless(text, "uuid", "does not match the UUID format")),
     ("format.byte", |text| unless(text, "byte", "invalid base64")),
     ("format.date", |text| unless(text, "date", "invalid date")),

@@ -22,7 +22,6 @@ use crate::quantity::Quantity;
 
 pub(super) use format::FORMATS;
 pub(super) use lists::sort_by;
-pub(super) use net::Url;
 pub use time::parse_duration;
 pub(super) use time::{parse_date, parse_time};
 pub(super) use version::Semver;

@@ -1,6 +1,6 @@
 //! Addresses, networks and URLs.
 //!
-//! Source: `library/{ip,cidr,urls}.go` of `k8s.io/apiserver/pkg/cel`; URLs are as Go's `net/url` reads them.
+//! Source: `library/{ip,cidr,urls}.go` of `k8s.io/apiserver/pkg/cel`.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -12,6 +12,7 @@ use percent_encoding::percent_decode_str;
 use super::{Found, fail, map_of_lists};
 use crate::cel::room::Failure;
 use crate::cel::value::{Key, Value};
+use crate::url::{Url, check_escapes};
 
 pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> {
     Some(match (function, args) {
@@ -55,17 +56,17 @@ pub(super) fn call<'a>(function: &str, args: &[Value<'a>]) -> Option<Found<'a>> 
         },
         ("prefixLength", [Value::Cidr(cidr)]) => Ok(Value::Int(cidr.prefix_len().into())),
         ("masked", [Value::Cidr(cidr)]) => Ok(Value::Cidr(cidr.trunc())),
-        ("url", [Value::String(text)]) => match Url::parse(text) {
+        ("url", [Value::String(text)]) => match parse_url(text) {
             Ok(url) => Ok(Value::Url(Rc::new(url))),
             Err(why) => fail(format!("URL parse error during conversion from string: {why}")),
         },
-        ("isURL", [Value::String(text)]) => Ok(Value::Bool(Url::parse(text).is_ok())),
+        ("isURL", [Value::String(text)]) => Ok(Value::Bool(parse_url(text).is_ok())),
         ("getScheme", [Value::Url(url)]) => Ok(Value::text(url.scheme.as_str())),
         ("getHost", [Value::Url(url)]) => Ok(Value::text(url.host.as_str())),
         ("getHostname", [Value::Url(url)]) => Ok(Value::text(url.host_and_port().0)),
         ("getPort", [Value::Url(url)]) => Ok(Value::text(url.host_and_port().1)),
-        ("getEscapedPath", [Value::Url(url)]) => Ok(Value::text(url.path.as_str())),
-        ("getQuery", [Value::Url(url)]) => Ok(url.query_values()),
+        ("getEscapedPath", [Value::Url(url)]) => Ok(Value::text(url.escaped_path())),
+        ("getQuery", [Value::Url(url)]) => Ok(query_values(url)),
         _ => return None,
     })
 }
@@ -113,127 +114,18 @@ fn parse_cidr(text: &str) -> Result<IpNet, String> {
     }
 }
 
-/// The parts of a URL that rules can ask for.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Url {
-    text: String,
-    scheme: String,
-    /// With a port, if there is one.
-    host: String,
-    path: String,
-    query: String,
+pub(super) fn parse_url(text: &str) -> Result<Url, String> {
+    Url::parse_request(text).map_err(|why| format!("parse {text:?}: {why}"))
 }
 
-impl Url {
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| Err(format!("parse {text:?}: {why}"));
-        if text.bytes().any(|byte| byte < 0x20 || byte == 0x7f) {
-            return wrong("net/url: invalid control character in URL");
-        }
-        if text.is_empty() {
-            return wrong("empty url");
-        }
-        let (scheme, rest) = match text.split_once(':') {
-            Some(("", _)) => return wrong("missing protocol scheme"),
-            Some((scheme, rest)) if is_scheme(scheme) => (scheme.to_ascii_lowercase(), rest),
-            _ => (String::new(), text),
-        };
-        if scheme.is_empty() && !rest.starts_with('/') && rest != "*" {
-            return wrong("invalid URI for request");
-        }
-        // A request's URL has no fragment: `#` is a letter like others.
-        let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, path) = match rest.strip_prefix("//") {
-            Some(after) if !scheme.is_empty() || !after.starts_with('/') => {
-                after.split_at(after.find('/').unwrap_or(after.len()))
-            }
-            // What has a scheme and no slash is opaque.
-            _ if !scheme.is_empty() && !rest.starts_with('/') => ("", ""),
-            _ => ("", rest),
-        };
-        let (user, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-        let in_user = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&byte);
-        if !user.bytes().all(in_user) {
-            return wrong("net/url: invalid userinfo");
-        }
-        if let Err(why) = check_host(host) {
-            return wrong(&why);
-        }
-        if let Some(why) = bad_escape(path).or_else(|| bad_escape(host)).or_else(|| bad_escape(user)) {
-            return wrong(&why);
-        }
-        let path = escaped(path);
-        Ok(Self { text: text.to_owned(), scheme, host: host.to_owned(), path, query: query.to_owned() })
-    }
-
-    /// Bytes of its text.
-    pub(crate) fn len(&self) -> usize {
-        self.text.len()
-    }
-
-    fn host_and_port(&self) -> (&str, &str) {
-        let inside = self.host.strip_prefix('[').and_then(|rest| rest.split_once(']'));
-        if let Some((host, port)) = inside {
-            return (host, port.strip_prefix(':').unwrap_or_default());
-        }
-        self.host.rsplit_once(':').unwrap_or((&self.host, ""))
-    }
-
-    fn query_values<'a>(&self) -> Value<'a> {
-        let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
-        let mut values: BTreeMap<Key, Vec<Value<'a>>> = BTreeMap::new();
-        for pair in self.query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';')) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            if bad_escape(name).is_none() && bad_escape(value).is_none() {
-                values.entry(Key::String(decode(name))).or_default().push(Value::text(decode(value)));
-            }
-        }
-        map_of_lists(values.into_iter().map(|(key, values)| (key, Value::list(values))).collect())
-    }
-}
-
-fn is_scheme(text: &str) -> bool {
-    text.starts_with(|first: char| first.is_ascii_alphabetic())
-        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.'))
-}
-
-fn check_host(host: &str) -> Result<(), String> {
-    let port = match host.strip_prefix('[') {
-        Some(inside) => inside.split_once(']').ok_or("missing ']' in host")?.1,
-        None => host.rfind(':').map_or("", |colon| &host[colon..]),
-    };
-    let digits = port.strip_prefix(':').unwrap_or(port);
-    if port.is_empty() || port.starts_with(':') && digits.bytes().all(|byte| byte.is_ascii_digit()) {
-        if let Some(bad) = host.chars().find(|c| matches!(c, ' ' | '#' | '\\' | '^' | '`' | '{' | '|' | '}')) {
-            return Err(format!("invalid character {:?} in host name", bad.to_string()));
-        }
-        return Ok(());
-    }
-    Err(format!("invalid port {port:?} after host"))
-}
-
-fn bad_escape(text: &str) -> Option<String> {
-    let mut rest = text;
-    while let Some(at) = rest.find('%') {
-        let after = &rest.as_bytes()[at + 1..];
-        if after.len() < 2 || !after[..2].iter().all(u8::is_ascii_hexdigit) {
-            let shown: String = rest[at..].chars().take(3).collect();
-            return Some(format!("invalid URL escape {shown:?}"));
-        }
-        rest = &rest[at + 3..];
-    }
-    None
-}
-
-/// A path with everything escaped that must be.
-fn escaped(path: &str) -> String {
-    let mut out = String::with_capacity(path.len());
-    for byte in path.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-_.~$&+,/:;=@%!'()*[]".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
+fn query_values<'a>(url: &Url) -> Value<'a> {
+    let decode = |text: &str| percent_decode_str(&text.replace('+', " ")).decode_utf8_lossy().into_owned();
+    let mut values: BTreeMap<Key, Vec<Value<'a>>> = BTreeMap::new();
+    for pair in url.query.split('&').filter(|pair| !pair.is_empty() && !pair.contains(';')) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        if check_escapes(name).is_ok() && check_escapes(value).is_ok() {
+            values.entry(Key::String(decode(name))).or_default().push(Value::text(decode(value)));
         }
     }
-    out
+    map_of_lists(values.into_iter().map(|(key, values)| (key, Value::list(values))).collect())
 }

@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::set_condition;
 use crate::FieldError;
 use crate::look::Look;
+use crate::url::Url;
 
 const APPROVED: &str = "api-approved.kubernetes.io";
 
@@ -37,10 +38,7 @@ fn state(definition: &Value) -> Option<(&'static str, String)> {
 }
 
 fn is_url(text: &str) -> bool {
-    let is_scheme = |scheme: &str| !scheme.is_empty() && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric());
-    text.split_once("://").is_some_and(|(scheme, rest)| {
-        is_scheme(scheme) && !rest.is_empty() && !rest.starts_with('/') && !rest.contains(char::is_whitespace)
-    })
+    Url::parse_request(text).is_ok_and(|url| !url.scheme.is_empty() && !url.host.is_empty())
 }
 
 /// What is wrong with it, unless it was before.

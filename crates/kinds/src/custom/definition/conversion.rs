@@ -6,9 +6,10 @@
 use serde_json::Value;
 
 use crate::FieldError;
-use crate::custom::webhook::{REVIEWS, Url, certificates};
+use crate::custom::webhook::{REVIEWS, certificates};
 use crate::look::{Look, Path};
 use crate::names;
+use crate::url::Url;
 
 /// `old` is the definition before, if there was one.
 pub(super) fn validate(conversion: &Value, old: Option<&Value>, path: &Path<'_>, errors: &mut Vec<FieldError>) {
@@ -81,14 +82,14 @@ fn url(text: &str, path: &Path<'_>, errors: &mut Vec<FieldError>) {
     if url.host.is_empty() {
         wrong("", format!("host must be specified{FORM}"));
     }
-    if let Some(user) = url.user {
+    if let Some(user) = &url.user {
         wrong(user, "user information is not permitted in the URL".to_owned());
     }
     if !url.fragment.is_empty() {
-        wrong(url.fragment, "fragments are not permitted in the URL".to_owned());
+        wrong(&url.fragment, "fragments are not permitted in the URL".to_owned());
     }
     if !url.query.is_empty() {
-        wrong(url.query, "query parameters are not permitted in the URL".to_owned());
+        wrong(&url.query, "query parameters are not permitted in the URL".to_owned());
     }
 }
 
