@@ -37,6 +37,7 @@ mod metrics;
 mod nodes;
 mod object;
 mod options;
+mod pairs;
 mod patch;
 mod pki;
 mod places;

@@ -19,6 +19,7 @@ use crate::convert;
 use crate::custom;
 use crate::object;
 use crate::options::Options;
+use crate::pairs;
 use crate::ranges;
 use crate::route::{Sub, Target};
 use crate::server::Server;
@@ -131,7 +132,7 @@ pub(crate) async fn create(server: &Server, asked: Asked<'_>, body: impl Into<Ch
     if custom::is_definition(kind) {
         custom::refuse_too_many(&server.store, object::name(&object), &object)?;
     }
-    asked.warnings.add(kind.warnings(&object, None));
+    asked.warnings.add(kind.warnings(&object, None).into_iter().chain(pairs::warning(kind, &object)));
     set_managed_fields(&mut object, owners.managed_fields);
     object::refuse_too_deep(&object)?;
 
@@ -276,6 +277,7 @@ pub(crate) async fn change(
             Sub::Status => kind.status_warnings(&new),
             _ => Vec::new(),
         });
+        asked.warnings.add(pairs::warning(kind, &new));
         // What is stored as another version than it would be now is written anew, though nobody can see a change.
         let is_current = object::api_version(&entry.value) == object::stored_kind(kind).stored_api_version();
         if new == old && !gone && !owners.changed && is_current {

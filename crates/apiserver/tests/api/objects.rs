@@ -210,6 +210,20 @@ async fn unknown_fields_warn_or_fail() {
 }
 
 #[tokio::test]
+async fn a_tls_secret_that_no_server_could_use_is_stored_with_a_warning() {
+    let cluster = Cluster::start().await;
+    let client = cluster.admin();
+    let secrets = "/api/v1/namespaces/default/secrets";
+    let told = "299 - \"tls: failed to find any PEM data in certificate input\"";
+    let body =
+        json!({"metadata": {"name": "a"}, "type": "kubernetes.io/tls", "stringData": {"tls.crt": "x", "tls.key": "y"}});
+    let created = client.post(secrets, &body).await;
+    assert_eq!((created.code, created.headers["warning"].to_str().unwrap()), (201, told));
+    let labelled = client.merge(&format!("{secrets}/a"), &json!({"metadata": {"labels": {"a": "b"}}})).await;
+    assert_eq!((labelled.code, labelled.headers["warning"].to_str().unwrap()), (200, told));
+}
+
+#[tokio::test]
 async fn finalizers_keep_an_object_until_they_are_gone() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
