@@ -275,17 +275,18 @@ impl Check<'_> {
                 found.merge(item);
             }
         }
-        let count = u64::try_from(items.len()).unwrap_or(u64::MAX);
-        let Range { min, max } = schema.item_count;
-        if let Some(min) = min.filter(|min| count < *min) {
-            found.errors.push(self.invalid(name, &count.into(), &format!("should have at least {min} items")));
+        self.count(&schema.item_count, items.len(), "items", name, found);
+    }
+
+    /// How many of its parts a value has.
+    fn count(&self, allowed: &Range, parts: usize, what: &str, name: &str, found: &mut Found) {
+        let count = u64::try_from(parts).unwrap_or(u64::MAX);
+        if let Some(min) = allowed.min.filter(|min| count < *min) {
+            found.errors.push(self.invalid(name, &count.into(), &format!("should have at least {min} {what}")));
         }
-        if let Some(max) = max.filter(|max| count > *max) {
-            found.errors.push(FieldError::too_many(
-                self.field(name),
-                items.len(),
-                usize::try_from(max).unwrap_or(usize::MAX),
-            ));
+        if let Some(max) = allowed.max.filter(|max| count > *max) {
+            let max = usize::try_from(max).unwrap_or(usize::MAX);
+            found.errors.push(FieldError::too_many(self.field(name), parts, max));
         }
     }
 
@@ -303,18 +304,7 @@ impl Check<'_> {
             let visible = !at_root || !matches!(key, "apiVersion" | "kind");
             old.filter(|_| visible).and_then(|old| old.get(key))
         };
-        let count = u64::try_from(map.len()).unwrap_or(u64::MAX);
-        let Range { min, max } = schema.property_count;
-        if let Some(min) = min.filter(|min| count < *min) {
-            found.errors.push(self.invalid(name, &count.into(), &format!("should have at least {min} properties")));
-        }
-        if let Some(max) = max.filter(|max| count > *max) {
-            found.errors.push(FieldError::too_many(
-                self.field(name),
-                map.len(),
-                usize::try_from(max).unwrap_or(usize::MAX),
-            ));
-        }
+        self.count(&schema.property_count, map.len(), "properties", name, found);
         for (key, value) in map {
             if self.is_spent() {
                 break;
