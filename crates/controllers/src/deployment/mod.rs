@@ -41,14 +41,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         inputs(&caches.replica_sets, Input::Set),
         inputs(&caches.pods, Input::Pod),
     ];
-    let controller = Deployments {
-        client: shared.client.clone(),
-        events: shared.events.component("deployment-controller"),
-        deployments: caches.deployments.clone(),
-        pods: Index::new(|pod| Some(meta::controller_of(&pod.metadata)?.uid.clone())),
-        sets: Index::new(group),
-        unseen: Unseen::default(),
-    };
+    let events = shared.events.component("deployment-controller");
+    let controller = Deployments::new(shared.client.clone(), events, caches.deployments.clone());
     drive(controller, inputs, WORKERS).await;
 }
 
@@ -77,8 +71,7 @@ impl Controller for Deployments {
 
     fn observe(&mut self, input: Input, queue: &mut Queue<Key>) {
         match input {
-            Input::Deployment(Change::Applied { new, .. }) => queue.add(Key::of(&*new)),
-            Input::Deployment(Change::Deleted(old)) => self.unseen.forget(&Key::of(&*old)),
+            Input::Deployment(Change::Applied { new: told, .. } | Change::Deleted(told)) => queue.add(Key::of(&*told)),
             Input::Set(change) => {
                 self.sets.observe(&change);
                 match change {
@@ -114,7 +107,10 @@ impl Controller for Deployments {
     }
 
     fn reconcile(&mut self, key: &Key, queue: &mut Queue<Key>) -> Option<Effects> {
-        let deployment = self.deployments.get(key)?;
+        let Some(deployment) = self.deployments.get(key) else {
+            self.unseen.forget(key);
+            return None;
+        };
         let spec = deployment.spec.as_ref()?;
         if let Err(until) = self.unseen.settled(key, Instant::now(), |write| self.sets.shows(write)) {
             queue.add_at(key.clone(), until);
@@ -172,6 +168,17 @@ impl Controller for Deployments {
 }
 
 impl Deployments {
+    fn new(client: Client, events: Recorder, deployments: Cache<Deployment>) -> Self {
+        Self {
+            client,
+            events,
+            deployments,
+            pods: Index::new(|pod| Some(meta::controller_of(&pod.metadata)?.uid.clone())),
+            sets: Index::new(group),
+            unseen: Unseen::default(),
+        }
+    }
+
     fn wake(&self, set: &ReplicaSet, queue: &mut Queue<Key>) {
         let namespace = set.metadata.namespace.as_deref().unwrap_or_default();
         if let Some(owner) = meta::controller_of(&set.metadata) {
@@ -194,8 +201,10 @@ impl Deployments {
                 let template = set.spec.as_ref().and_then(|spec| spec.template.as_ref());
                 !template.is_some_and(|template| template::is_same(template, &spec.template))
             })
-            .filter_map(|set| set.metadata.uid.as_deref())
-            .any(|uid| self.pods.group(uid).any(|pod| !pod::is_finished(pod)))
+            .any(|set| {
+                let uid = set.metadata.uid.as_deref().unwrap_or_default();
+                !rollout::is_emptied(set) || self.pods.group(uid).any(|pod| !pod::is_finished(pod))
+            })
     }
 }
 

@@ -140,7 +140,9 @@ pub(crate) fn plan(deployment: &Deployment, mut sets: Vec<Arc<ReplicaSet>>, old_
     }
     let bounds = Bounds::of(spec);
     let paused = spec.paused.unwrap_or(false);
-    if paused || is_resized(&rollout, bounds) {
+    // Of several that run Recreate leaves one, whatever their sizes; there is nothing to be scaled before.
+    let active = rollout.members().filter(|member| member.replicas > 0).count();
+    if paused || (is_resized(&rollout, bounds) && !(is_recreate(spec) && active > 1)) {
         rollout.only_scaled = true;
         scale(&mut rollout, bounds, is_recreate(spec));
         if paused {
@@ -197,6 +199,13 @@ fn is_resized(rollout: &Rollout, bounds: Bounds) -> bool {
             .and_then(|text| text.parse::<i32>().ok())
             .is_some_and(|desired| desired != bounds.replicas)
     })
+}
+
+/// The ReplicaSet's controller has said, of what is asked of it now, that none of its pods serves any more. Until then
+/// it may still be making some that nobody has heard of.
+pub(crate) fn is_emptied(set: &ReplicaSet) -> bool {
+    let status = set.status.clone().unwrap_or_default();
+    status.replicas == 0 && status.observed_generation >= set.metadata.generation
 }
 
 fn refresh_new(rollout: &mut Rollout, deployment: &Deployment, spec: &DeploymentSpec, revision: i64) {
@@ -352,11 +361,7 @@ fn forget_old(rollout: &mut Rollout, spec: &DeploymentSpec) {
     let mut empty: Vec<_> = rollout
         .old
         .iter()
-        .filter(|member| {
-            let status = member.object.status.clone().unwrap_or_default();
-            let seen = status.observed_generation >= member.object.metadata.generation;
-            member.replicas == 0 && status.replicas == 0 && seen && !meta::is_terminating(&*member.object)
-        })
+        .filter(|member| member.replicas == 0 && is_emptied(&member.object) && !meta::is_terminating(&*member.object))
         .map(|member| member.object.clone())
         .collect();
     empty.sort_by_cached_key(|set| template::revision(set));

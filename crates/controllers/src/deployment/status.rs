@@ -125,7 +125,8 @@ fn progress(
         conditions.replace("Progressing", "True", "ReplicaSetUpdated", format!("{subject} is progressing."));
     }
     let current = conditions.get("Progressing")?;
-    if current.reason.as_deref() == Some(TIMED_OUT) {
+    // The end of the last rollout is not the beginning of this one, whose time begins with its first step.
+    if [TIMED_OUT, AVAILABLE].contains(&current.reason.as_deref().unwrap_or_default()) {
         return None;
     }
     let since = current.last_update_time.as_ref().map_or(conditions.now, |time| time.0);

@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::rollout::{self, Bounds, Rollout};
-use super::{status, template};
+use super::{Cache, Deployments, Recorder, status, template};
 
 fn start() -> Timestamp {
     "2026-01-01T00:00:00Z".parse().unwrap()
@@ -92,6 +92,7 @@ impl World {
             };
             if status.replicas != wanted || next != available {
                 status.replicas = wanted;
+                status.observed_generation = set.metadata.generation;
                 status.available_replicas = Some(next);
                 status.ready_replicas = Some(next);
                 return true;
@@ -191,6 +192,57 @@ fn recreate_starts_the_new_after_the_last_of_the_old() {
     world.set_image("two");
     world.play(|world| assert!(world.sizes().len() <= 1, "{:?}", world.sizes()));
     assert_eq!(world.sizes(), [("two".to_owned(), 3)]);
+}
+
+/// A rollout by another strategy was under way, and the size changed with the strategy.
+#[test]
+fn recreate_leaves_one_of_several() {
+    let mut world = World::new(4, rolling(json!(0), json!(2)));
+    world.play(|_| {});
+    world.set_image("bad");
+    world.broken = Some("bad");
+    world.play(|_| {});
+    assert_eq!(world.sizes(), [("one".to_owned(), 2), ("bad".to_owned(), 2)]);
+    world.broken = None;
+    world.spec().replicas = Some(5);
+    world.spec().strategy = serde_json::from_value(json!({"type": "Recreate"})).unwrap();
+    world.play(|_| {});
+    assert_eq!(world.sizes(), [("bad".to_owned(), 5)]);
+}
+
+/// What is known of the pods may be all that there is, or all that was made so far.
+#[tokio::test]
+async fn recreate_waits_until_the_old_set_is_said_to_be_empty() {
+    let mut world = World::new(1, json!({"type": "Recreate"}));
+    world.play(|_| {});
+    world.set_image("two");
+    let client = crate::nowhere();
+    let (events, _) = Recorder::new(client.clone(), "");
+    let controller = Deployments::new(client, events, Cache::detached());
+    let old = |observed: i64, replicas: i32| {
+        let mut set = world.sets[0].clone();
+        set.metadata.generation = Some(2);
+        set.status =
+            Some(ReplicaSetStatus { replicas, observed_generation: Some(observed), ..ReplicaSetStatus::default() });
+        controller.old_pods_remain(world.deployment.spec.as_ref().unwrap(), &[Arc::new(set)])
+    };
+    assert!(old(1, 0), "it may be making the one that it was told to at first");
+    assert!(old(2, 1));
+    assert!(!old(2, 0));
+}
+
+/// Of a new rollout that has not moved yet only the last one's end is known.
+#[test]
+fn a_rollout_long_after_the_last_is_not_late_at_once() {
+    for strategy in [rolling(json!(1), json!(0)), json!({"type": "Recreate"})] {
+        let mut world = World::new(2, strategy);
+        for image in ["one", "two", "one"] {
+            world.set_image(image);
+            world.play(|world| assert_ne!(world.condition("Progressing"), "False ProgressDeadlineExceeded"));
+            assert_eq!(world.condition("Progressing"), "True NewReplicaSetAvailable");
+            world.now += SignedDuration::from_secs(3600);
+        }
+    }
 }
 
 #[test]

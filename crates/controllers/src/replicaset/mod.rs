@@ -75,10 +75,8 @@ impl Controller for ReplicaSets {
             Input::Set(change) => {
                 self.by_owner.observe(&change);
                 self.by_namespace.observe(&change);
-                match change {
-                    Change::Applied { new, .. } => queue.add(Key::of(&*new)),
-                    Change::Deleted(old) => self.unseen.forget(&Key::of(&*old)),
-                    Change::Synced => {}
+                if let Change::Applied { new: told, .. } | Change::Deleted(told) = change {
+                    queue.add(Key::of(&*told));
                 }
             }
             Input::Pod(change) => {
@@ -100,7 +98,10 @@ impl Controller for ReplicaSets {
     }
 
     fn reconcile(&mut self, key: &Key, queue: &mut Queue<Key>) -> Option<Effects> {
-        let set = self.sets.get(key)?;
+        let Some(set) = self.sets.get(key) else {
+            self.unseen.forget(key);
+            return None;
+        };
         if let Err(until) = self.unseen.settled(key, Instant::now(), |write| self.pods.shows(write)) {
             queue.add_at(key.clone(), until);
             return None;
