@@ -100,11 +100,7 @@ fn unfit(pod: &Pod, requests: &Requests, node: &Node, load: Option<&Load>, topol
     if !affinity_allows(pod, node) {
         return one("node(s) didn't match Pod's node affinity/selector");
     }
-    let repelling = taints(node).find(|taint| {
-        let binding = taint.effect == taint::NO_SCHEDULE || taint.effect == taint::NO_EXECUTE;
-        binding && !(taint.key == taint::UNSCHEDULABLE && unschedulable) && !taint::is_tolerated(pod, taint)
-    });
-    if let Some(taint) = repelling {
+    if let Some(taint) = repelling(pod, node) {
         let value = taint.value.as_deref().unwrap_or("");
         return vec![format!("node(s) had untolerated taint {{{}: {value}}}", taint.key)];
     }
@@ -124,6 +120,12 @@ fn unfit(pod: &Pod, requests: &Requests, node: &Node, load: Option<&Load>, topol
         return missing;
     }
     topology.unfit(node).map(one).unwrap_or_default()
+}
+
+/// A taint that keeps the pod away.
+pub(super) fn repelling<'a>(pod: &Pod, node: &'a Node) -> Option<&'a Taint> {
+    let binding = |taint: &&Taint| taint.effect == taint::NO_SCHEDULE || taint.effect == taint::NO_EXECUTE;
+    taints(node).filter(binding).find(|taint| !taint::is_tolerated(pod, taint))
 }
 
 fn missing_resources(requests: &Requests, node: &Node, load: Option<&Load>) -> Vec<Reason> {
@@ -148,7 +150,7 @@ fn missing_resources(requests: &Requests, node: &Node, load: Option<&Load>) -> V
     missing
 }
 
-fn affinity_allows(pod: &Pod, node: &Node) -> bool {
+pub(super) fn affinity_allows(pod: &Pod, node: &Node) -> bool {
     let Some(spec) = &pod.spec else { return true };
     let labels = node.labels();
     if !spec.node_selector.iter().flatten().all(|(key, value)| labels.get(key) == Some(value)) {

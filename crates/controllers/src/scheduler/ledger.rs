@@ -166,11 +166,9 @@ impl Ledger {
         self.place(pod, node, true);
     }
 
-    /// The binding failed.
-    pub(crate) fn forget(&mut self, uid: &str) {
-        if self.placed.get(uid).is_some_and(|placed| placed.assumed) {
-            self.take_away(uid);
-        }
+    /// The binding failed. True if that freed something on a node.
+    pub(crate) fn forget(&mut self, uid: &str) -> bool {
+        self.placed.get(uid).is_some_and(|placed| placed.assumed) && self.take_away(uid)
     }
 
     /// A pod as the watch tells it. True if that freed something on a node.

@@ -1,7 +1,8 @@
 //! Pods without a node -> bound to one.
 //!
-//! A pod that fits nowhere waits until something changes that could help: a node, or a pod that leaves one. One
-//! decision at a time is made, each on the ledger the last one left; the bindings themselves run side by side.
+//! A pod that fits nowhere waits until something changes that could help: a node, a pod that leaves one, or, if it minds
+//! what runs beside it, one that comes. One decision at a time is made, each on the ledger the last one left; the
+//! bindings themselves run side by side.
 
 mod fit;
 mod ledger;
@@ -9,7 +10,7 @@ mod ledger;
 mod tests;
 mod topology;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod, Service};
@@ -35,16 +36,9 @@ pub(crate) enum Input {
 pub(crate) async fn run(shared: Arc<Shared>) {
     let caches = &shared.caches;
     let inputs = vec![inputs(&caches.pods, Input::Pod), inputs(&caches.nodes, Input::Node)];
-    let controller = Scheduler {
-        client: shared.client.clone(),
-        events: shared.events.component("default-scheduler"),
-        pods: caches.pods.clone(),
-        nodes: caches.nodes.clone(),
-        services: caches.services.clone(),
-        ledger: Ledger::default(),
-        homeless: BTreeSet::new(),
-        turn: 0,
-    };
+    let events = shared.events.component("default-scheduler");
+    let (pods, nodes, services) = (caches.pods.clone(), caches.nodes.clone(), caches.services.clone());
+    let controller = Scheduler::new(shared.client.clone(), events, pods, nodes, services);
     drive(controller, inputs, WORKERS).await;
 }
 
@@ -55,8 +49,8 @@ struct Scheduler {
     nodes: Cache<Node>,
     services: Cache<Service>,
     ledger: Ledger,
-    /// Pods that fitted nowhere when last tried.
-    homeless: BTreeSet<Key>,
+    /// Pods that fitted nowhere when last tried, and whether they mind what runs beside them.
+    homeless: BTreeMap<Key, bool>,
     turn: usize,
 }
 
@@ -75,6 +69,21 @@ fn is_waiting(pod: &Pod) -> bool {
     ours && !gated && pod::node(pod).is_none() && pod::is_active(pod)
 }
 
+/// Whether where it may run depends on other pods than by what they use up.
+fn minds_company(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| {
+        let affinity = spec.affinity.as_ref();
+        affinity.is_some_and(|affinity| affinity.pod_affinity.is_some() || affinity.pod_anti_affinity.is_some())
+            || spec.topology_spread_constraints.as_ref().is_some_and(|constraints| !constraints.is_empty())
+    })
+}
+
+/// The pod has come to a node, or is there under other labels than before.
+fn is_new_company(pod: &Pod, old: Option<&Pod>) -> bool {
+    let known = |old: &Pod| old.uid() == pod.uid() && pod::node(old).is_some() && old.labels() == pod.labels();
+    pod::node(pod).is_some() && !old.is_some_and(known)
+}
+
 impl Controller for Scheduler {
     const NAME: &'static str = "scheduler";
     type Input = Input;
@@ -84,13 +93,17 @@ impl Controller for Scheduler {
         let may_help = match input {
             Input::Pod(Change::Applied { new, old }) => {
                 // The same name with another uid is another pod: the old one went while the watch was down.
-                let replaced = old.is_some_and(|old| old.uid() != new.uid() && self.ledger.remove(&old));
+                let replaced = old.as_ref().is_some_and(|old| old.uid() != new.uid() && self.ledger.remove(old));
                 if is_waiting(&new) {
                     queue.add(Key::of(&*new));
                 } else {
                     self.homeless.remove(&Key::of(&*new));
                 }
-                self.ledger.observe(&new) || replaced
+                let freed = self.ledger.observe(&new);
+                if is_new_company(&new, old.as_deref()) {
+                    self.retry(queue, |minds_company| minds_company);
+                }
+                freed || replaced
             }
             Input::Pod(Change::Deleted(old)) => {
                 self.homeless.remove(&Key::of(&*old));
@@ -101,7 +114,7 @@ impl Controller for Scheduler {
             Input::Pod(Change::Synced) | Input::Node(Change::Synced) => false,
         };
         if may_help {
-            std::mem::take(&mut self.homeless).into_iter().for_each(|key| queue.add(key));
+            self.retry(queue, |_| true);
         }
     }
 
@@ -120,22 +133,39 @@ impl Controller for Scheduler {
                 Some(Box::pin(async move { binder.bind(node).await.into() }))
             }
             Err(message) => {
-                self.homeless.insert(key.clone());
+                self.homeless.insert(key.clone(), minds_company(&pod));
                 Some(Box::pin(async move { binder.refuse(message).await.into() }))
             }
         }
     }
 
-    fn finish(&mut self, key: &Key, outcome: &Outcome, _queue: &mut Queue<Key>) {
+    fn finish(&mut self, key: &Key, outcome: &Outcome, queue: &mut Queue<Key>) {
         if outcome.error.is_some()
             && let Some(pod) = self.pods.get(key)
+            && self.ledger.forget(&pod.uid().unwrap_or_default())
         {
-            self.ledger.forget(&pod.uid().unwrap_or_default());
+            self.retry(queue, |_| true);
         }
     }
 }
 
 impl Scheduler {
+    fn new(client: Client, events: Recorder, pods: Cache<Pod>, nodes: Cache<Node>, services: Cache<Service>) -> Self {
+        let (ledger, homeless) = (Ledger::default(), BTreeMap::new());
+        Self { client, events, pods, nodes, services, ledger, homeless, turn: 0 }
+    }
+
+    /// Looks again at the homeless that `helped` says something was done for, told whether they mind their company.
+    fn retry(&mut self, queue: &mut Queue<Key>, helped: impl Fn(bool) -> bool) {
+        self.homeless.retain(|key, minds_company| {
+            let helped = helped(*minds_company);
+            if helped {
+                queue.add(key.clone());
+            }
+            !helped
+        });
+    }
+
     fn peers(&self, pod: &Pod) -> Peers {
         if let Some(owner) = meta::controller_of(&pod.metadata) {
             return Peers::Owner(owner.uid.clone());

@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::fit::{Cluster, choose};
 use super::ledger::{Ledger, Peers, Requests};
+use super::{Cache, Change, Controller, Input, Key, Outcome, Queue, Recorder, Scheduler};
 
 fn node(name: &str, extra: Value) -> Arc<Node> {
     let mut node = json!({
@@ -252,4 +254,93 @@ fn affinity_between_pods() {
     check(&three(), &[crowd[0].clone()], spread("DoNotSchedule"), Ok("b1"));
     check(&three(), &[crowd[0].clone(), crowd[1].clone()], spread("ScheduleAnyway"), Ok("a2"));
     check(&three()[..2], &[crowd[0].clone()], spread("DoNotSchedule"), Ok("a2"));
+}
+
+#[test]
+fn only_nodes_that_will_do_are_domains_to_spread_over() {
+    let apart = |policy: &str, value: &str, key: &str| {
+        let mut spec = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",
+            "whenUnsatisfiable": "DoNotSchedule", "labelSelector": {"matchLabels": {"app": "web"}}}]});
+        let other = json!({"maxSkew": 9, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule",
+            "labelSelector": {"matchLabels": {"app": "web"}}});
+        spec["topologySpreadConstraints"][0][policy] = json!(value);
+        spec["topologySpreadConstraints"].as_array_mut().unwrap().push(other);
+        spec
+    };
+    let with = |mut spec: Value, more: Value| {
+        merge(&mut spec, more);
+        spec
+    };
+    let there = [("a1", asking("1", "2Gi")), ("a2", json!({}))];
+    let in_a = json!({"nodeSelector": {"zone": "a"}});
+    let crowded = "0/3 nodes are available: 1 node(s) didn't match Pod's node affinity/selector, \
+                   2 node(s) didn't match pod topology spread constraints.";
+    check(&three(), &there, with(apart("nodeAffinityPolicy", "Honor", "zone"), in_a.clone()), Ok("a2"));
+    check(&three(), &there, with(apart("nodeAffinityPolicy", "Ignore", "zone"), in_a), Err(crowded));
+    let tainted = node("b1", json!({"spec": {"taints": [{"key": "gpu", "effect": "NoSchedule"}]}}));
+    let nodes = [three()[0].clone(), three()[1].clone(), tainted];
+    check(&nodes, &there, apart("nodeTaintsPolicy", "Honor", "zone"), Ok("a2"));
+    let crowded = "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: }, \
+                   2 node(s) didn't match pod topology spread constraints.";
+    check(&nodes, &there, apart("nodeTaintsPolicy", "Ignore", "zone"), Err(crowded));
+    let bare = node("b1", json!({"metadata": {"labels": null}}));
+    let nodes = [three()[0].clone(), three()[1].clone(), bare];
+    check(&nodes, &there, apart("nodeTaintsPolicy", "Ignore", "zone"), Ok("a2"));
+}
+
+/// The scheduler, a node, and what it was told of pods.
+fn scheduler(nodes: &[Arc<Node>]) -> (Scheduler, Queue<Key>) {
+    let (nodes_cache, client) = (Cache::detached(), crate::nowhere());
+    nodes.iter().for_each(|node| nodes_cache.put((**node).clone()));
+    let (events, _) = Recorder::new(client.clone(), "");
+    let scheduler = Scheduler::new(client, events, Cache::detached(), nodes_cache, Cache::detached());
+    (scheduler, Queue::default())
+}
+
+/// The watch shows the pod; then everything that is queued is decided.
+fn show(scheduler: &mut Scheduler, queue: &mut Queue<Key>, pod: &Arc<Pod>) -> Vec<String> {
+    let old = scheduler.pods.get(&Key::of(&**pod));
+    scheduler.pods.put((**pod).clone());
+    scheduler.observe(Input::Pod(Change::Applied { new: pod.clone(), old }), queue);
+    decide(scheduler, queue)
+}
+
+fn decide(scheduler: &mut Scheduler, queue: &mut Queue<Key>) -> Vec<String> {
+    let mut decided = Vec::new();
+    while let Some(key) = queue.take(Instant::now()) {
+        decided.extend(scheduler.reconcile(&key, queue).map(|_| key.name.clone()));
+        queue.done(&key);
+    }
+    decided
+}
+
+#[tokio::test]
+async fn who_waits_for_company_is_tried_again_when_it_comes() {
+    let near = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
+        {"topologyKey": "zone", "labelSelector": {"matchLabels": {"app": "db"}}}]}}});
+    let (mut scheduler, mut queue) = scheduler(&[node("a1", json!({}))]);
+    assert_eq!(show(&mut scheduler, &mut queue, &pod("lonely", near)), ["lonely"]);
+    assert_eq!(show(&mut scheduler, &mut queue, &pod("large", asking("9", "0"))), ["large"]);
+    assert!(!scheduler.ledger.is_placed("lonely"));
+    assert_eq!(show(&mut scheduler, &mut queue, &pod("other", json!({"nodeName": "a1"}))), ["lonely"]);
+    assert!(!scheduler.ledger.is_placed("lonely"));
+    let mut company = (*pod("other", json!({"nodeName": "a1"}))).clone();
+    company.metadata.labels = Some([("app".to_owned(), "db".to_owned())].into());
+    let company = Arc::new(company);
+    assert_eq!(show(&mut scheduler, &mut queue, &company), ["lonely"]);
+    assert!(scheduler.ledger.is_placed("lonely"));
+    assert_eq!(show(&mut scheduler, &mut queue, &company), [""; 0], "nothing new");
+}
+
+#[tokio::test]
+async fn a_binding_that_fails_makes_room_for_others() {
+    let (mut scheduler, mut queue) = scheduler(&[node("a1", json!({}))]);
+    let first = pod("first", asking("2", "0"));
+    assert_eq!(show(&mut scheduler, &mut queue, &first), ["first"]);
+    assert_eq!(show(&mut scheduler, &mut queue, &pod("second", asking("2", "0"))), ["second"]);
+    assert!(!scheduler.ledger.is_placed("second"));
+    let failed = Outcome { writes: Vec::new(), error: Some(kube::Error::TlsRequired) };
+    scheduler.finish(&Key::of(&*first), &failed, &mut queue);
+    assert_eq!(decide(&mut scheduler, &mut queue), ["second"]);
+    assert!(scheduler.ledger.is_placed("second"));
 }

@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Affinity, Node, Pod, PodAffinityTerm, TopologyS
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::ResourceExt;
 
-use super::fit::Cluster;
+use super::fit::{Cluster, affinity_allows, repelling};
 use crate::meta;
 
 /// A topology key and one of its values: a zone, a node, a rack.
@@ -109,8 +109,13 @@ impl Topology {
                     sign * i64::from(preferred.weight);
             }
         }
-        let constraints = pod.spec.iter().flat_map(|spec| spec.topology_spread_constraints.iter().flatten());
-        topology.spread = constraints.map(|constraint| Spread::of(constraint, pod, cluster)).collect();
+        let constraints = || pod.spec.iter().flat_map(|spec| spec.topology_spread_constraints.iter().flatten());
+        let spread = |constraint| {
+            // A node that one binding constraint rules out is no domain of the others.
+            let with: Vec<_> = constraints().filter(|other| is_binding(other) && is_binding(constraint)).collect();
+            Spread::of(constraint, &with, pod, cluster)
+        };
+        topology.spread = constraints().map(spread).collect();
         topology
     }
 
@@ -153,13 +158,32 @@ impl Topology {
     }
 }
 
+fn is_binding(constraint: &TopologySpreadConstraint) -> bool {
+    constraint.when_unsatisfiable != "ScheduleAnyway"
+}
+
+/// Whether what runs on the node counts, and that nothing does.
+fn is_counted(constraint: &TopologySpreadConstraint, pod: &Pod, node: &Node) -> bool {
+    (constraint.node_affinity_policy.as_deref() == Some("Ignore") || affinity_allows(pod, node))
+        && (constraint.node_taints_policy.as_deref() != Some("Honor") || repelling(pod, node).is_none())
+}
+
 impl Spread {
-    fn of(constraint: &TopologySpreadConstraint, pod: &Pod, cluster: &Cluster<'_>) -> Self {
+    fn of(
+        constraint: &TopologySpreadConstraint,
+        with: &[&TopologySpreadConstraint],
+        pod: &Pod,
+        cluster: &Cluster<'_>,
+    ) -> Self {
         let namespace = pod.namespace();
         let selector = constraint.label_selector.as_ref();
         let mut counts = BTreeMap::new();
         for node in cluster.nodes {
             let Some(value) = node.labels().get(&constraint.topology_key) else { continue };
+            let whole = with.iter().all(|other| node.labels().contains_key(&other.topology_key));
+            if !whole || !is_counted(constraint, pod, node) {
+                continue;
+            }
             let load = cluster.ledger.load(&node.name_any());
             let here = load.into_iter().flat_map(|load| load.pods()).filter(|other| {
                 other.namespace() == namespace && !meta::is_terminating(&***other) && chosen(selector, other)
@@ -172,7 +196,7 @@ impl Spread {
             max_skew: i64::from(constraint.max_skew),
             least: if enough { counts.values().min().copied().unwrap_or(0) } else { 0 },
             own: i64::from(chosen(selector, pod)),
-            binding: constraint.when_unsatisfiable != "ScheduleAnyway",
+            binding: is_binding(constraint),
             counts,
         }
     }
