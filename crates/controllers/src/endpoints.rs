@@ -173,8 +173,7 @@ fn desired(service: &Service, pods: impl Iterator<Item = Arc<Pod>>) -> Endpoints
         let Some(endpoint) = endpoint::endpoint(service, &pod, None, family) else { continue };
         let ready = endpoint.conditions.as_ref().and_then(|conditions| conditions.ready).unwrap_or(false);
         // Old clients know no terminating endpoints.
-        let published = service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false);
-        if meta::is_terminating(&*pod) && !published {
+        if meta::is_terminating(&*pod) && !endpoint::is_published_unready(service) {
             continue;
         }
         let ports = endpoint::ports(service, &pod);

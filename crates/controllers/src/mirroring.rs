@@ -72,11 +72,15 @@ impl Controller for Mirroring {
             Input::Endpoints(Change::Applied { new, .. } | Change::Deleted(new)) => queue.add(Key::of(&*new)),
             Input::Slice(change) => {
                 self.slices.observe(&change);
-                if let Change::Applied { new: slice, .. } | Change::Deleted(slice) = change
-                    && ours(&slice)
-                    && let Some(name) = slice.labels().get(SERVICE_NAME)
-                {
-                    queue.add(Key::new(&slice.namespace().unwrap_or_default(), name));
+                let slices = match &change {
+                    Change::Applied { new, old } => vec![Some(new), old.as_ref()],
+                    Change::Deleted(old) => vec![Some(old)],
+                    Change::Synced => vec![],
+                };
+                for slice in slices.into_iter().flatten().filter(|slice| ours(slice)) {
+                    if let Some(name) = slice.labels().get(SERVICE_NAME) {
+                        queue.add(Key::new(&slice.namespace().unwrap_or_default(), name));
+                    }
                 }
             }
             Input::Service(Change::Synced) | Input::Endpoints(Change::Synced) => {}
@@ -100,7 +104,9 @@ impl Controller for Mirroring {
         families.dedup();
         let head = head(&endpoints);
         let labels = head.metadata.labels.clone();
-        let plan = plan(&families, desired, &existing, |slice| slice.metadata.labels != labels);
+        let plan = plan(&families, desired, &existing, |slice| {
+            slice.metadata.labels != labels || !meta::is_controlled_by(&slice.metadata, &endpoints.metadata)
+        });
         (plan != Plan::default()).then(|| carry_out(self.client.clone(), key.clone(), plan, Some(head)))
     }
 

@@ -56,6 +56,11 @@ pub(crate) fn address(pod: &Pod, family: Family) -> Option<String> {
     listed.chain(&status.pod_ip).find(|ip| family.is_of(ip)).cloned()
 }
 
+/// Whether its endpoints are published whatever their state.
+pub(crate) fn is_published_unready(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|spec| spec.publish_not_ready_addresses).unwrap_or(false)
+}
+
 /// What `service` publishes of `pod`, if anything. `node` is the pod's.
 pub(crate) fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>, family: Family) -> Option<Endpoint> {
     if pod::is_finished(pod) {
@@ -63,8 +68,7 @@ pub(crate) fn endpoint(service: &Service, pod: &Pod, node: Option<&Node>, family
     }
     let address = address(pod, family)?;
     let spec = pod.spec.as_ref()?;
-    let service_spec = service.spec.as_ref()?;
-    let published = service_spec.publish_not_ready_addresses.unwrap_or(false);
+    let published = is_published_unready(service);
     let (serving, terminating) = (pod::is_ready(pod), meta::is_terminating(pod));
     let subdomain = spec.subdomain.as_deref().unwrap_or("");
     let hostname = spec.hostname.clone().filter(|name| !name.is_empty() && subdomain == service.name_any());

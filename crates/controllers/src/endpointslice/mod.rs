@@ -173,11 +173,8 @@ impl Controller for EndpointSlices {
             let plan = Plan { delete: existing, ..Plan::default() };
             return (!plan.delete.is_empty()).then(|| carry_out(client, key.clone(), plan, None));
         };
-        let Some(selector) = selector(&service) else {
-            // It has lost its selector: its slices are somebody else's now, but the ones made from pods are stale.
-            let plan = Plan { delete: existing, ..Plan::default() };
-            return (!plan.delete.is_empty()).then(|| carry_out(client, key.clone(), plan, None));
-        };
+        // If it has lost its selector its slices are somebody else's now, and stay as they are until then.
+        let selector = selector(&service)?;
         let families = endpoint::families(&service);
         let mut desired = Desired::new();
         for pod in self.pods.list_in(&key.namespace) {
@@ -185,8 +182,8 @@ impl Controller for EndpointSlices {
                 continue;
             }
             let node = pod::node(&pod).and_then(|name| self.nodes.get(&Key::new("", name)));
-            // A pod whose node is gone is gone as well, whatever its status last said.
-            if pod::node(&pod).is_some() && node.is_none() {
+            // A pod whose node is gone is gone as well, whatever its status last said, unless that is to count anyway.
+            if pod::node(&pod).is_some() && node.is_none() && !endpoint::is_published_unready(&service) {
                 continue;
             }
             for family in &families {
@@ -199,7 +196,8 @@ impl Controller for EndpointSlices {
         }
         let labels = labels(&service);
         let plan = plan(&families, desired, &existing, |slice| {
-            slice.metadata.labels.as_ref() != Some(&labels) || meta::controller_of(&slice.metadata).is_none()
+            slice.metadata.labels.as_ref() != Some(&labels)
+                || !meta::is_controlled_by(&slice.metadata, &service.metadata)
         });
         if plan == Plan::default() {
             self.triggers.remove(key);
@@ -338,5 +336,31 @@ mod tests {
         controller.observe(Input::Slice(Change::Applied { new: Arc::new(created), old: None }), &mut queue);
         assert!(controller.reconcile(&key, &mut queue).is_none(), "and it is as it should be");
         assert_eq!(queue.take(Instant::now()), Some(key), "seeing it is a reason to look");
+    }
+
+    /// The garbage collector would take the slices of the Service that was there before.
+    #[tokio::test]
+    async fn a_service_made_anew_takes_its_slices_over_and_one_without_a_selector_leaves_them() {
+        let service = |uid: &str, selector: serde_json::Value| -> Service {
+            let metadata = json!({"name": "web", "namespace": "default", "uid": uid});
+            serde_json::from_value(json!({"metadata": metadata, "spec": {"selector": selector}})).unwrap()
+        };
+        let services = Cache::detached();
+        let mut controller =
+            EndpointSlices::new(crate::nowhere(), services.clone(), Cache::detached(), Cache::detached());
+        let (before, mut queue) = (service("before", json!({"app": "web"})), Queue::default());
+        let mut slice = EndpointSlice { address_type: "IPv4".into(), ..EndpointSlice::default() };
+        slice.metadata.name = Some("web-1".into());
+        slice.metadata.namespace = Some("default".into());
+        slice.metadata.labels = Some(labels(&before));
+        slice.metadata.owner_references = Some(vec![meta::controlled_by(&before)]);
+        controller.observe(Input::Slice(Change::Applied { new: Arc::new(slice), old: None }), &mut queue);
+        let mut writes = |service: Service| {
+            services.put(service.clone());
+            controller.reconcile(&Key::of(&service), &mut queue).is_some()
+        };
+        assert!(!writes(before));
+        assert!(writes(service("after", json!({"app": "web"}))));
+        assert!(!writes(service("after", json!(null))));
     }
 }
