@@ -4,7 +4,8 @@
 //! (KEP-5080).
 //!
 //! Invariant: the namespace's finalizer goes only when a fresh list of every kind the server knows shows nothing left.
-//! What remains, and why, is told in the namespace's conditions, with kube-controller-manager's reasons.
+//! A kind that cannot be listed or deleted keeps the namespace, and no other kind. What remains, and why, is told in the
+//! namespace's conditions, with kube-controller-manager's reasons.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -115,19 +116,20 @@ async fn empty(client: Client, namespace: Arc<Namespace>) -> Result<(), kube::Er
     }
     let is_pods = |resource: &ApiResource| resource.group.is_empty() && resource.plural == "pods";
     resources.sort_by_key(|resource| !is_pods(resource));
-    let mut remains = Vec::new();
+    let (mut remains, mut failures) = (Vec::new(), Vec::new());
     for resource in &resources {
-        let left = delete_all(&client, &name, resource).await?;
-        if left.count > 0 {
-            remains.push(left);
-            if is_pods(resource) {
-                break;
-            }
+        match delete_all(&client, &name, resource).await {
+            Ok(left) if left.count == 0 => continue,
+            Ok(left) => remains.push(left),
+            Err(error) => failures.push(error),
+        }
+        if is_pods(resource) {
+            break;
         }
     }
     let api: Api<Namespace> = Api::all(client);
-    let status = status(&namespace, &remains, Timestamp::now());
-    if remains.is_empty() {
+    let status = status(&namespace, &remains, &failures, Timestamp::now());
+    if remains.is_empty() && failures.is_empty() {
         return finalize(&api, &name).await;
     }
     if namespace.status.as_ref() != Some(&status) {
@@ -135,7 +137,7 @@ async fn empty(client: Client, namespace: Arc<Namespace>) -> Result<(), kube::Er
         fresh.status = Some(status);
         refusal::ignore_not_found(api.replace_status(&name, &PostParams::default(), &fresh).await)?;
     }
-    Ok(())
+    failures.pop().map_or(Ok(()), Err)
 }
 
 async fn delete_all(client: &Client, namespace: &str, resource: &ApiResource) -> Result<Remains, kube::Error> {
@@ -161,7 +163,9 @@ async fn finalize(api: &Api<Namespace>, name: &str) -> Result<(), kube::Error> {
     refusal::ignore_not_found(api.replace_subresource("finalize", name, &PostParams::default(), &fresh).await).map(drop)
 }
 
-fn status(namespace: &Namespace, remains: &[Remains], now: Timestamp) -> NamespaceStatus {
+fn status(namespace: &Namespace, remains: &[Remains], failures: &[kube::Error], now: Timestamp) -> NamespaceStatus {
+    let mut reasons: Vec<_> = failures.iter().map(refusal::message).collect();
+    reasons.sort();
     let kinds: Vec<_> = remains.iter().map(|r| format!("{} has {} resource instances", r.kind, r.count)).collect();
     let mut waiting: BTreeMap<&str, usize> = BTreeMap::new();
     for (finalizer, count) in remains.iter().flat_map(|remains| &remains.finalizers) {
@@ -182,12 +186,18 @@ fn status(namespace: &Namespace, remains: &[Remains], now: Timestamp) -> Namespa
             "ParsedGroupVersions",
             "All legacy kube types successfully parsed".to_owned(),
         ),
-        (
-            "NamespaceDeletionContentFailure",
-            false,
-            "ContentDeleted",
-            "All content successfully deleted, may be waiting on finalization".to_owned(),
-        ),
+        if failures.is_empty() {
+            (
+                "NamespaceDeletionContentFailure",
+                false,
+                "ContentDeleted",
+                "All content successfully deleted, may be waiting on finalization".to_owned(),
+            )
+        } else {
+            let (count, reasons) = (failures.len(), reasons.join(", "));
+            let message = format!("Failed to delete all resource types, {count} remaining: {reasons}");
+            ("NamespaceDeletionContentFailure", true, "ContentDeletionFailed", message)
+        },
         if kinds.is_empty() {
             ("NamespaceContentRemaining", false, "ContentRemoved", "All content successfully removed".to_owned())
         } else {
@@ -240,7 +250,8 @@ mod tests {
         ];
         let now = Timestamp::UNIX_EPOCH;
         let mut namespace = Namespace::default();
-        let told = status(&namespace, &remains, now);
+        let failures = [kube::Error::Api(Box::new(kube::core::Status::failure("conversion webhook failed", "")))];
+        let told = status(&namespace, &remains, &failures, now);
         let text = |status: &NamespaceStatus, kind: &str| {
             let condition =
                 status.conditions.iter().flatten().find(|condition| condition.type_ == kind).unwrap().clone();
@@ -254,8 +265,17 @@ mod tests {
             text(&told, "NamespaceFinalizersRemaining"),
             "True Some content in the namespace has finalizers remaining: a/b in 1 resource instances"
         );
+        assert_eq!(
+            text(&told, "NamespaceDeletionContentFailure"),
+            "True Failed to delete all resource types, 1 remaining: conversion webhook failed"
+        );
         namespace.status = Some(told.clone());
         let later = now + jiff::SignedDuration::from_secs(9);
-        assert_eq!(status(&namespace, &remains, later), told, "times stay while nothing changes");
+        assert_eq!(status(&namespace, &remains, &failures, later), told, "times stay while nothing changes");
+        let told = status(&namespace, &[], &[], later);
+        assert_eq!(
+            text(&told, "NamespaceDeletionContentFailure"),
+            "False All content successfully deleted, may be waiting on finalization"
+        );
     }
 }

@@ -82,6 +82,57 @@ async fn an_operator_works_and_what_its_objects_own_goes_with_them() {
         .await;
 }
 
+/// Of the definition's new version nothing can be listed: whoever is to convert it does not answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_kind_that_cannot_be_emptied_keeps_its_namespace_and_says_why() {
+    let world = World::new(&[]).await;
+    let client = world.client.clone();
+    let gvk = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    let definitions: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&gvk));
+    let name = "crontabs.stable.example.com";
+    let parameters = PatchParams::apply("operator");
+    definitions.patch(name, &parameters, &Patch::Apply(definition())).await.unwrap();
+    let (resource, _) =
+        kube::discovery::pinned_kind(&client, &GroupVersionKind::gvk("stable.example.com", "v1", "CronTab"))
+            .await
+            .unwrap();
+    world.create_namespace("shop").await;
+    let crontabs: Api<DynamicObject> = Api::namespaced_with(client.clone(), "shop", &resource);
+    crontabs.create(&PostParams::default(), &crontab("a", "shop")).await.unwrap();
+    let maps: Api<ConfigMap> = Api::namespaced(client, "shop");
+    let map = json!({"metadata": {"name": "settings"}});
+    maps.create(&PostParams::default(), &serde_json::from_value(map).unwrap()).await.unwrap();
+
+    let mut broken = definition();
+    let mut second = broken["spec"]["versions"][0].clone();
+    (second["name"], second["storage"]) = (json!("v2"), json!(false));
+    broken["spec"]["versions"].as_array_mut().unwrap().push(second);
+    broken["spec"]["conversion"] = json!({"strategy": "Webhook", "webhook": {
+        "clientConfig": {"url": "https://127.0.0.1:1/"}, "conversionReviewVersions": ["v1"]}});
+    definitions.patch(name, &parameters, &Patch::Apply(broken.clone())).await.unwrap();
+    let namespaces: Api<Namespace> = world.all();
+    namespaces.delete("shop", &DeleteParams::default()).await.unwrap();
+    let failure = |namespace: &Namespace| {
+        let conditions = namespace.status.as_ref()?.conditions.as_ref()?;
+        let told = conditions.iter().find(|condition| condition.type_ == "NamespaceDeletionContentFailure")?;
+        (told.status == "True").then(|| (told.reason.clone().unwrap(), told.message.clone().unwrap()))
+    };
+    let (reason, message) = world
+        .wait("the reason", &namespaces, |all| {
+            all.iter().find(|one| one.name_any() == "shop").and_then(|one| failure(one))
+        })
+        .await;
+    assert_eq!(reason, "ContentDeletionFailed");
+    assert!(message.starts_with("Failed to delete all resource types, 1 remaining: conversion webhook"), "{message}");
+    world.wait("all else to go", &maps, |maps| maps.is_empty().then_some(())).await;
+
+    broken["spec"]["conversion"] = json!({"strategy": "None"});
+    definitions.patch(name, &parameters.force(), &Patch::Apply(broken)).await.unwrap();
+    world
+        .wait("the namespace to go", &namespaces, |all| all.iter().all(|one| one.name_any() != "shop").then_some(()))
+        .await;
+}
+
 async fn wait_until_gone(api: &Api<DynamicObject>, name: &str) {
     let gone =
         kube::runtime::wait::await_condition(api.clone(), name, |object: Option<&DynamicObject>| object.is_none());
