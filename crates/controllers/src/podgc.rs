@@ -72,7 +72,11 @@ impl Controller for PodGc {
             Input::Pod(change) => {
                 self.by_node.observe(&change);
                 match change {
-                    Change::Applied { new, .. } => {
+                    Change::Applied { new, old } => {
+                        // The same name with another uid is another pod: the old one went while the watch was down.
+                        if old.is_some_and(|old| old.uid() != new.uid() && self.finished.remove(&age(&old))) {
+                            queue_surplus(&self.finished, queue);
+                        }
                         if pod::is_finished(&new) && self.finished.insert(age(&new)) {
                             queue_surplus(&self.finished, queue);
                         }
@@ -158,5 +162,15 @@ mod tests {
             queue.done(&key);
         }
         assert_eq!(deleted, ["p0", "p1", "p2"]);
+        // The oldest is another one now, which has not ended.
+        let mut anew = (*pod(3)).clone();
+        (anew.metadata.uid, anew.status) = (Some("anew".into()), None);
+        gc.observe(Input::Pod(Change::Applied { new: Arc::new(anew), old: Some(pod(3)) }), &mut queue);
+        for age in FINISHED_KEPT + 3..FINISHED_KEPT + 5 {
+            gc.observe(Input::Pod(Change::Applied { new: pod(age), old: None }), &mut queue);
+        }
+        let mut waiting = std::iter::from_fn(|| queue.take(Instant::now()));
+        let next = waiting.find(|key| gc.reconcile(key, &mut Queue::default()).is_some());
+        assert_eq!(next, Some(Key::of(&*pod(4))));
     }
 }

@@ -130,9 +130,9 @@ impl Graph {
 
     /// Takes an object out; the uids to look at because of it.
     pub(crate) fn remove(&mut self, uid: &str) -> Vec<String> {
-        let Some(item) = self.items.remove(uid) else { return Vec::new() };
+        // Also of one that was never told of: that it was there when they were looked at is known from elsewhere.
         let mut concerned: Vec<String> = self.dependents.get(uid).into_iter().flatten().cloned().collect();
-        for owner in &item.owners {
+        for owner in self.items.remove(uid).iter().flat_map(|item| &item.owners) {
             self.unlink(&owner.uid, uid);
             concerned.push(owner.uid.clone());
         }
@@ -224,6 +224,7 @@ mod tests {
         assert_eq!(graph.put(item("pod", &["rs"])), [""; 0], "nothing new");
         assert_eq!(graph.dependents("rs").count(), 1);
         assert_eq!(graph.remove("rs"), ["pod"]);
+        assert_eq!(graph.remove("rs"), ["pod"], "whether it was known or not");
         assert_eq!(graph.remove("pod"), ["rs"]);
         assert_eq!(graph.dependents("rs").count(), 0);
     }

@@ -34,7 +34,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     // Two Services may claim one address after a mishap; the older keeps it.
     let mut services = shared.caches.services.list();
     services.sort_by_cached_key(|service| service.creation_timestamp().map(|time| time.0));
-    for service in services.iter().filter(|service| is_ours(service)) {
+    for service in services.iter().filter(|service| is_ours(service) && !meta::is_terminating(&***service)) {
         held(service).into_iter().for_each(|ip| pools.hold(ip, &Key::of(&**service)));
     }
     let controller = LoadBalancers {
@@ -60,10 +60,10 @@ fn is_load_balancer(service: &Service) -> bool {
     service.spec.as_ref().and_then(|spec| spec.type_.as_deref()) == Some("LoadBalancer")
 }
 
-/// Whether its addresses are this controller's to give.
+/// Whether its addresses are this controller's to give, or to take.
 fn is_ours(service: &Service) -> bool {
     let class = service.spec.as_ref().and_then(|spec| spec.load_balancer_class.as_deref());
-    is_load_balancer(service) && class.is_none_or(|class| class == CLASS) && !meta::is_terminating(service)
+    is_load_balancer(service) && class.is_none_or(|class| class == CLASS)
 }
 
 fn held(service: &Service) -> Vec<IpAddr> {
@@ -150,12 +150,13 @@ impl Controller for LoadBalancers {
         match change {
             Change::Applied { new, .. } => {
                 let key = Key::of(&*new);
-                if is_ours(&new) {
+                if is_ours(&new) && !meta::is_terminating(&*new) {
                     held(&new).into_iter().for_each(|ip| self.pools.hold(ip, &key));
                 }
                 queue.add(key);
             }
-            Change::Deleted(old) => self.release(&Key::of(&*old), &[], queue),
+            // If there is one of its name again already, that may be at getting what the old one had.
+            Change::Deleted(old) => queue.add(Key::of(&*old)),
             Change::Synced => {}
         }
     }
@@ -165,11 +166,14 @@ impl Controller for LoadBalancers {
             self.release(key, &[], queue);
             return None;
         };
-        if !is_ours(&service) {
+        if !is_ours(&service) || meta::is_terminating(&*service) {
+            // The address of a Service that is going, or no load balancer any more, goes; another controller's stays.
+            if (!is_load_balancer(&service) || is_ours(&service)) && !held(&service).is_empty() {
+                // It is free when the Service no longer shows it.
+                return Some(self.write(service, &[]));
+            }
             self.release(key, &[], queue);
-            // The address of a Service that is no load balancer any more goes; another controller's stays.
-            let stale = !is_load_balancer(&service) && !held(&service).is_empty();
-            return stale.then(|| self.write(service, &[]));
+            return None;
         }
         match decide(&service, &self.pools) {
             Decision::Keep => {
@@ -251,6 +255,42 @@ mod tests {
         .unwrap();
         service.spec.as_mut().unwrap().type_ = Some("LoadBalancer".into());
         service
+    }
+
+    #[tokio::test]
+    async fn an_address_is_free_when_no_service_shows_it() {
+        let (services, client) = (Cache::detached(), crate::nowhere());
+        let (events, _) = Recorder::new(client.clone(), "");
+        let (pools, waiting) = (pools(&[("192.0.2.1", "web")]), BTreeMap::new());
+        let mut controller = LoadBalancers { client, events, services, pools, waiting };
+        let mut queue = Queue::default();
+        let mut show = |controller: &mut LoadBalancers, held: &[&str]| {
+            let mut service = service("web", json!({}), json!({}), held);
+            service.metadata.deletion_timestamp = serde_json::from_value(json!("2026-01-01T00:00:00Z")).unwrap();
+            controller.services.put(service.clone());
+            let key = Key::of(&service);
+            controller.observe(Change::Applied { new: Arc::new(service), old: None }, &mut queue);
+            (controller.reconcile(&key, &mut queue).is_some(), controller.pools.held_by(&key).len())
+        };
+        // Something else keeps the Service from going.
+        assert_eq!(show(&mut controller, &["192.0.2.1"]), (true, 1));
+        assert_eq!(show(&mut controller, &[]), (false, 0));
+    }
+
+    /// The watch has shown the new one when the old one's deletion is told.
+    #[tokio::test]
+    async fn one_made_anew_keeps_what_it_was_given() {
+        let (services, client) = (Cache::detached(), crate::nowhere());
+        let (events, _) = Recorder::new(client.clone(), "");
+        let mut controller = LoadBalancers { client, events, services, pools: pools(&[]), waiting: BTreeMap::new() };
+        let mut queue = Queue::default();
+        let anew = service("web", json!({}), json!({}), &[]);
+        let key = Key::of(&anew);
+        controller.services.put(anew.clone());
+        assert!(controller.reconcile(&key, &mut queue).is_some());
+        controller.observe(Change::Deleted(Arc::new(anew)), &mut queue);
+        assert_eq!(controller.pools.held_by(&key).len(), 1);
+        assert_eq!(queue.take(tokio::time::Instant::now()), Some(key));
     }
 
     fn pools(taken: &[(&str, &str)]) -> Pools {
