@@ -53,25 +53,28 @@ fn put(object: &mut Value, path: &[String], value: Value) {
     object::map_of(parent).insert(last.clone(), value);
 }
 
-/// A label selector in the form of a query.
+/// A label selector in the form of a query, its keys and values sorted as Kubernetes has them.
 fn selector_text(selector: &Value) -> String {
-    let mut parts = Vec::new();
-    for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
-        parts.push(format!("{key}={}", value.as_str().unwrap_or_default()));
-    }
-    for expression in selector["matchExpressions"].as_array().into_iter().flatten() {
+    let labels = selector["matchLabels"].as_object().into_iter().flatten();
+    let labels = labels.map(|(key, value)| (key.as_str(), format!("{key}={}", value.as_str().unwrap_or_default())));
+    let expressions = selector["matchExpressions"].as_array().into_iter().flatten().filter_map(|expression| {
         let key = expression["key"].as_str().unwrap_or_default();
-        let values: Vec<_> = expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let mut values: Vec<_> =
+            expression["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        values.sort_unstable();
         let values = values.join(",");
-        match expression["operator"].as_str() {
-            Some("In") => parts.push(format!("{key} in ({values})")),
-            Some("NotIn") => parts.push(format!("{key} notin ({values})")),
-            Some("Exists") => parts.push(key.to_owned()),
-            Some("DoesNotExist") => parts.push(format!("!{key}")),
-            _ => {}
-        }
-    }
-    parts.join(",")
+        let text = match expression["operator"].as_str()? {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "Exists" => key.to_owned(),
+            "DoesNotExist" => format!("!{key}"),
+            _ => return None,
+        };
+        Some((key, text))
+    });
+    let mut parts: Vec<_> = labels.chain(expressions).collect();
+    parts.sort_by_key(|(key, _)| *key);
+    parts.into_iter().map(|(_, text)| text).collect::<Vec<_>>().join(",")
 }
 
 /// A Scale of this object that a client sent, or that its patch made.
@@ -177,10 +180,10 @@ mod tests {
         let selector = json!({
             "matchLabels": {"app": "web"},
             "matchExpressions": [
-                {"key": "a", "operator": "In", "values": ["x", "y"]}, {"key": "b", "operator": "DoesNotExist"}
+                {"key": "tier", "operator": "In", "values": ["y", "x"]}, {"key": "a", "operator": "DoesNotExist"}
             ]
         });
-        assert_eq!(selector_text(&selector), "app=web,a in (x,y),!b");
+        assert_eq!(selector_text(&selector), "!a,app=web,tier in (x,y)");
     }
 
     #[test]
