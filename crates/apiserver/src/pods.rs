@@ -13,8 +13,7 @@ use crate::route::{Sub, Target};
 use crate::server::Server;
 use crate::write::{self, Asked};
 
-/// The pod with its node, and the condition that says so.
-/// The pod as a Binding makes it; it takes over the binding's labels and annotations.
+/// The pod with its node and the condition that says so; it takes over the binding's labels and annotations.
 fn bound(pod: &Value, binding: &Value, now: &str) -> Result<Value, Status> {
     let name = object::name(pod);
     let conflict = |why: &str| Err(Status::conflict("", "pods/binding", name, why));

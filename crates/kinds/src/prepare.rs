@@ -66,10 +66,10 @@ pub(crate) fn create(strategy: Strategy, has_status: bool, object: &mut Value) {
                 map_of(spec).insert("clusterIPs".into(), json!([one]));
             }
         }
-        // As upstream's admission has it: every pod has an account.
         Strategy::EndpointSlice => drop_topology(object),
         Strategy::Pod => {
             let spec = child(object, "spec");
+            // As upstream's admission has it: every pod has an account.
             if spec.text("serviceAccountName").is_empty() {
                 map_of(spec).insert("serviceAccountName".into(), "default".into());
                 map_of(spec).insert("serviceAccount".into(), "default".into());
