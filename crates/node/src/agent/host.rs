@@ -137,8 +137,7 @@ impl Host {
 
     /// Says which network this node's pods are in. Told again, it changes nothing: running pods have their addresses.
     pub(super) async fn set_pod_network(&self, net: Ipv4Net) {
-        let known = self.pod_network.borrow().is_some();
-        if known {
+        if self.known_pod_network().is_some() {
             return;
         }
         if let Err(error) = self.network.fence(net).await {
@@ -148,8 +147,8 @@ impl Host {
         self.pod_network.send_replace(Some(net));
     }
 
-    pub(super) fn has_pod_network(&self) -> bool {
-        self.pod_network.borrow().is_some()
+    pub(super) fn known_pod_network(&self) -> Option<Ipv4Net> {
+        *self.pod_network.borrow()
     }
 
     /// Returns once the pod network is known.

@@ -32,12 +32,12 @@ pub use lease::LEASE_EXPIRY;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use k8s_openapi::api::core::v1::{Container, Node, Pod};
 use kube::runtime::watcher;
 use kube::{Api, Client};
@@ -56,6 +56,9 @@ use hooks::Target;
 use host::{Adopted, Host, adopt_one};
 pub use inotify::Changes;
 use worker::Seen;
+
+/// The pause before a route that could not be laid is tried again.
+const ROUTE_RETRY: Duration = Duration::from_secs(5);
 
 /// What a node agent is told at its start.
 #[derive(Clone, Debug)]
@@ -201,24 +204,36 @@ fn lock(config: &AgentConfig) -> Result<Flock<fs::File>, Error> {
 async fn keep_routes(host: &Host, nodes: &Cache<Node>) {
     let mut changes = nodes.subscribe();
     nodes.synced().await;
-    let mut realized = BTreeMap::new();
+    let mut realized: BTreeMap<Ipv4Net, Ipv4Addr> = BTreeMap::new();
     loop {
         let desired = routes(nodes.list().iter().map(AsRef::as_ref), &host.config.node_name);
-        for net in realized.keys().filter(|net| !desired.contains_key(net)) {
-            if let Err(error) = host.network.remove_node_route(*net).await {
-                tracing::warn!(%net, %error, "cannot remove the route to a node's pods");
+        let gone: Vec<Ipv4Net> = realized.keys().filter(|net| !desired.contains_key(net)).copied().collect();
+        for net in gone {
+            match host.network.remove_node_route(net).await {
+                Ok(()) => drop(realized.remove(&net)),
+                Err(error) => tracing::warn!(%net, %error, "cannot remove the route to a node's pods; trying again"),
             }
         }
-        for (net, gateway) in desired.iter().filter(|(net, gateway)| realized.get(*net) != Some(*gateway)) {
-            if let Err(error) = host.network.add_node_route(*net, *gateway, &host.config.uplink).await {
-                tracing::warn!(%net, %gateway, %error, "cannot add the route to a node's pods");
+        for (net, gateway) in &desired {
+            if realized.get(net) == Some(gateway) {
+                continue;
+            }
+            match host.network.add_node_route(*net, *gateway, &host.config.uplink).await {
+                Ok(()) => drop(realized.insert(*net, *gateway)),
+                Err(error) => {
+                    tracing::warn!(%net, %gateway, %error, "cannot add the route to a node's pods; trying again");
+                }
             }
         }
-        realized = desired;
-        if changes.recv().await.is_none() {
-            return;
+        tokio::select! {
+            change = changes.recv() => {
+                if change.is_none() {
+                    return;
+                }
+                while changes.try_recv().is_ok() {}
+            }
+            () = tokio::time::sleep(ROUTE_RETRY), if realized != desired => {}
         }
-        while changes.try_recv().is_ok() {}
     }
 }
 

@@ -74,7 +74,7 @@ fn status(host: &Host, old: &NodeStatus, now: Timestamp) -> Value {
     let pressure = |kind, resource: &str| {
         (kind, false, format!("KubeletHasSufficient{resource}"), format!("kubelet has sufficient {resource} available"))
     };
-    let ready = if host.has_pod_network() {
+    let ready = if host.known_pod_network().is_some() {
         ("Ready", true, "KubeletReady".to_owned(), "kubelet is posting ready status".to_owned())
     } else {
         let message = "container runtime network not ready: the node has no spec.podCIDR yet";
@@ -136,7 +136,7 @@ fn os_image() -> String {
 
 /// The Ready condition says what it should.
 fn is_reported(host: &Host, node: &Node) -> bool {
-    let wanted = if host.has_pod_network() { "True" } else { "False" };
+    let wanted = if host.known_pod_network().is_some() { "True" } else { "False" };
     let mut conditions = node.status.iter().flat_map(|status| status.conditions.iter().flatten());
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == wanted)
 }
@@ -221,7 +221,11 @@ async fn register(host: &Host, api: &Api<Node>, known: Option<&Node>) -> Result<
     let mut node = match known {
         Some(node) => node.clone(),
         None => {
-            let new = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}});
+            // One that was deleted while its pods run keeps their network: no other node is given it then.
+            let spec =
+                host.known_pod_network().map_or_else(|| json!({}), |net| json!({"podCIDR": net, "podCIDRs": [net]}));
+            let metadata = json!({"name": name, "labels": labels});
+            let new = json!({"apiVersion": "v1", "kind": "Node", "metadata": metadata, "spec": spec});
             let new = serde_json::from_value(new).map_err(kube::Error::SerdeError)?;
             match api.create(&PostParams::default(), &new).await {
                 Err(kube::Error::Api(status)) if status.code == 409 => api.get(name).await?,

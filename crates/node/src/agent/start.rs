@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod};
+use tokio_util::sync::CancellationToken;
 
 use super::hooks::{self, Target};
 use super::host::{Host, Record};
@@ -199,6 +200,8 @@ pub(super) struct Wanted {
     pub(super) ips: Vec<IpAddr>,
     /// Starting it has failed before, and the world has been told so.
     pub(super) again: bool,
+    /// The pod is to end: nothing is waited for any more.
+    pub(super) ending: CancellationToken,
 }
 
 /// The name of one start of a container: of its bundle, its cgroup and its process in the shim.
@@ -218,7 +221,7 @@ pub(super) async fn container(
     shim: &Shim,
     wanted: &Wanted,
 ) -> Result<Instance, Refused> {
-    let _permit =
+    let permit =
         host.starts.acquire().await.map_err(|error| error.to_string()).map_err(refused("CreateContainerError"))?;
     let start = prepare(host, pod, spec, wanted).await?;
     host.events.normal(pod, Some(&spec.name), "Created", format!("Created container: {}", spec.name));
@@ -232,9 +235,12 @@ pub(super) async fn container(
         }
     };
     host.events.normal(pod, Some(&spec.name), "Started", format!("Started container {}", spec.name));
+    // Hooks take as long as they like, and others want to start.
+    drop(permit);
     if let Some(post_start) = spec.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref()) {
         let target = Target { ip: wanted.ips.first().copied(), shim: shim.clone(), id: id.clone() };
-        if let Err(reason) = hooks::hook(post_start, spec, &target, HOOK_DEADLINE).await {
+        let hook = wanted.ending.run_until_cancelled(hooks::hook(post_start, spec, &target, HOOK_DEADLINE));
+        if let Some(Err(reason)) = hook.await {
             host.events.warning(
                 pod,
                 Some(&spec.name),

@@ -24,9 +24,11 @@ fn main() {
     if args.first().is_some_and(|word| word == "workload") {
         workload::run(&args[1..]);
     }
-    let tests: [(&str, fn()); 20] = [
+    let tests: [(&str, fn()); 22] = [
         ("a_pod_runs_answers_and_goes", a_pod_runs_answers_and_goes),
         ("the_node_is_registered_and_stays_so", the_node_is_registered_and_stays_so),
+        ("a_route_that_cannot_be_laid_is_laid_when_it_can", a_route_that_cannot_be_laid_is_laid_when_it_can),
+        ("hooks_hold_up_neither_others_nor_the_end", hooks_hold_up_neither_others_nor_the_end),
         ("exits_follow_the_restart_policy", exits_follow_the_restart_policy),
         ("what_cannot_start_says_why_and_disturbs_nobody", what_cannot_start_says_why_and_disturbs_nobody),
         ("pods_outlive_their_agent", pods_outlive_their_agent),
@@ -177,6 +179,10 @@ fn the_node_is_registered_and_stays_so() {
         let good_until = *lab.renewed.borrow();
         api.until("the lease is renewed", |api| renewed(api).is_some() && renewed(api) != first).await;
         lab.renewed.subscribe().wait_for(|until| *until > good_until).await.unwrap();
+        // Deleted, it is there again with the network that its pods are in.
+        api.remove("nodes", "", "node-1");
+        api.until("it is there again", |api| api.get("nodes", "", "node-1").is_some()).await;
+        assert_eq!(api.get("nodes", "", "node-1").unwrap()["spec"]["podCIDR"], "10.244.7.0/24");
         // A Node that was made anew is its owner as the old one was.
         api.edit("nodes", "", "node-1", |node| node["metadata"]["uid"] = json!("n2"));
         api.until("the lease belongs to the node", |api| {
@@ -185,6 +191,50 @@ fn the_node_is_registered_and_stays_so() {
             (&owner["kind"], &owner["name"], &owner["uid"]) == (&json!("Node"), &json!("node-1"), &json!("n2"))
         })
         .await;
+    });
+}
+
+fn a_route_that_cannot_be_laid_is_laid_when_it_can() {
+    let lab = Lab::new();
+    let addresses = json!([{"type": "InternalIP", "address": "10.204.0.12"}]);
+    let other = json!({"metadata": {"name": "node-2", "uid": "n2"}, "spec": {"podCIDR": "10.244.2.0/24"},
+        "status": {"addresses": addresses}});
+    lab.api.put("nodes", other);
+    lab.with_agent(async |api: Api| {
+        // By then it has been tried.
+        create(&api, "web", json!({"containers": [app(&["serve"])]}));
+        ready(&api, "web").await;
+        let routes = || lab.netns.run(|| std::fs::read_to_string("/proc/thread-self/net/route").unwrap());
+        // 10.244.2.0, as the kernel writes it.
+        let laid = || routes().lines().any(|line| line.starts_with("eth0\t0002F40A\t0C00CC0A"));
+        assert!(!laid(), "the node's gateway is on no network of ours");
+        lab.netns.address("eth0", "10.204.0.11/24".parse().unwrap());
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !laid() {
+            assert!(Instant::now() < deadline, "no route after all: {}", routes());
+            tokio::task::yield_now().await;
+        }
+    });
+}
+
+fn hooks_hold_up_neither_others_nor_the_end() {
+    let lab = Lab::new();
+    lab.with_agent(async |api: Api| {
+        let mut slow = app(&["polite"]);
+        slow["lifecycle"] = json!({"postStart": {"sleep": {"seconds": 500}}});
+        let names: Vec<String> = (0..9).map(|number| format!("slow-{number}")).collect();
+        for name in &names {
+            create(&api, name, json!({"containers": [slow.clone()]}));
+        }
+        for name in &names {
+            lab.started(name).await;
+        }
+        create(&api, "quick", json!({"containers": [app(&["serve"])]}));
+        ready(&api, "quick").await;
+        // Told to end, it ends at once.
+        delete(&api, "slow-0", 60);
+        gone(&api, "slow-0").await;
+        assert!(!api.events("slow-0").iter().any(|event| event.starts_with("FailedPostStartHook")));
     });
 }
 

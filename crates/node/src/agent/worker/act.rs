@@ -76,6 +76,7 @@ impl Worker {
             backoff: container.backoff,
             ips: self.realized.ips.clone(),
             again: self.failures.contains_key(&name),
+            ending: self.ending.clone(),
         };
         let (host, pod, shim, dir) = (self.host.clone(), self.pod.clone(), shim.clone(), self.host.pod_dir(&self.uid));
         self.jobs.spawn(async move {

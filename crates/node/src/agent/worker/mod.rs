@@ -81,6 +81,8 @@ struct Worker {
     /// A patch that the API took and did not keep, with the revision it left.
     unkept: Option<(Option<String>, Map<String, Value>)>,
     deleting: bool,
+    /// Tells starts under way that the pod is to end.
+    ending: CancellationToken,
     filling: Filling,
     /// Tells of images that come.
     images: watch::Receiver<()>,
@@ -129,6 +131,7 @@ impl Worker {
             write_after: None,
             unkept: None,
             deleting: false,
+            ending: CancellationToken::new(),
             filling: Filling::default(),
             images: host.images.subscribe(),
             host,
@@ -189,6 +192,10 @@ impl Worker {
     async fn work(&mut self, seen: &mut watch::Receiver<Seen>) {
         loop {
             let now = Timestamp::now();
+            if self.realized.deleted || self.realized.failed.is_some() || self.pod.metadata.deletion_timestamp.is_some()
+            {
+                self.ending.cancel();
+            }
             let plan = next_actions(&self.pod, &self.realized, now);
             let mut again = false;
             for action in plan.actions {
