@@ -81,6 +81,7 @@ pub use portolan_store::OpenError;
 pub use user::User;
 
 use allocate::Allocator;
+use bootstrap::Standing;
 use nodes::Nodes;
 use pki::Pki;
 use server::Server;
@@ -132,6 +133,7 @@ pub enum Error {
 /// An open store with its certificates, ready to be served.
 pub struct ApiServer {
     server: Arc<Server>,
+    standing: Standing,
     pki: Pki,
     tls: Arc<rustls::ServerConfig>,
 }
@@ -153,8 +155,9 @@ impl ApiServer {
         let server = Arc::new(Server::new(store, config.data_dir, services, nodes, tokens, address));
         bootstrap::restore_allocations(&server).map_err(Error::Bootstrap)?;
         custom::restore(&server);
-        bootstrap::run(&server, config.advertise).await.map_err(Error::Bootstrap)?;
-        Ok(Self { server, pki, tls })
+        let standing = Standing { advertise: config.advertise, authority: pki.ca().to_owned() };
+        bootstrap::run(&server, &standing).await.map_err(Error::Bootstrap)?;
+        Ok(Self { server, standing, pki, tls })
     }
 
     /// A kubeconfig with a new client certificate for `user`, valid for a year.
@@ -188,6 +191,7 @@ impl ApiServer {
             never = expire::run(&self.server.store) => match never {},
             never = custom::run(self.server.clone()) => match never {},
             never = ranges::run(&self.server) => match never {},
+            never = self.standing.keep(&self.server) => match never {},
         };
         self.server.conversions.close();
         self.server.tasks.close();

@@ -4,8 +4,7 @@
 //! can be reached, which may differ from the last start.
 
 mod policy;
-
-use std::net::SocketAddr;
+mod standing;
 
 use portolan_kinds::Status;
 use portolan_store::{Page, Prefix};
@@ -20,6 +19,8 @@ use crate::services;
 use crate::user::User;
 use crate::warnings::Warnings;
 use crate::write::{self, Asked, Unwritten};
+
+pub(crate) use standing::Standing;
 
 /// Takes what the stored Services hold, before anything can be given out.
 pub(crate) fn restore_allocations(server: &Server) -> Result<(), Status> {
@@ -36,27 +37,10 @@ fn stored_services(server: &Server) -> Result<impl Iterator<Item = Value>, Statu
     Ok(all.entries.into_iter().map(|(_, entry)| object::decode(&entry.value)))
 }
 
-pub(crate) async fn run(server: &Server, advertise: Option<SocketAddr>) -> Result<(), Status> {
-    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
-        ensure(server, "", "namespaces", None, json!({"metadata": {"name": name}})).await?;
-        // Pods need it, and may come before the controllers, who make it everywhere else.
-        ensure(server, "", "serviceaccounts", Some(name), json!({"metadata": {"name": "default"}})).await?;
-    }
-    policy::run(server).await?;
+pub(crate) async fn run(server: &Server, standing: &Standing) -> Result<(), Status> {
     service_range(server).await?;
-    let labels = json!({"component": "apiserver", "provider": "kubernetes"});
-    let first = server.services.cidrs().first().map(services::first_address);
-    ensure(server, "", "services", Some("default"), json!({
-        "metadata": {"name": "kubernetes", "labels": labels},
-        "spec": {
-            "clusterIP": first, "type": "ClusterIP",
-            "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertise.map_or(6443, |a| a.port())}]
-        }
-    }))
-    .await?;
-    if let Some(advertise) = advertise.filter(|address| !address.ip().is_loopback()) {
-        endpoints(server, advertise).await?;
-    }
+    standing.ensure(server).await?;
+    policy::run(server).await?;
     repair_addresses(server).await
 }
 
@@ -65,37 +49,6 @@ async fn service_range(server: &Server) -> Result<(), Status> {
     let body = json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": cidrs}});
     ensure(server, "networking.k8s.io", "servicecidrs", None, body).await?;
     ranges::settle(server).await;
-    Ok(())
-}
-
-/// Where the API server is, for those within the cluster.
-async fn endpoints(server: &Server, advertise: SocketAddr) -> Result<(), Status> {
-    let (address, port) = (advertise.ip().to_string(), advertise.port());
-    let family = if advertise.is_ipv4() { "IPv4" } else { "IPv6" };
-    let slice = json!({
-        "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-        "addressType": family,
-        "endpoints": [{"addresses": [address], "conditions": {"ready": true}}],
-        "ports": [{"name": "https", "port": port, "protocol": "TCP"}]
-    });
-    let endpoints = json!({
-        "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "https", "port": port, "protocol": "TCP"}]}]
-    });
-    for (group, plural, body, fields) in [
-        ("discovery.k8s.io", "endpointslices", slice, &["endpoints", "ports"][..]),
-        ("", "endpoints", endpoints, &["subsets"][..]),
-    ] {
-        ensure(server, group, plural, Some("default"), body.clone()).await?;
-        set(server, (group, plural, Some("default"), "kubernetes", Sub::None), |old| {
-            let mut new = old.clone();
-            for field in fields {
-                new[*field] = body[*field].clone();
-            }
-            new
-        })
-        .await?;
-    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use http::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{CONFIG_MAPS, Client, Cluster, config_map};
+use crate::harness::{CONFIG_MAPS, Client, Cluster, config_map, pair};
 
 fn named(name: &str) -> String {
     format!("{CONFIG_MAPS}/{name}")
@@ -51,6 +51,46 @@ async fn everything_is_there_after_a_restart() {
     assert_eq!(cluster.api.ca(), authority);
     let again = cluster.admin().get("/api/v1/namespaces/default/services/kubernetes").await.ok();
     assert_eq!(again, kubernetes, "a start that changes nothing writes nothing");
+}
+
+#[tokio::test]
+async fn what_every_cluster_has_comes_back() {
+    let advertise = |config: &mut portolan_apiserver::Config| config.advertise = "192.0.2.1:6443".parse().ok();
+    let cluster = Cluster::start_in(tempfile::tempdir().unwrap(), advertise).await;
+    let client = cluster.admin();
+    let slices = "/apis/discovery.k8s.io/v1/namespaces/default/endpointslices";
+    for (list, name) in [
+        ("/api/v1/namespaces/default/services", "kubernetes"),
+        ("/api/v1/namespaces/default/endpoints", "kubernetes"),
+        (slices, "kubernetes"),
+        ("/api/v1/namespaces/kube-system/configmaps", "extension-apiserver-authentication"),
+    ] {
+        let mut watch = client.watch(&format!("{list}?watch=1&fieldSelector=metadata.name%3D{name}")).await;
+        assert_eq!(watch.short().await, pair("ADDED", name));
+        client.delete(&format!("{list}/{name}")).await.ok();
+        assert_eq!(watch.short().await, pair("DELETED", name));
+        assert_eq!(watch.short().await, pair("ADDED", name));
+    }
+    let trusted = client.get("/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication").await.ok();
+    assert_eq!(trusted["data"], json!({"client-ca-file": cluster.api.ca()}));
+
+    let mut watch = client.watch(&format!("{slices}?watch=1&fieldSelector=metadata.name%3Dkubernetes")).await;
+    assert_eq!(watch.short().await, pair("ADDED", "kubernetes"));
+    let elsewhere = json!({"endpoints": [{"addresses": ["192.0.2.9"]}]});
+    client.merge(&format!("{slices}/kubernetes"), &elsewhere).await.ok();
+    let addresses = |event: Option<Value>| event.unwrap()["object"]["endpoints"][0]["addresses"][0].clone();
+    assert_eq!(addresses(watch.next().await), "192.0.2.9");
+    assert_eq!(addresses(watch.next().await), "192.0.2.1");
+
+    let mut namespaces = client.watch("/api/v1/namespaces?watch=1&fieldSelector=metadata.name%3Dkube-node-lease").await;
+    assert_eq!(namespaces.short().await, pair("ADDED", "kube-node-lease"));
+    client.delete("/api/v1/namespaces/kube-node-lease").await.ok();
+    assert_eq!(namespaces.short().await, pair("MODIFIED", "kube-node-lease"));
+    let mut going = client.get("/api/v1/namespaces/kube-node-lease").await.ok();
+    going["spec"]["finalizers"] = json!([]);
+    client.put("/api/v1/namespaces/kube-node-lease/finalize", &going).await.ok();
+    assert_eq!(namespaces.short().await, pair("DELETED", "kube-node-lease"));
+    assert_eq!(namespaces.short().await, pair("ADDED", "kube-node-lease"));
 }
 
 #[tokio::test]
