@@ -160,20 +160,20 @@ impl Controller for GarbageCollector {
     }
 
     fn reconcile(&mut self, uid: &String, _queue: &mut Queue<String>) -> Option<Effects> {
-        let item = self.graph.get(uid)?.clone();
-        let dependents: Vec<Item> = self.graph.dependents(uid).cloned().collect();
-        let collector = Collector { client: self.client.clone(), item };
-        let item = &collector.item;
+        let item = self.graph.get(uid)?;
+        let collector = || Collector { client: self.client.clone(), item: item.clone() };
         if item.deleting && item.orphan {
+            let (collector, dependents) = (collector(), self.graph.dependents(uid).cloned().collect());
             return Some(Box::pin(async move { collector.orphan(dependents).await.into() }));
         }
         if item.waits_for_dependents() {
             let blocks = |dependent: &Item| {
                 dependent.owners.iter().any(|owner| owner.uid == item.uid && owner.block_owner_deletion == Some(true))
             };
-            if dependents.iter().any(blocks) {
+            if self.graph.dependents(uid).any(blocks) {
                 return None;
             }
+            let collector = collector();
             return Some(Box::pin(async move { collector.drop_finalizer(FOREGROUND).await.into() }));
         }
         if item.deleting || item.owners.is_empty() {
@@ -197,7 +197,12 @@ impl Controller for GarbageCollector {
             let namespace = if *namespaced { item.key.namespace.clone() } else { String::new() };
             owners.push((owner.clone(), standing, api(&self.client, kind, &namespace)));
         }
-        Some(Box::pin(async move { collector.collect(owners, &dependents).await.into() }))
+        let dependents = Dependents {
+            any: self.graph.dependents(uid).next().is_some(),
+            waiting: self.graph.dependents(uid).any(Item::waits_for_dependents),
+        };
+        let collector = collector();
+        Some(Box::pin(async move { collector.collect(owners, dependents).await.into() }))
     }
 }
 
@@ -222,6 +227,14 @@ impl GarbageCollector {
     }
 }
 
+/// What an object owns.
+#[derive(Clone, Copy)]
+struct Dependents {
+    any: bool,
+    /// Some wait for what they own themselves.
+    waiting: bool,
+}
+
 struct Collector {
     client: Client,
     item: Item,
@@ -241,7 +254,7 @@ impl Collector {
     async fn collect(
         self,
         owners: Vec<(OwnerReference, Option<Standing>, Api<DynamicObject>)>,
-        dependents: &[Item],
+        dependents: Dependents,
     ) -> Result<(), kube::Error> {
         let Some(meta) = Self::fresh(&self.api(), &self.item.key, &self.item.uid).await? else { return Ok(()) };
         let item = Item::new(self.item.kind.clone(), &meta);
@@ -262,14 +275,13 @@ impl Collector {
                 },
             });
         }
-        match graph::resolve(&item, &standings, !dependents.is_empty()) {
+        match graph::resolve(&item, &standings, dependents.any) {
             Action::Keep => Ok(()),
             Action::Unlink(gone) => unlink(&self.api(), &meta, |owner| gone.contains(&owner.uid)).await,
             Action::Delete(policy) => {
                 // Each of a circle would wait for the next. One that is waited for, and would wait for one that waits,
                 // lets its owners go before it.
-                let circle =
-                    standings.contains(&Standing::Waiting) && dependents.iter().any(Item::waits_for_dependents);
+                let circle = standings.contains(&Standing::Waiting) && dependents.waiting;
                 let meta = if circle { self.unblock(meta).await? } else { Some(meta) };
                 match meta {
                     Some(meta) => self.delete(meta, policy).await,
