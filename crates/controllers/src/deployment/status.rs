@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentSpec, DeploymentStatus, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    Deployment, DeploymentCondition, DeploymentSpec, DeploymentStatus, ReplicaSet, ReplicaSetStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 
@@ -70,8 +72,17 @@ fn counts(deployment: &Deployment, rollout: &Rollout) -> DeploymentStatus {
         ready_replicas: nonzero(sum(&|set| reported(set).ready_replicas.unwrap_or(0))),
         available_replicas: nonzero(available),
         unavailable_replicas: nonzero((total - available).max(0)),
+        terminating_replicas: rollout.members().filter_map(|member| terminating(&reported(&member.object))).sum(),
         ..DeploymentStatus::default()
     }
+}
+
+/// How many pods of a ReplicaSet are on their way out: nobody knows if its controller does not say, and none are if it
+/// has not looked at it yet.
+#[allow(clippy::option_option, reason = "the outer one is whether it counts, the inner one a summand")]
+fn terminating(set: &ReplicaSetStatus) -> Option<Option<i32>> {
+    let looked_at = set.observed_generation.unwrap_or(0) != 0 || set.terminating_replicas.is_some();
+    looked_at.then_some(set.terminating_replicas)
 }
 
 fn progress(

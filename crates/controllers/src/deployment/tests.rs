@@ -348,6 +348,25 @@ fn trouble_with_pods_shows_in_the_deployment() {
 }
 
 #[test]
+fn pods_on_their_way_out_are_summed_up_if_all_are_told() {
+    let mut world = World::new(2, rolling(json!(1), json!(0)));
+    world.decide();
+    assert_eq!(world.deployment.status.as_ref().unwrap().terminating_replicas, Some(0), "none was ever there");
+    world.play(|_| {});
+    world.set_image("two");
+    world.play(|_| {});
+    let mut told = |one: Option<i32>, two: Option<i32>| {
+        for (set, count) in world.sets.iter_mut().zip([one, two]) {
+            let status = set.status.as_mut().unwrap();
+            (status.observed_generation, status.terminating_replicas) = (Some(1), count);
+        }
+        world.decide();
+        world.deployment.status.as_ref().unwrap().terminating_replicas
+    };
+    assert_eq!((told(Some(2), Some(1)), told(None, Some(1))), (Some(3), None));
+}
+
+#[test]
 fn nothing_new_is_no_new_status() {
     let mut world = World::new(2, rolling(json!(1), json!(0)));
     world.play(|_| {});

@@ -134,6 +134,7 @@ pub(crate) fn status(
         let count = active.iter().filter(|pod| fits(pod)).count();
         i32::try_from(count).unwrap_or(i32::MAX)
     };
+    let terminating = owned.iter().filter(|pod| meta::is_terminating(&***pod) && !pod::is_finished(pod)).count();
     let nonzero = |count: i32| (count > 0).then_some(count);
     let labelled = |pod: &Pod| {
         pod.metadata.labels.as_ref().is_some_and(|labels| meta::selects(&template_labels, labels))
@@ -143,17 +144,17 @@ pub(crate) fn status(
     let old_failure = old
         .and_then(|status| status.conditions.as_ref())
         .and_then(|conditions| conditions.iter().find(|condition| condition.type_ == "ReplicaFailure"));
+    // The first words stay while it lasts: each try has others, as with the names of pods in them, and a status that
+    // changes is a reason to try again at once.
     let conditions = failure.map(|failure| {
-        let since = old_failure
-            .filter(|old| old.reason.as_deref() == Some(failure.reason))
-            .and_then(|old| old.last_transition_time.clone());
-        vec![ReplicaSetCondition {
+        let told = old_failure.filter(|old| old.reason.as_deref() == Some(failure.reason)).cloned();
+        vec![told.unwrap_or_else(|| ReplicaSetCondition {
             type_: "ReplicaFailure".into(),
             status: "True".into(),
             reason: Some(failure.reason.into()),
             message: Some(failure.message.clone()),
-            last_transition_time: Some(since.unwrap_or(Time(now))),
-        }]
+            last_transition_time: Some(Time(now)),
+        })]
     });
     ReplicaSetStatus {
         replicas: count(&|_| true),
@@ -162,7 +163,7 @@ pub(crate) fn status(
         available_replicas: nonzero(count(&|pod| pod::availability(pod, min_ready, now) == Availability::Now)),
         observed_generation: set.metadata.generation,
         conditions,
-        terminating_replicas: None,
+        terminating_replicas: Some(i32::try_from(terminating).unwrap_or(i32::MAX)),
     }
 }
 
@@ -283,8 +284,9 @@ mod tests {
     fn status_tells_ready_from_available() {
         let mut set = set(3);
         set.spec.as_mut().unwrap().min_ready_seconds = Some(60);
-        let owned = [pod("a/r@n1"), pod("b@n1"), pod("c/f@n1")];
+        let owned = [pod("a/r@n1"), pod("b@n1"), pod("c/f@n1"), pod("d/rt@n1"), pod("e/ft@n1")];
         let told = status(&set, &owned, None, now());
+        assert_eq!(told.terminating_replicas, Some(1));
         assert_eq!((told.replicas, told.ready_replicas, told.available_replicas), (2, Some(1), None));
         assert_eq!((told.fully_labeled_replicas, told.observed_generation), (Some(2), Some(3)));
         let again = planned_with_min_ready(&set, &owned);
@@ -299,13 +301,12 @@ mod tests {
     }
 
     #[test]
-    fn a_failure_keeps_its_time_while_it_lasts() {
+    fn a_failure_is_told_once_while_it_lasts() {
         let mut set = set(1);
-        let failure = Failure { reason: "FailedCreate", message: "no".into() };
-        set.status = Some(status(&set, &[], Some(&failure), now()));
+        let failure = |message: &str| Failure { reason: "FailedCreate", message: message.into() };
+        set.status = Some(status(&set, &[], Some(&failure("no web-1")), now()));
         let later = now() + jiff::SignedDuration::from_secs(60);
-        let told = status(&set, &[], Some(&failure), later);
-        assert_eq!(told.conditions.unwrap()[0].last_transition_time, Some(Time(now())));
+        assert_eq!(Some(status(&set, &[], Some(&failure("no web-2")), later)), set.status);
         assert_eq!(status(&set, &[], None, later).conditions, None);
     }
 }
