@@ -62,15 +62,10 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         inputs(&caches.leases, Input::Lease),
         inputs(&caches.pods, Input::Pod),
     ];
-    let controller = Nodes {
-        client: shared.client.clone(),
-        events: shared.events.component("node-controller"),
-        nodes: caches.nodes.clone(),
-        pods: Index::new(|pod| pod::node(pod).map(str::to_owned)),
-        pulse: Pulse::new(shared.config.node_lease_timeout),
-        eviction_delay: shared.config.eviction_delay,
-        tainted: BTreeMap::new(),
-    };
+    let events = shared.events.component("node-controller");
+    let config = &shared.config;
+    let (timeout, delay) = (config.node_lease_timeout, config.eviction_delay);
+    let controller = Nodes::new(shared.client.clone(), events, caches.nodes.clone(), timeout, delay);
     drive(controller, inputs, 32).await;
 }
 
@@ -84,6 +79,8 @@ struct Nodes {
     eviction_delay: Duration,
     /// Since when this process has seen each NoExecute taint, by node, key and value.
     tainted: BTreeMap<(String, String, Option<String>), Instant>,
+    /// Since when it has seen each pod on a node, by uid: who came later than a taint is tolerated from then on.
+    arrived: BTreeMap<String, Instant>,
 }
 
 impl Controller for Nodes {
@@ -119,6 +116,7 @@ impl Controller for Nodes {
             }
             Input::Pod(change) => {
                 self.pods.observe(&change);
+                self.note_arrival(&change, now);
                 if let Change::Applied { new, .. } = change
                     && let Some(node) = pod::node(&new)
                     && (self.pulse.health(node, now) == Health::Dead || self.is_tainted(node))
@@ -145,6 +143,33 @@ fn no_execute(node: &Node) -> Vec<Taint> {
 }
 
 impl Nodes {
+    fn new(client: Client, events: Recorder, nodes: Cache<Node>, timeout: Duration, eviction_delay: Duration) -> Self {
+        Self {
+            client,
+            events,
+            nodes,
+            pods: Index::new(|pod| pod::node(pod).map(str::to_owned)),
+            pulse: Pulse::new(timeout),
+            eviction_delay,
+            tainted: BTreeMap::new(),
+            arrived: BTreeMap::new(),
+        }
+    }
+
+    fn note_arrival(&mut self, change: &Change<Pod>, now: Instant) {
+        let (came, went) = match change {
+            Change::Applied { new, old } => (Some(new), old.as_ref().filter(|old| old.uid() != new.uid())),
+            Change::Deleted(old) => (None, Some(old)),
+            Change::Synced => (None, None),
+        };
+        if let Some(uid) = went.and_then(|pod| pod.uid()) {
+            self.arrived.remove(&uid);
+        }
+        if let Some(uid) = came.filter(|pod| pod::node(pod).is_some()).and_then(|pod| pod.uid()) {
+            self.arrived.entry(uid).or_insert(now);
+        }
+    }
+
     fn note_taints(&mut self, node: &str, taints: &[Taint], now: Instant) {
         let key = |taint: &Taint| (node.to_owned(), taint.key.clone(), taint.value.clone());
         let present: Vec<_> = taints.iter().map(key).collect();
@@ -161,9 +186,10 @@ impl Nodes {
 
     /// When the pod must be gone from the node, by the node's taints.
     fn due(&self, pod: &Pod, node: &Node) -> Option<Instant> {
+        let arrived = pod.metadata.uid.as_ref().and_then(|uid| self.arrived.get(uid));
         let due = |taint: Taint| {
             let since = self.tainted.get(&(node.name_any(), taint.key.clone(), taint.value.clone()))?;
-            Some(*since + verdict::stay(pod, &taint, self.eviction_delay)?)
+            Some(*since.max(arrived.unwrap_or(since)) + verdict::stay(pod, &taint, self.eviction_delay)?)
         };
         no_execute(node).into_iter().filter_map(due).min()
     }
@@ -276,4 +302,37 @@ async fn write(
         refusal::ignore_not_found(api.patch(&name, &params, &Patch::Merge(patch)).await)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else it would be evicted as soon as it came, made anew, and so on.
+    #[tokio::test]
+    async fn who_comes_to_a_tainted_node_is_tolerated_from_then_on() {
+        let client = crate::nowhere();
+        let (events, _) = Recorder::new(client.clone(), "");
+        let second = Duration::from_secs(1);
+        let mut nodes = Nodes::new(client, events, Cache::detached(), second, second);
+        let node: Node = serde_json::from_value(json!({"metadata": {"name": "a", "uid": "a"},
+            "spec": {"taints": [{"key": "old", "effect": NO_EXECUTE}]}}))
+        .unwrap();
+        let pod = |uid: &str| -> Arc<Pod> {
+            let toleration = json!({"key": "old", "operator": "Exists", "tolerationSeconds": 60});
+            let spec = json!({"nodeName": "a", "containers": [], "tolerations": [toleration]});
+            let metadata = json!({"name": "p", "namespace": "default", "uid": uid});
+            Arc::new(serde_json::from_value(json!({"metadata": metadata, "spec": spec})).unwrap())
+        };
+        let start = Instant::now();
+        let later = start + second * 100;
+        nodes.note_taints("a", &no_execute(&node), start);
+        nodes.note_arrival(&Change::Applied { new: pod("1"), old: None }, start);
+        nodes.note_arrival(&Change::Applied { new: pod("1"), old: Some(pod("1")) }, later);
+        assert_eq!(nodes.due(&pod("1"), &node), Some(start + second * 60));
+        nodes.note_arrival(&Change::Applied { new: pod("2"), old: Some(pod("1")) }, later);
+        assert_eq!(nodes.due(&pod("2"), &node), Some(later + second * 60));
+        nodes.note_arrival(&Change::Deleted(pod("2")), later);
+        assert!(nodes.arrived.is_empty());
+    }
 }
