@@ -7,6 +7,7 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -33,6 +34,10 @@ use super::streams::{self, Agreed};
 use super::{AgentConfig, Error, TlsIdentity};
 
 const MAX_CONNECTIONS: usize = 256;
+/// Within which a client must have shown who it is: until then anybody, a pod too, has a place among the connections.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long to wait when there is no descriptor for another connection.
+const BREATH: Duration = Duration::from_millis(100);
 /// The API server, when it asks a node.
 const API_SERVER: &str = "kube-apiserver-kubelet-client";
 const ADMINISTRATORS: &str = "system:masters";
@@ -62,11 +67,13 @@ impl Server {
             tokio::select! {
                 Some(_) = connections.join_next() => {}
                 accepted = listener.accept(), if connections.len() < MAX_CONNECTIONS => {
-                    // Out of descriptors, or the client has gone already.
-                    let Ok((stream, _)) = accepted else { continue };
+                    let Ok((stream, _)) = accepted else {
+                        tokio::time::sleep(BREATH).await;
+                        continue;
+                    };
                     let (tls, host, pods) = (self.tls.clone(), host.clone(), pods.clone());
                     connections.spawn(async move {
-                        let Ok(stream) = tls.accept(stream).await else { return };
+                        let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE, tls.accept(stream)).await else { return };
                         let stranger = stranger(stream.get_ref().1.peer_certificates());
                         let session = Arc::new(Mutex::new(None));
                         let begins = session.clone();

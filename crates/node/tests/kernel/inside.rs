@@ -168,6 +168,7 @@ pub(crate) fn logs_are_served_to_the_clusters_own() {
     lab.create("talker", json!({"containers": [app(&["say", "one", "two"])]}));
     lab.with_agent(async |api: Api| {
         ready(&api, "talker").await;
+        lab.started("talker").await;
         let path = "/containerLogs/shop/talker/app";
         let (known, other) = (Some(&lab.api_server), Some(&lab.other_node));
         let refused = fetch(&lab, path, other).await.unwrap_err();
@@ -185,6 +186,14 @@ pub(crate) fn logs_are_served_to_the_clusters_own() {
         assert!(fetch(&lab, path, known).await.unwrap_err().contains("404"));
         assert_eq!(fetch(&lab, "/healthz", other).await.unwrap(), "ok");
         fetch(&lab, "/healthz", None).await.unwrap_err();
+        // Strangers who say nothing, as many as there may be connections, and more: they lose their places.
+        let mut silent = Vec::new();
+        for _ in 0..300 {
+            silent.push(tokio::net::TcpStream::connect((NODE_IP, 10250)).await.unwrap());
+        }
+        let healthz = tokio::time::timeout(Duration::from_secs(30), fetch(&lab, "/healthz", known)).await;
+        assert_eq!(healthz.expect("there is a place for those who are known").unwrap(), "ok");
+        drop(silent);
     });
 }
 
