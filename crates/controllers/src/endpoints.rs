@@ -113,7 +113,7 @@ impl Controller for EndpointsWriter {
         }
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
         let existing = self.endpoints.get(key);
-        let Some(service) = self.services.get(key).filter(|service| !meta::is_terminating(&**service)) else {
+        let Some(service) = self.services.get(key) else {
             let widowed = self.widowed.contains(key);
             let Some(existing) = existing.filter(|existing| !meta::is_terminating(&**existing)) else {
                 self.widowed.remove(key);

@@ -168,7 +168,7 @@ impl Controller for EndpointSlices {
         }
         let existing: Vec<_> = self.slices.group(&key.to_string()).cloned().collect();
         let client = self.client.clone();
-        let Some(service) = self.services.get(key).filter(|service| !meta::is_terminating(&**service)) else {
+        let Some(service) = self.services.get(key) else {
             // The garbage collector would come to the same end; readers should not wait for it.
             let plan = Plan { delete: existing, ..Plan::default() };
             return (!plan.delete.is_empty()).then(|| carry_out(client, key.clone(), plan, None));
@@ -195,10 +195,14 @@ impl Controller for EndpointSlices {
             }
         }
         let labels = labels(&service);
-        let plan = plan(&families, desired, &existing, |slice| {
+        let mut plan = plan(&families, desired, &existing, |slice| {
             slice.metadata.labels.as_ref() != Some(&labels)
                 || !meta::is_controlled_by(&slice.metadata, &service.metadata)
         });
+        if meta::is_terminating(&*service) {
+            // Its endpoints are right for as long as it is there; but the garbage collector may be at its slices.
+            plan.create.clear();
+        }
         if plan == Plan::default() {
             self.triggers.remove(key);
             return None;
@@ -362,5 +366,30 @@ mod tests {
         assert!(!writes(before));
         assert!(writes(service("after", json!({"app": "web"}))));
         assert!(!writes(service("after", json!(null))));
+    }
+
+    #[tokio::test]
+    async fn a_service_that_is_kept_from_going_keeps_its_endpoints_right_and_gets_no_new_slices() {
+        let service = |terminating: bool| -> Service {
+            let deleted = terminating.then_some("2026-01-01T00:00:00Z");
+            let metadata = json!({"name": "web", "namespace": "default", "uid": "u", "deletionTimestamp": deleted});
+            serde_json::from_value(json!({"metadata": metadata, "spec": {"selector": {"app": "web"}}})).unwrap()
+        };
+        let (services, pods) = (Cache::detached(), Cache::detached());
+        let mut controller = EndpointSlices::new(crate::nowhere(), services.clone(), pods.clone(), Cache::detached());
+        let (key, mut queue) = (Key::of(&service(false)), Queue::default());
+        services.put(service(true));
+        assert!(controller.reconcile(&key, &mut queue).is_none());
+        let mut slice = EndpointSlice { address_type: "IPv4".into(), ..EndpointSlice::default() };
+        slice.metadata.name = Some("web-1".into());
+        slice.metadata.namespace = Some("default".into());
+        slice.metadata.labels = Some(labels(&service(true)));
+        slice.metadata.owner_references = Some(vec![meta::controlled_by(&service(true))]);
+        controller.observe(Input::Slice(Change::Applied { new: Arc::new(slice), old: None }), &mut queue);
+        assert!(controller.reconcile(&key, &mut queue).is_none(), "nothing is taken away");
+        let pod = json!({"metadata": {"name": "p", "namespace": "default", "labels": {"app": "web"}},
+            "spec": {"containers": []}, "status": {"podIP": "10.0.0.1"}});
+        pods.put(serde_json::from_value(pod).unwrap());
+        assert!(controller.reconcile(&key, &mut queue).is_some(), "and what is new is told");
     }
 }
