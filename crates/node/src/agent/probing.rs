@@ -33,7 +33,8 @@ pub(super) struct Answer {
 }
 
 pub(super) struct Probing {
-    probes: BTreeMap<(String, ProbeKind), (Probe, AbortHandle)>,
+    /// With the start of the container that each is about.
+    probes: BTreeMap<(String, ProbeKind), (u32, Probe, AbortHandle)>,
     tasks: JoinSet<()>,
     sender: mpsc::Sender<Asked>,
     answers: mpsc::Receiver<Asked>,
@@ -67,7 +68,7 @@ impl Probing {
                     }
                 }
             });
-            if let Some((_, old)) = self.probes.insert(key, (probe, task)) {
+            if let Some((.., old)) = self.probes.insert(key, (attempt, probe, task)) {
                 old.abort();
             }
         }
@@ -76,7 +77,7 @@ impl Probing {
 
     pub(super) fn stop(&mut self, container: &str, kinds: &[ProbeKind]) {
         for kind in kinds {
-            if let Some((_, task)) = self.probes.remove(&(container.to_owned(), *kind)) {
+            if let Some((.., task)) = self.probes.remove(&(container.to_owned(), *kind)) {
                 task.abort();
             }
         }
@@ -99,10 +100,37 @@ impl Probing {
                 Some(_) = self.tasks.join_next() => continue,
             };
             let key = (asked.container.clone(), asked.kind);
-            let Some((probe, _)) = self.probes.get_mut(&key) else { continue };
+            let Some((asking, probe, _)) = self.probes.get_mut(&key) else { continue };
             let Asked { container, attempt, kind, result } = asked;
+            // Nothing that an earlier start answered counts.
+            if attempt != *asking {
+                continue;
+            }
             let verdict = probe.observe(result.is_ok());
             return Some(Answer { container, attempt, kind, result, verdict, grace: probe.grace });
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_an_earlier_start_answered_does_not_count() {
+        let mut probing = Probing::new();
+        let spec = json!({"name": "a", "readinessProbe": {"tcpSocket": {"port": 80}, "failureThreshold": 1}});
+        let (found, _) = probes(&serde_json::from_value(spec).unwrap());
+        let asking = probing.tasks.spawn(std::future::pending());
+        probing.probes.insert(("a".into(), ProbeKind::Readiness), (1, found[0].clone(), asking));
+        for attempt in [0, 1] {
+            let result = Err("refused".to_owned());
+            let asked = Asked { container: "a".into(), attempt, kind: ProbeKind::Readiness, result };
+            probing.sender.send(asked).await.unwrap();
+        }
+        let answer = probing.next().await.unwrap();
+        assert_eq!((answer.attempt, answer.verdict), (1, Some(Verdict::Failed)));
     }
 }
