@@ -1,7 +1,7 @@
 //! SPDY/3.1 frames <-> bytes. Pure.
 //!
 //! Invariant: whatever arrives, no more than a control frame is held ([`MAX_CONTROL`]), and no more of its headers than
-//! [`MAX_HEADERS`]: data is given on as it comes, however long its frame says it is. Flow control is not here because
+//! [`MAX_HEADERS`] and [`MAX_HEADER_COUNT`]: data is given on as it comes, however long its frame says it is. Flow control is not here because
 //! the clients there are (Kubernetes' own, through `spdystream`) know none: TCP's has to do.
 //!
 //! Source: SPDY protocol, drafts 3 and 3.1.
@@ -15,7 +15,9 @@ use super::dictionary::dictionary;
 
 const VERSION: u16 = 3;
 const MAX_CONTROL: usize = 64 << 10;
-const MAX_HEADERS: usize = 64 << 10;
+/// Bytes of one stream's headers, unpacked.
+const MAX_HEADERS: usize = 16 << 10;
+const MAX_HEADER_COUNT: u32 = 64;
 const FIN: u8 = 1;
 
 const SYN_STREAM: u16 = 1;
@@ -59,6 +61,8 @@ pub(super) struct Broken(&'static str);
 
 pub(super) struct Decoder {
     buffer: Vec<u8>,
+    /// Bytes of the buffer that were decoded.
+    read: usize,
     /// Stream, whether it is the last, and bytes that are missing of a data frame.
     data: Option<(u32, bool, usize)>,
     inflate: Decompress,
@@ -66,32 +70,36 @@ pub(super) struct Decoder {
 
 impl Decoder {
     pub(super) fn new() -> Self {
-        Self { buffer: Vec::new(), data: None, inflate: Decompress::new(true) }
+        Self { buffer: Vec::new(), read: 0, data: None, inflate: Decompress::new(true) }
     }
 
     pub(super) fn take_in(&mut self, bytes: &[u8]) {
+        // Once for all the frames in it, however small they are.
+        self.buffer.drain(..std::mem::take(&mut self.read));
         self.buffer.extend_from_slice(bytes);
     }
 
     /// # Errors
     /// After one, nothing more can be understood.
     pub(super) fn next(&mut self) -> Result<Option<Frame>, Broken> {
+        let unread = &self.buffer[self.read..];
         if let Some((stream, last, missing)) = self.data {
-            let length = missing.min(self.buffer.len());
+            let length = missing.min(unread.len());
             if length == 0 && missing > 0 {
                 return Ok(None);
             }
-            let bytes: Bytes = self.buffer.drain(..length).collect::<Vec<u8>>().into();
+            let bytes = Bytes::copy_from_slice(&unread[..length]);
+            self.read += length;
             let whole = length == missing;
             self.data = (!whole).then_some((stream, last, missing - length));
             return Ok(Some(Frame::Data { stream, last: last && whole, bytes }));
         }
-        let Some((head, rest)) = self.buffer.split_first_chunk::<8>() else { return Ok(None) };
+        let Some((head, rest)) = unread.split_first_chunk::<8>() else { return Ok(None) };
         let [first, second, third, fourth, flags, length @ ..] = *head;
         let length = u32::from_be_bytes([0, length[0], length[1], length[2]]) as usize;
         if first & 0x80 == 0 {
             let stream = u32::from_be_bytes([first, second, third, fourth]);
-            self.buffer.drain(..8);
+            self.read += 8;
             self.data = Some((stream, flags & FIN != 0, length));
             return self.next();
         }
@@ -101,10 +109,8 @@ impl Decoder {
         if length > MAX_CONTROL {
             return Err(Broken("a control frame longer than any that is sent"));
         }
-        if rest.len() < length {
-            return Ok(None);
-        }
-        let body: Vec<u8> = self.buffer.drain(..8 + length).skip(8).collect();
+        let Some(body) = rest.get(..length).map(<[u8]>::to_vec) else { return Ok(None) };
+        self.read += 8 + length;
         self.control(u16::from_be_bytes([third, fourth]), flags, &body).map(Some)
     }
 
@@ -140,8 +146,12 @@ impl Decoder {
             rest = after;
             Some(word)
         };
+        let count = u32::from_be_bytes(*count);
+        if count > MAX_HEADER_COUNT {
+            return Err(Broken("more headers than anybody sends"));
+        }
         let mut headers = BTreeMap::new();
-        for _ in 0..u32::from_be_bytes(*count) {
+        for _ in 0..count {
             let (Some(name), Some(value)) = (word(), word()) else {
                 return Err(Broken("headers that end too early"));
             };
@@ -234,6 +244,24 @@ fn head(flags: u8, length: usize) -> [u8; 4] {
 }
 
 #[cfg(test)]
+impl Encoder {
+    /// Opens a stream, as clients do.
+    pub(super) fn open(&mut self, stream: u32, last: bool, headers: &[(&str, &str)]) -> Vec<u8> {
+        let mut plain = u32::try_from(headers.len()).unwrap().to_be_bytes().to_vec();
+        for word in headers.iter().flat_map(|(name, value)| [name, value]) {
+            plain.extend_from_slice(&u32::try_from(word.len()).unwrap().to_be_bytes());
+            plain.extend_from_slice(word.as_bytes());
+        }
+        let mut body = [stream.to_be_bytes().as_slice(), &[0; 6]].concat();
+        body.reserve(plain.len() + 1024);
+        self.deflate.compress_vec(&plain, &mut body, FlushCompress::Sync).unwrap();
+        let mut frame = control(SYN_STREAM, &body);
+        frame[4] = u8::from(last);
+        frame
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
@@ -322,6 +350,18 @@ mod tests {
             decode(&control(SYN_STREAM, &body), usize::MAX).unwrap_err(),
             Broken("more headers than anybody sends")
         );
+    }
+
+    #[test]
+    fn many_headers_are_refused() {
+        let open = |count: u32| {
+            let names: Vec<String> = (0..count).map(|number| number.to_string()).collect();
+            let headers: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), "")).collect();
+            decode(&Encoder::new().open(1, false, &headers), 7)
+        };
+        let frames = open(MAX_HEADER_COUNT).unwrap();
+        assert!(matches!(&frames[..], [Frame::Open { headers, .. }] if headers.len() == 64));
+        assert_eq!(open(MAX_HEADER_COUNT + 1).unwrap_err(), Broken("more headers than anybody sends"));
     }
 
     proptest! {
