@@ -23,7 +23,7 @@ use futures::future::BoxFuture;
 use http::{Response, StatusCode};
 use hyper::body::Bytes;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub(super) use exec::exec;
 pub(super) use forward::{forward, tunnel};
@@ -46,14 +46,17 @@ pub(super) type Agreed = (Response<()>, BoxFuture<'static, ()>);
 /// What a client sends on one channel.
 struct Source {
     bytes: mpsc::Receiver<Bytes>,
-    /// The client wants nothing more of it, in either direction.
+    /// The client wants nothing more of it, in either direction. It may say so after the last of its bytes.
     reset: CancellationToken,
+    /// By this, who holds the other end knows that nobody here wants anything of it either.
+    _held: DropGuard,
 }
 
 impl Source {
     fn new() -> (mpsc::Sender<Bytes>, Self) {
         let (sender, bytes) = mpsc::channel(QUEUE);
-        (sender, Self { bytes, reset: CancellationToken::new() })
+        let reset = CancellationToken::new();
+        (sender, Self { bytes, reset: reset.clone(), _held: reset.drop_guard() })
     }
 }
 

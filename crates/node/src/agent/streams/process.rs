@@ -10,7 +10,6 @@ use nix::unistd::pipe2;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::net::unix::pipe;
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::{Sink, Source};
@@ -72,7 +71,7 @@ pub(super) async fn run(dir: &Path, open: Open, channels: Channels) -> io::Resul
 
 /// Waits for the process's end, and passes on the size of its terminal meanwhile.
 async fn attend(session: &mut Session, resize: Option<Source>) -> io::Result<i32> {
-    let mut sizes = resize.map(|resize| Sizes { source: resize.bytes, text: Vec::new() });
+    let mut sizes = resize.map(|source| Sizes { source, text: Vec::new() });
     loop {
         let size = tokio::select! {
             code = session.ended() => return code,
@@ -100,7 +99,7 @@ struct Size {
 }
 
 struct Sizes {
-    source: mpsc::Receiver<Bytes>,
+    source: Source,
     text: Vec<u8>,
 }
 
@@ -118,7 +117,7 @@ impl Sizes {
                 Some(Err(error)) if !error.is_eof() => return None,
                 _ => {}
             }
-            let more = self.source.recv().await?;
+            let more = self.source.bytes.recv().await?;
             if self.text.len() + more.len() > MAX_SIZE {
                 return None;
             }
@@ -181,7 +180,7 @@ mod tests {
 
     #[tokio::test]
     async fn sizes_follow_each_other_however_they_are_cut() {
-        let (sender, source) = mpsc::channel(8);
+        let (sender, source) = Source::new();
         let mut sizes = Sizes { source, text: Vec::new() };
         for piece in ["{\"Width\":80,\"Hei", "ght\":24}\n{\"Width\":1,\"Height\":2}", "x"] {
             sender.send(Bytes::from_static(piece.as_bytes())).await.unwrap();

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Outgoing, PARTING, PING_EVERY, QUEUE, Sink, Source};
 use frame::{CANCEL, Decoder, Encoder, Frame, MAX_DATA, PROTOCOL_ERROR, REFUSED_STREAM};
 
-/// Streams of one connection at once.
+/// Streams of one connection at once: those that somebody here still listens to, whether the client has ended them or not.
 const MAX_STREAMS: usize = 512;
 
 /// A stream that a client has opened.
@@ -38,7 +38,8 @@ impl Stream {
 
 /// What the reader knows of a stream.
 struct Inflow {
-    to: mpsc::Sender<Bytes>,
+    /// `None` once the client has said all.
+    to: Option<mpsc::Sender<Bytes>>,
     reset: CancellationToken,
 }
 
@@ -100,21 +101,21 @@ async fn read(
                         let sink = Sink::new(to.clone(), stream);
                         // Taken before it is told of, so that nothing is said on it before.
                         let _ = to.send(Outgoing::Accept { channel: stream }).await;
-                        if !last {
-                            inflows.insert(stream, Inflow { to: inflow, reset: source.reset.clone() });
-                        }
+                        let to = (!last).then_some(inflow);
+                        inflows.insert(stream, Inflow { to, reset: source.reset.clone() });
                         let _ = arrivals.send(Stream { headers, number: stream, source, sink }).await;
                         continue;
                     };
                     let _ = to.send(answer).await;
                 }
                 Frame::Data { stream, last, bytes } => {
-                    if let Some(inflow) = inflows.get(&stream).filter(|_| !bytes.is_empty()) {
+                    let Some(inflow) = inflows.get_mut(&stream) else { continue };
+                    if let Some(to) = inflow.to.as_ref().filter(|_| !bytes.is_empty()) {
                         // Nobody may want it any more.
-                        let _ = inflow.to.send(bytes).await;
+                        let _ = to.send(bytes).await;
                     }
                     if last {
-                        inflows.remove(&stream);
+                        inflow.to = None;
                     }
                 }
                 Frame::Reset(stream) => {
@@ -133,7 +134,7 @@ async fn read(
 
 fn is_full(inflows: &mut HashMap<u32, Inflow>) -> bool {
     if inflows.len() >= MAX_STREAMS {
-        inflows.retain(|_, inflow| !inflow.to.is_closed());
+        inflows.retain(|_, inflow| !inflow.reset.is_cancelled());
     }
     inflows.len() >= MAX_STREAMS
 }
@@ -164,5 +165,57 @@ async fn write(mut to: impl AsyncWrite + Unpin, mut queue: mpsc::Receiver<Outgoi
             Outgoing::Over => return to.flush().await,
         }
         to.flush().await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_was_ended_can_still_be_reset() {
+        let (mut client, server) = tokio::io::duplex(4096);
+        let session = |mut streams: mpsc::Receiver<Stream>| async move {
+            let Stream { mut source, .. } = streams.recv().await.unwrap();
+            assert_eq!(source.bytes.recv().await.unwrap(), "hi");
+            assert_eq!(source.bytes.recv().await, None, "the client has said all");
+            source.reset.cancelled().await;
+        };
+        for frame in [Encoder::new().open(1, false, &[]), frame::data(1, true, b"hi"), frame::reset(1, CANCEL)] {
+            client.write_all(&frame).await.unwrap();
+        }
+        timeout(PING_EVERY, serve(server, session)).await.unwrap();
+    }
+
+    /// A client that opens streams and ends them at once cannot make anybody hold more of them than others do.
+    #[tokio::test(start_paused = true)]
+    async fn streams_count_until_nobody_listens_to_them() {
+        let (client, server) = tokio::io::duplex(4096);
+        let (mut from_server, mut to_server) = tokio::io::split(client);
+        let session = |mut streams: mpsc::Receiver<Stream>| async move {
+            let mut held = Vec::new();
+            while held.len() < MAX_STREAMS {
+                held.push(streams.recv().await.unwrap());
+            }
+            assert!(timeout(PARTING, streams.recv()).await.is_err(), "no more than that are taken");
+            held.pop();
+            assert!(streams.recv().await.is_some(), "until one is let go of");
+        };
+        let talk = async {
+            let mut encoder = Encoder::new();
+            let numbers = || (1..).step_by(2);
+            for number in numbers().take(MAX_STREAMS + 1) {
+                to_server.write_all(&encoder.open(number, true, &[("streamtype", "data")])).await.unwrap();
+            }
+            // By then one has been let go of.
+            sleep(PARTING * 2).await;
+            let next = numbers().nth(MAX_STREAMS + 1).unwrap();
+            to_server.write_all(&encoder.open(next, true, &[])).await.unwrap();
+        };
+        let listen = async {
+            let mut said = vec![0; MAX_DATA];
+            while from_server.read(&mut said).await.unwrap() > 0 {}
+        };
+        tokio::join!(serve(server, session), talk, listen);
     }
 }
