@@ -135,7 +135,8 @@ async fn over_spdy(dir: PathBuf, open: Open, wanted: Wanted, protocol: String, m
     let mut channels = Channels { stdin: None, stdout: None, stderr: None, resize: None };
     let mut error = None;
     let all = async {
-        for _ in 0..expected {
+        let mut opened = 0;
+        while opened < expected {
             let Some(stream) = streams.recv().await else { return false };
             match stream.header("streamtype") {
                 "error" => error = Some(stream.sink),
@@ -146,14 +147,18 @@ async fn over_spdy(dir: PathBuf, open: Open, wanted: Wanted, protocol: String, m
                 other => {
                     tracing::debug!(kind = other, "a stream of no known kind");
                     stream.sink.reset().await;
+                    continue;
                 }
             }
+            opened += 1;
         }
         true
     };
     let (Ok(true), Some(error)) = (timeout(ALL_STREAMS, all).await, error) else {
         return tracing::debug!("a client did not open the streams that it asked for");
     };
+    // Further ones lead nowhere, and keep none of these waiting.
+    drop(streams);
     converse(dir, open, channels, &error, tells_status(&protocol)).await;
     error.end().await;
 }
