@@ -4,17 +4,19 @@
 //! Source: the kubelet's `portforward` server; KEP-4006.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 use super::negotiate::{Chosen, Transport, asks_for, choose, switch};
 use super::spdy::{self, Stream};
@@ -28,11 +30,12 @@ const TUNNELED: &str = "SPDY/3.1+portforward.k8s.io";
 const WEBSOCKET_PROTOCOLS: [&str; 3] = [TUNNELED, "v4.channel.k8s.io", "v4.base64.channel.k8s.io"];
 /// What the API server's proxy asks for: the bytes of a TCP connection.
 const TCP: &str = "tcp";
-/// Connections of one session at once.
-const MAX_CONNECTIONS: usize = 128;
 /// Ports of one WebSocket: each has two channels, whose numbers are bytes.
 const MAX_PORTS: usize = 64;
 const CHUNK: usize = 32 << 10;
+/// What a port has to say is waited for this long when its client has said all. It may be one that has gone altogether:
+/// Kubernetes' own clients then say no more than that.
+const LAST_WORDS: Duration = Duration::from_secs(30);
 
 /// The pod whose ports are meant.
 #[derive(Debug)]
@@ -128,7 +131,9 @@ async fn over_spdy(aim: Arc<Aim>, mut streams: mpsc::Receiver<Stream>) {
             Some(_) = connections.join_next() => continue,
             () = until(expires) => {
                 let now = Instant::now();
-                halves.retain(|_, half| half.until > now);
+                for (_, half) in halves.extract_if(|_, half| half.until <= now) {
+                    half.stream.sink.reset().await;
+                }
                 continue;
             }
         };
@@ -148,12 +153,6 @@ async fn over_spdy(aim: Arc<Aim>, mut streams: mpsc::Receiver<Stream>) {
             }
             Some(half) => {
                 let (data, error) = if kind == "data" { (stream, half.stream) } else { (half.stream, stream) };
-                if connections.len() >= MAX_CONNECTIONS {
-                    let _ = error.sink.send("too many connections are forwarded in this session").await;
-                    error.sink.end().await;
-                    data.sink.reset().await;
-                    continue;
-                }
                 let aim = aim.clone();
                 connections.spawn(async move { carry(&aim, port, data.source, data.sink, error.sink).await });
             }
@@ -178,37 +177,11 @@ fn request(stream: &Stream, kind: &str) -> String {
 }
 
 /// Forwards one connection to its end.
-async fn carry(aim: &Aim, port: u16, mut source: Source, data: Sink, error: Sink) {
-    let reset = source.reset.clone();
-    let carried = async {
-        let stream = reach::inside(&aim.dir, port).await?;
-        let (mut read, mut write) = stream.into_split();
-        let up = async {
-            while let Some(bytes) = source.bytes.recv().await {
-                if write.write_all(&bytes).await.is_err() {
-                    break;
-                }
-            }
-            let _ = write.shutdown().await;
-            while source.bytes.recv().await.is_some() {}
-            std::future::pending::<std::io::Result<()>>().await
-        };
-        let down = async {
-            let mut buffer = vec![0; CHUNK];
-            loop {
-                let length = read.read(&mut buffer).await?;
-                if length == 0 || data.send(buffer[..length].to_vec()).await.is_err() {
-                    return Ok(());
-                }
-            }
-        };
-        tokio::select! {
-            done = up => done,
-            done = down => done,
-            () = reset.cancelled() => Ok(()),
-        }
+async fn carry(aim: &Aim, port: u16, source: Source, data: Sink, error: Sink) {
+    let done = match reach::inside(&aim.dir, port).await {
+        Ok(stream) => relay(stream, source, &data).await,
+        Err(error) => Err(error),
     };
-    let done: std::io::Result<()> = carried.await;
     if let Err(reason) = &done {
         let Aim { pod, uid, .. } = aim;
         let _ = error.send(format!("error forwarding port {port} to pod {pod}, uid {uid}: {reason}")).await;
@@ -218,6 +191,37 @@ async fn carry(aim: &Aim, port: u16, mut source: Source, data: Sink, error: Sink
     if done.is_err() {
         data.reset().await;
         error.reset().await;
+    }
+}
+
+/// Passes on what both say, until the port has said all or the client wants no more of it.
+async fn relay(stream: impl AsyncRead + AsyncWrite, source: Source, data: &Sink) -> io::Result<()> {
+    let (mut read, mut write) = tokio::io::split(stream);
+    let Source { mut bytes, reset, .. } = source;
+    let up = async {
+        while let Some(piece) = bytes.recv().await {
+            if write.write_all(&piece).await.is_err() {
+                break;
+            }
+        }
+        let _ = write.shutdown().await;
+        // What comes still is taken, so that other streams are not kept waiting.
+        while bytes.recv().await.is_some() {}
+        sleep(LAST_WORDS).await;
+    };
+    let down = async {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let length = read.read(&mut buffer).await?;
+            if length == 0 || data.send(buffer[..length].to_vec()).await.is_err() {
+                return Ok(());
+            }
+        }
+    };
+    tokio::select! {
+        () = up => Ok(()),
+        done = down => done,
+        () = reset.cancelled() => Ok(()),
     }
 }
 
@@ -247,7 +251,58 @@ pub(in crate::agent) async fn tunnel(
 
 #[cfg(test)]
 mod tests {
+    use hyper::body::Bytes;
+    use tokio::time::timeout;
+
+    use super::super::Outgoing;
     use super::*;
+
+    /// A client's way to what is relayed, and the channel that leads back.
+    fn channels() -> (mpsc::Sender<Bytes>, Source, Sink, mpsc::Receiver<Outgoing>) {
+        let (said, source) = Source::new();
+        let (to, heard) = mpsc::channel(1);
+        (said, source, Sink::new(to, 1), heard)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_may_answer_after_the_client_has_said_all() {
+        let (port, mut process) = tokio::io::duplex(64);
+        let (said, source, sink, mut heard) = channels();
+        said.send("ask".into()).await.unwrap();
+        drop(said);
+        let answer = async {
+            let mut asked = String::new();
+            process.read_to_string(&mut asked).await.unwrap();
+            sleep(LAST_WORDS / 2).await;
+            process.write_all(b"told").await.unwrap();
+            drop(process);
+            asked
+        };
+        let (relayed, asked) = tokio::join!(relay(port, source, &sink), answer);
+        relayed.unwrap();
+        assert_eq!(asked, "ask");
+        assert!(matches!(heard.recv().await, Some(Outgoing::Data { bytes, .. }) if bytes == "told"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_never_ends_is_left_when_its_client_has() {
+        let (port, mut process) = tokio::io::duplex(64);
+        let (said, source, sink, mut heard) = channels();
+        drop(said);
+        let talk = async {
+            while process.write_all(b"more").await.is_ok() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let listen = async { while heard.recv().await.is_some() {} };
+        let relayed = async {
+            let relayed = relay(port, source, &sink).await;
+            drop(sink);
+            relayed
+        };
+        let (relayed, (), ()) = timeout(LAST_WORDS * 2, async { tokio::join!(relayed, talk, listen) }).await.unwrap();
+        relayed.unwrap();
+    }
 
     #[test]
     fn ports_are_named_one_by_one_or_together() {
