@@ -20,8 +20,10 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 
 use super::{Outgoing, PARTING, PING_EVERY, QUEUE, Sink, Source};
 
-/// Bytes of a message from a client.
-const MAX_MESSAGE: usize = 2 << 20;
+/// Bytes of a message from a client: as many as upstream takes, since some send a file as one.
+const MAX_MESSAGE: usize = 32 << 20;
+/// A message is given on in pieces of so many bytes, so that no more than one or two of them wait to be taken.
+const PIECE: usize = 32 << 10;
 /// Bytes that are under way in a tunnel.
 const TUNNEL: usize = 64 << 10;
 /// Says that the channel whose number follows is closed, from `v5` on.
@@ -127,10 +129,11 @@ pub(super) async fn channels<F>(
     let read = async {
         while let Some(Ok(message)) = from_client.next().await {
             match coding.decode(&message) {
-                Some(Heard::Data(channel, bytes)) => {
-                    if let Some(Some(inflow)) = inflows.get(usize::from(channel)) {
+                Some(Heard::Data(channel, mut bytes)) => {
+                    let Some(Some(inflow)) = inflows.get(usize::from(channel)) else { continue };
+                    while !bytes.is_empty() {
                         // Nobody may want it any more.
-                        let _ = inflow.send(bytes).await;
+                        let _ = inflow.send(bytes.split_to(PIECE.min(bytes.len()))).await;
                     }
                 }
                 Some(Heard::Closed(channel)) => {
@@ -265,6 +268,30 @@ mod tests {
             };
             tokio::join!(messages(server, base64, said), talk);
         }
+    }
+
+    #[tokio::test]
+    async fn a_file_may_come_as_one_message() {
+        let (client, server) = tokio::io::duplex(1 << 20);
+        let count = |mut ends: Vec<(Source, Sink)>| async move {
+            let (mut source, sink) = ends.pop().unwrap();
+            let mut length = 0;
+            while let Some(bytes) = source.bytes.recv().await {
+                assert!(bytes.len() <= PIECE, "{} bytes at once", bytes.len());
+                length += bytes.len();
+            }
+            let _ = sink.send(length.to_string()).await;
+        };
+        let talk = async {
+            let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+            let file = [vec![0], vec![b'x'; 10 << 20]].concat();
+            for message in [file, vec![255, 0]] {
+                client.send(Message::binary(message)).await.unwrap();
+            }
+            assert_eq!(client.next().await.unwrap().unwrap(), Message::binary(b"\x0010485760".to_vec()));
+            assert!(matches!(client.next().await.unwrap().unwrap(), Message::Close(_)));
+        };
+        tokio::join!(channels(server, V5, 1, count), talk);
     }
 
     #[tokio::test]
