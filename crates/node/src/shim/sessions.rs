@@ -265,8 +265,13 @@ impl Server {
     pub(super) fn relay(&mut self) {
         let now = Instant::now();
         for mut session in std::mem::take(&mut self.sessions) {
-            // Its client has gone.
+            // Its client has gone, and with it the input of the process.
             if !self.has_client(session.client) {
+                if let With::Container(id) = &session.with
+                    && let Some(container) = self.containers.get_mut(id)
+                {
+                    container.hear_last(session.wires.stdin);
+                }
                 continue;
             }
             session.wires.flush(now);
@@ -363,9 +368,21 @@ impl Container {
         let (Some(inlet), Some(to)) = (stdin.as_mut(), &self.input) else { return };
         if !inlet.pump(to.as_fd()) {
             *stdin = None;
-            if self.instance.start.input.once && !self.instance.start.input.tty {
-                self.input = None;
-            }
+            self.input_over();
+        }
+    }
+
+    /// Passes on what a client that has gone left behind, as far as it is taken at once.
+    fn hear_last(&mut self, mut stdin: Option<Inlet>) {
+        self.hear(&mut stdin);
+        if stdin.is_some() {
+            self.input_over();
+        }
+    }
+
+    fn input_over(&mut self) {
+        if self.instance.start.input.once && !self.instance.start.input.tty {
+            self.input = None;
         }
     }
 
