@@ -8,6 +8,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue, UPGRADE};
@@ -21,7 +22,7 @@ use portolan_kinds::Status;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde_json::Value;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_util::task::TaskTracker;
@@ -139,12 +140,60 @@ impl Nodes {
     }
 }
 
+/// A connection whose other end may stop listening before it has said all: what it does not take any more is thrown away,
+/// so that who refuses a request without reading it is heard.
+struct Patient<S> {
+    stream: S,
+    listens: bool,
+}
+
+impl<S> Patient<S> {
+    fn heard<T>(&mut self, done: Poll<io::Result<T>>, otherwise: T) -> Poll<io::Result<T>> {
+        match done {
+            Poll::Ready(Err(error)) => {
+                tracing::debug!(%error, "a backend does not listen any more");
+                self.listens = false;
+                Poll::Ready(Ok(otherwise))
+            }
+            done => done,
+        }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if !self.listens {
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        let done = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.heard(done, bytes.len())
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.listens {
+            return Poll::Ready(Ok(()));
+        }
+        let done = Pin::new(&mut self.stream).poll_flush(cx);
+        self.heard(done, ())
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
 /// Speaks HTTP/1.1 on a connection, which ends with the response's body or what comes after HTTP.
 pub(crate) async fn converse(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
     tasks: &TaskTracker,
 ) -> Result<SendRequest<Body>, hyper::Error> {
-    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let (sender, connection) = http1::handshake(TokioIo::new(Patient { stream, listens: true })).await?;
     tasks.spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a connection that was made for a client ended");

@@ -16,12 +16,12 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::negotiate::{Chosen, Transport, asks_for, choose, switch};
 use super::spdy::{self, Stream};
 use super::websocket::{self, Coding};
-use super::{ALL_STREAMS, Agreed, Refusal, Sink, Source, reach};
+use super::{ALL_STREAMS, Agreed, PARTING, Refusal, Sink, Source, reach};
 use crate::agent::host::Host;
 use crate::agent::logs::decoded;
 
@@ -239,20 +239,43 @@ pub(in crate::agent) async fn tunnel(
     let port: u16 = port.parse().map_err(|_| (StatusCode::BAD_REQUEST, format!("{port} is no port")))?;
     let address = SocketAddr::new(place.address(host.config.node_ip).ok_or_else(no_pod)?, port);
     let failed = |error| (StatusCode::BAD_GATEWAY, format!("dial tcp {address}: {error}"));
-    let mut stream = reach::from_node(address).await.map_err(failed)?;
+    let stream = reach::from_node(address).await.map_err(failed)?;
     let session = async move {
-        let Ok(upgraded) = upgrade.await else { return };
-        let mut client = TokioIo::new(upgraded);
-        // Either side may break it off.
-        let _ = tokio::io::copy_bidirectional(&mut client, &mut stream).await;
+        if let Ok(upgraded) = upgrade.await {
+            join(TokioIo::new(upgraded), stream).await;
+        }
     };
     Ok((switch(TCP), Box::pin(session)))
+}
+
+/// Passes on what both say. It ends with the client, who has gone when it says no more, and with the port: one that takes no
+/// more may still have something to say, as who refuses a request before it was sent.
+async fn join(client: impl AsyncRead + AsyncWrite, port: impl AsyncRead + AsyncWrite) {
+    let ((mut from_client, mut to_client), (mut from_port, mut to_port)) =
+        (tokio::io::split(client), tokio::io::split(port));
+    let up = async {
+        let (mut buffer, mut listens) = (vec![0; CHUNK], true);
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            listens = listens && to_port.write_all(&buffer[..length]).await.is_ok();
+        }
+    };
+    let down = async {
+        // Either may break it off.
+        let _ = tokio::io::copy(&mut from_port, &mut to_client).await;
+        let _ = to_client.shutdown().await;
+    };
+    tokio::pin!(up);
+    tokio::select! {
+        () = &mut up => return,
+        () = down => {}
+    }
+    // What the client still sends is taken, or what it was told would be lost with it.
+    let _ = timeout(PARTING, up).await;
 }
 
 #[cfg(test)]
 mod tests {
     use hyper::body::Bytes;
-    use tokio::time::timeout;
 
     use super::super::Outgoing;
     use super::*;
@@ -302,6 +325,37 @@ mod tests {
         };
         let (relayed, (), ()) = timeout(LAST_WORDS * 2, async { tokio::join!(relayed, talk, listen) }).await.unwrap();
         relayed.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_port_that_takes_no_more_is_heard() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = tokio::net::TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (mut process, _) = listener.accept().await.unwrap();
+        let (client, near) = tokio::io::duplex(1 << 20);
+        let (mut hears, mut says) = tokio::io::split(client);
+        let talk = async {
+            process.write_all(b"no").await.unwrap();
+            // With what was not read still there, which breaks the connection off.
+            process.readable().await.unwrap();
+            drop(process);
+            let mut heard = String::new();
+            hears.read_to_string(&mut heard).await.unwrap();
+            heard
+        };
+        let send = async { while says.write_all(&[0; CHUNK]).await.is_ok() {} };
+        let heard = tokio::select! {
+            (heard, ()) = async { tokio::join!(talk, join(near, port)) } => heard,
+            () = async { send.await; std::future::pending().await } => unreachable!(),
+        };
+        assert_eq!(heard, "no");
+    }
+
+    #[tokio::test]
+    async fn a_port_is_left_by_who_has_left() {
+        let ((client, near), (far, _process)) = (tokio::io::duplex(64), tokio::io::duplex(64));
+        drop(client);
+        timeout(LAST_WORDS, join(near, far)).await.unwrap();
     }
 
     #[test]
