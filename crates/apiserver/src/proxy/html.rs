@@ -38,7 +38,18 @@ fn links_of(tag: &str) -> &'static [&'static str] {
 }
 
 pub(super) fn rewritten(page: &[u8], rewrite: impl Fn(&str) -> String) -> Vec<u8> {
-    let Ok(page) = std::str::from_utf8(page) else { return page.to_vec() };
+    match std::str::from_utf8(page) {
+        Ok(page) => rewritten_text(page, rewrite).into_bytes(),
+        // Tags and links are ASCII in whatever else pages are written: each byte is taken for a letter of its own.
+        Err(_) => {
+            let letters: String = page.iter().copied().map(char::from).collect();
+            let bytes = |letter| u8::try_from(u32::from(letter)).unwrap_or(b'?');
+            rewritten_text(&letters, rewrite).chars().map(bytes).collect()
+        }
+    }
+}
+
+fn rewritten_text(page: &str, rewrite: impl Fn(&str) -> String) -> String {
     let mut out = String::with_capacity(page.len() + 1024);
     let mut rest = page;
     while let Some(at) = rest.find('<') {
@@ -66,7 +77,7 @@ pub(super) fn rewritten(page: &[u8], rewrite: impl Fn(&str) -> String) -> Vec<u8
         }
     }
     out.push_str(rest);
-    out.into_bytes()
+    out
 }
 
 fn find_end(text: &str, name: &str) -> usize {
@@ -156,6 +167,6 @@ mod tests {
             check(text, text);
         }
         check("<a href=\"/x", "<a href=\"+/x");
-        assert_eq!(rewritten(b"<a href=\"\xff\">", str::to_owned), b"<a href=\"\xff\">");
+        assert_eq!(rewritten(b"<a href=\"\xff\">\xe9", |link| format!("+{link}")), b"<a href=\"+\xff\">\xe9");
     }
 }

@@ -9,14 +9,13 @@
 //! Source: `pkg/registry/core/{pod,service,node}` and `apimachinery/pkg/util/proxy` of Kubernetes.
 
 mod html;
+mod page;
 mod place;
 mod rewrite;
 
 use std::net::IpAddr;
 
-use http::header::{
-    CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, HeaderValue, LOCATION, RETRY_AFTER,
-};
+use http::header::{HOST, HeaderName, HeaderValue, LOCATION, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt, Empty};
@@ -27,7 +26,7 @@ use portolan_kinds::Status;
 use crate::accept::Media;
 use crate::body::Unread;
 use crate::nodes;
-use crate::respond::{self, Body, BodyError, Reply};
+use crate::respond::{self, BodyError, Reply};
 use crate::route::{self, Target};
 use crate::server::{Peer, Server};
 use crate::user::User;
@@ -35,9 +34,6 @@ use crate::ways::{self, Way};
 use place::Place;
 pub(crate) use place::{Stream, candidates, pod};
 use rewrite::Links;
-
-/// Bytes of a page whose links are rewritten; a larger one is passed on as it is.
-const MAX_PAGE: usize = 2 << 20;
 
 /// What concerns one connection only. Source: RFC 9110 §7.6.1.
 const HOP_BY_HOP: [&str; 9] = [
@@ -97,11 +93,12 @@ async fn ask(
     let way = server.ways.take(user)?;
     let unreachable =
         |why: &dyn std::fmt::Display| Status::unavailable(format!("error trying to reach service: {why}"));
+    let backend = place.host();
     let stream: Stream = place.connect(server).await.map_err(|why| unreachable(&why))?;
     let mut sender = nodes::converse(stream, &server.tasks).await.map_err(|error| unreachable(&error))?;
 
     let host = host(&parts);
-    let links = Links { host: host.clone(), prefix: here.to_owned() };
+    let links = Links { hosts: [host.clone(), backend], prefix: here.to_owned() };
     let uri: Uri = format!("{}{query}", if rest.is_empty() { "/" } else { rest })
         .parse()
         .map_err(|_| Status::bad_request("a path that no backend can be asked for"))?;
@@ -160,21 +157,21 @@ fn forwarded_for(headers: &HeaderMap, source: IpAddr) -> String {
     before.map(str::to_owned).chain([source.to_string()]).collect::<Vec<_>>().join(", ")
 }
 
+/// The names of headers that the sender says concern its connection only.
+fn of_connection(headers: &HeaderMap) -> Vec<String> {
+    let values = headers.get_all("connection").into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).map(|word| word.trim().to_ascii_lowercase()).collect()
+}
+
 /// What of the client's headers a backend may see.
 fn headers(from: &HeaderMap, upgrades: bool) -> HeaderMap {
-    let listed: Vec<String> = from
-        .get_all("connection")
-        .into_iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|word| word.trim().to_ascii_lowercase())
-        .collect();
+    let listed = of_connection(from);
     let mut headers = HeaderMap::new();
     for (name, value) in from {
         let text = name.as_str();
         let is_identity = text == "authorization" || text.starts_with("impersonate-") || text.starts_with("x-remote-");
-        let of_connection = HOP_BY_HOP.contains(&text) || listed.iter().any(|word| word == text);
-        if !is_identity && (!of_connection || upgrades && matches!(text, "connection" | "upgrade")) {
+        let is_private = HOP_BY_HOP.contains(&text) || listed.iter().any(|word| word == text);
+        if !is_identity && (!is_private || upgrades && matches!(text, "connection" | "upgrade")) {
             headers.append(name.clone(), value.clone());
         }
     }
@@ -183,55 +180,22 @@ fn headers(from: &HeaderMap, upgrades: bool) -> HeaderMap {
 
 async fn answer(response: Response<Incoming>, links: &Links, way: Way) -> Reply {
     let (mut parts, body) = response.into_parts();
-    for name in HOP_BY_HOP.iter().chain(&CORS) {
-        parts.headers.remove(*name);
+    for name in of_connection(&parts.headers).iter().map(String::as_str).chain(HOP_BY_HOP).chain(CORS) {
+        parts.headers.remove(name);
     }
     parts.version = Version::default();
     parts.extensions.clear();
-    let location = parts.headers.get(LOCATION).and_then(|value| value.to_str().ok()).map(|to| links.rewritten(to));
-    if let Some(value) = location.as_deref().and_then(|to| HeaderValue::from_str(to).ok()) {
-        parts.headers.insert(LOCATION, value);
-    }
-    let is_page = location.is_none() && is_page(&parts.headers);
     let body = body.map_err(|error| -> BodyError { Box::new(error) }).map_frame(move |frame| {
         // Held for as long as the answer lasts.
         let _ = &way;
         frame
     });
-    if !is_page {
-        return Response::from_parts(parts, body.boxed_unsync());
+    let body = body.boxed_unsync();
+    let Some(location) = parts.headers.get(LOCATION) else { return page::led(parts, body, links).await };
+    if let Some(location) = location.to_str().ok().and_then(|to| HeaderValue::from_str(&links.rewritten(to)).ok()) {
+        parts.headers.insert(LOCATION, location);
     }
-    match collect(body.boxed_unsync()).await {
-        Ok(page) => {
-            let page = html::rewritten(&page, |link| links.rewritten(link));
-            parts.headers.insert(CONTENT_LENGTH, page.len().into());
-            Response::from_parts(parts, respond::full(page))
-        }
-        Err(why) => {
-            respond::failure(Media::Json, &Status::unavailable(format!("error trying to reach service: {why}")))
-        }
-    }
-}
-
-async fn collect(mut body: Body) -> Result<Vec<u8>, String> {
-    let mut page = Vec::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| error.to_string())?;
-        page.extend_from_slice(&frame.into_data().unwrap_or_default());
-        if page.len() > MAX_PAGE {
-            return Err(format!("a page of more than {MAX_PAGE} bytes that did not say so"));
-        }
-    }
-    Ok(page)
-}
-
-/// Whether it is a page whose links are to be rewritten: plain, and of a size that can be held.
-fn is_page(headers: &HeaderMap) -> bool {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let fits = text(CONTENT_LENGTH).parse::<usize>().map_or(true, |length| (1..=MAX_PAGE).contains(&length));
-    text(CONTENT_TYPE).split(';').next().unwrap_or_default().trim() == "text/html"
-        && text(CONTENT_ENCODING).is_empty()
-        && fits
+    Response::from_parts(parts, body)
 }
 
 #[cfg(test)]

@@ -142,6 +142,15 @@ impl Place {
         Err(Status::unavailable(format!("no endpoints available for service \"{named}\"")))
     }
 
+    /// The host by which the backend may know itself.
+    pub(super) fn host(&self) -> String {
+        match self {
+            Self::Pod { address, port, .. } => SocketAddr::new(*address, *port).to_string(),
+            Self::Node { address, .. } => address.to_string(),
+            Self::Agent(node) => nodes::endpoint(node).map(|at| SocketAddr::from(at).to_string()).unwrap_or_default(),
+        }
+    }
+
     /// # Errors
     /// With the reason in words that clients are used to.
     pub(crate) async fn connect(self, server: &Server) -> Result<Stream, String> {

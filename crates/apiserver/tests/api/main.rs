@@ -18,6 +18,7 @@ mod media;
 mod memory;
 mod metrics;
 mod objects;
+mod proxy;
 mod python;
 mod roles;
 mod services;
