@@ -20,7 +20,7 @@ const ONE_BY_ONE: [&str; 7] = ["create", "delete", "get", "list", "patch", "upda
 fn sub_verbs(sub: Sub) -> &'static [&'static str] {
     match sub {
         Sub::None => &VERBS,
-        Sub::Status | Sub::Scale => &["get", "patch", "update"],
+        Sub::Status | Sub::Scale | Sub::EphemeralContainers => &["get", "patch", "update"],
         Sub::Binding | Sub::Eviction | Sub::Token => &["create"],
         Sub::Log => &["get"],
         Sub::Finalize => &["update"],
@@ -42,7 +42,9 @@ fn sub_kind(kind: &Kind, sub: Sub) -> (&'static str, &'static str, &'static str)
         Sub::Proxy if kind.plural == "services" => ("", "v1", "ServiceProxyOptions"),
         Sub::Proxy if kind.plural == "nodes" => ("", "v1", "NodeProxyOptions"),
         Sub::Proxy => ("", "v1", "PodProxyOptions"),
-        Sub::None | Sub::Status | Sub::Log | Sub::Finalize => (kind.group, kind.version, kind.kind),
+        Sub::None | Sub::Status | Sub::EphemeralContainers | Sub::Log | Sub::Finalize => {
+            (kind.group, kind.version, kind.kind)
+        }
     }
 }
 

@@ -84,6 +84,7 @@ pub(crate) enum Sub {
     Eviction,
     Log,
     Finalize,
+    EphemeralContainers,
     Token,
     Exec,
     Attach,
@@ -106,6 +107,7 @@ impl Sub {
             Self::Eviction => "eviction",
             Self::Log => "log",
             Self::Finalize => "finalize",
+            Self::EphemeralContainers => "ephemeralcontainers",
             Self::Token => "token",
             Self::Exec => "exec",
             Self::Attach => "attach",
@@ -130,6 +132,7 @@ impl Sub {
         match (kind.group, kind.plural) {
             ("", "pods") => all.extend([
                 Self::Binding,
+                Self::EphemeralContainers,
                 Self::Eviction,
                 Self::Log,
                 Self::Exec,

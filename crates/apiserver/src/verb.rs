@@ -28,11 +28,17 @@ pub(crate) fn of(method: &Method, target: &Target, options: &Options) -> Result<
     let verb = match (method, target.sub) {
         (&Method::GET | &Method::HEAD, Sub::None) if options.watch => "watch",
         (&Method::GET | &Method::HEAD, Sub::None) if collection => "list",
-        (&Method::GET | &Method::HEAD, Sub::None | Sub::Status | Sub::Scale | Sub::Log) => "get",
+        (&Method::GET | &Method::HEAD, Sub::None | Sub::Status | Sub::Scale | Sub::EphemeralContainers | Sub::Log) => {
+            "get"
+        }
         (&Method::POST, Sub::None) if collection && one_place => "create",
         (&Method::POST, Sub::Binding | Sub::Eviction | Sub::Token) => "create",
-        (&Method::PUT, Sub::None | Sub::Status | Sub::Scale | Sub::Finalize) if !collection => "update",
-        (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale) if !collection => "patch",
+        (&Method::PUT, Sub::None | Sub::Status | Sub::Scale | Sub::EphemeralContainers | Sub::Finalize)
+            if !collection =>
+        {
+            "update"
+        }
+        (&Method::PATCH, Sub::None | Sub::Status | Sub::Scale | Sub::EphemeralContainers) if !collection => "patch",
         (&Method::DELETE, Sub::None) if !collection => "delete",
         (&Method::DELETE, Sub::None) if one_place && target.kind.deletes_collections() => "deletecollection",
         (&Method::GET | &Method::HEAD, Sub::Exec | Sub::Attach | Sub::PortForward | Sub::Proxy) => "get",

@@ -75,6 +75,8 @@ impl From<&'static Kind> for KindRef {
 pub enum Subresource {
     None,
     Status,
+    /// Of pods alone.
+    EphemeralContainers,
 }
 
 /// What to do about unknown fields (query parameter `fieldValidation`).

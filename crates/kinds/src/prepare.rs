@@ -115,6 +115,16 @@ pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old:
                 restore(child(new, "metadata"), &old["metadata"], field);
             }
         }
+        Subresource::EphemeralContainers => {
+            // All but these stays; who names another pod, or an older one, is still to be told.
+            let mut kept = old.clone();
+            for field in ["uid", "resourceVersion"] {
+                restore(child(&mut kept, "metadata"), &new["metadata"], field);
+            }
+            restore(child(&mut kept, "spec"), &new["spec"], "ephemeralContainers");
+            *new = kept;
+            count_change(strategy, new, old);
+        }
         Subresource::None => {
             if has_status {
                 restore(new, old, "status");
@@ -133,11 +143,15 @@ pub(crate) fn update(strategy: Strategy, has_status: bool, new: &mut Value, old:
                 Strategy::EndpointSlice if new["endpoints"] != old["endpoints"] => drop_topology(new),
                 _ => {}
             }
-            if has_generation(strategy) && changed(strategy, new, old) {
-                let generation = old["metadata"].int("generation").unwrap_or(0) + 1;
-                map_of(child(new, "metadata")).insert("generation".into(), generation.into());
-            }
+            count_change(strategy, new, old);
         }
+    }
+}
+
+fn count_change(strategy: Strategy, new: &mut Value, old: &Value) {
+    if has_generation(strategy) && changed(strategy, new, old) {
+        let generation = old["metadata"].int("generation").unwrap_or(0) + 1;
+        map_of(child(new, "metadata")).insert("generation".into(), generation.into());
     }
 }
 
@@ -351,6 +365,14 @@ mod tests {
             new,
             json!({"metadata": {"uid": "u", "creationTimestamp": "t", "generation": 4, "name": "a",
                                "labels": {"x": "y"}}, "spec": {"nodeName": "m"}, "status": {"phase": "Running"}})
+        );
+        let mut new = sent.clone();
+        new["spec"]["ephemeralContainers"] = json!([{"name": "e"}]);
+        pods.prepare_update(&mut new, &old, Subresource::EphemeralContainers);
+        assert_eq!(
+            new,
+            json!({"metadata": {"uid": "u", "creationTimestamp": "t", "generation": 4, "name": "a"},
+                   "spec": {"nodeName": "n", "ephemeralContainers": [{"name": "e"}]}, "status": {"phase": "Running"}})
         );
         let mut new = sent;
         pods.prepare_update(&mut new, &old, Subresource::Status);

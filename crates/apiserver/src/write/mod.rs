@@ -348,7 +348,11 @@ fn settle_update(
     }
     // Of a namespace: the one way to change these.
     let finalizers = (asked.target.sub == Sub::Finalize).then(|| new["spec"]["finalizers"].clone());
-    let sub = if asked.target.sub == Sub::Status { Subresource::Status } else { Subresource::None };
+    let sub = match asked.target.sub {
+        Sub::Status => Subresource::Status,
+        Sub::EphemeralContainers => Subresource::EphemeralContainers,
+        _ => Subresource::None,
+    };
     kind.default(&mut new);
     let owners = owners.unwrap_or_else(|| {
         let now = object::time(now);

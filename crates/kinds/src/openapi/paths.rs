@@ -58,6 +58,9 @@ pub(super) fn add(paths: &mut Map<String, Value>, root: &str, kind: &Kind) {
     if kind.has_status {
         paths.insert(format!("{collection}/{{name}}/status"), writable(&object));
     }
+    if (kind.group, kind.plural) == ("", "pods") {
+        paths.insert(format!("{collection}/{{name}}/ephemeralcontainers"), writable(&object));
+    }
     if kind.has_scale {
         let mut methods = writable(&reference(&full_name(SCALE)));
         for method in ["get", "put", "patch"] {

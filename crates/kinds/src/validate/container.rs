@@ -8,7 +8,7 @@ use super::environment::environment;
 use super::resources::resources;
 use super::{Errors, port_or_name, security, volume};
 use crate::look::{Look, Path, repeats};
-use crate::names;
+use crate::{FieldError, names};
 
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 
@@ -71,6 +71,53 @@ pub(super) fn init_containers(errors: &mut Errors, spec: &Value, shared: &Shared
                             "may not be set for init containers without restartPolicy=Always",
                         );
                     }
+                }
+            }
+        }
+    }
+}
+
+/// What is brought into a running pod to look at it. It is no part of the pod's own work, and has nothing of what such
+/// containers have.
+pub(super) fn ephemeral_containers(errors: &mut Errors, spec: &Value, shared: &Shared<'_>, path: &Path<'_>) {
+    let list = path.field("ephemeralContainers");
+    let why = "cannot be set for an Ephemeral Container";
+    let others: HashSet<&str> = ["containers", "initContainers"]
+        .into_iter()
+        .flat_map(|list| spec.list(list).iter().map(|container| container.text("name")))
+        .collect();
+    let mut names = others.clone();
+    for (index, container) in spec.list("ephemeralContainers").iter().enumerate() {
+        let path = list.index(index);
+        common(errors, container, shared, &path);
+        if !names.insert(container.text("name")) {
+            errors.duplicate(&path.field("name"), container.text("name"));
+        }
+        let target = container.text("targetContainerName");
+        if !target.is_empty() && !others.contains(target) {
+            errors.push(FieldError::not_found(path.field("targetContainerName"), target));
+        }
+        for field in [
+            "ports",
+            "resources",
+            "resizePolicy",
+            "restartPolicy",
+            "restartPolicyRules",
+            "livenessProbe",
+            "readinessProbe",
+            "startupProbe",
+            "lifecycle",
+        ] {
+            let value = &container[field];
+            if !value.is_null() && value.as_object().is_none_or(|map| !map.is_empty()) {
+                errors.forbidden(&path.field(field), why);
+            }
+        }
+        let list = path.field("volumeMounts");
+        for (index, mount) in container.list("volumeMounts").iter().enumerate() {
+            for field in ["subPath", "subPathExpr"] {
+                if !mount.text(field).is_empty() {
+                    errors.forbidden(&list.index(index).field(field), why);
                 }
             }
         }

@@ -147,6 +147,7 @@ pub(crate) fn update(kind: &Kind, new: &Value, old: &Value, sub: Subresource) ->
     match sub {
         Subresource::None => body(&mut errors, kind.strategy, new, Some(old)),
         Subresource::Status => status(&mut errors, kind.strategy, new, old),
+        Subresource::EphemeralContainers => pod::ephemeral_containers(&mut errors, new, old),
     }
     errors.0
 }

@@ -15,8 +15,24 @@ const UPDATABLE: &str = "pod updates may not change fields other than `spec.cont
 
 pub(super) fn pod(errors: &mut Errors, new: &Value, old: Option<&Value>) {
     let spec = &new["spec"];
+    whole_spec(errors, spec);
+    match old {
+        None => {
+            if !spec.list("ephemeralContainers").is_empty() {
+                errors.forbidden(&SPEC.field("ephemeralContainers"), "cannot be set on create");
+            }
+            if !spec.text("nodeName").is_empty() && !spec.list("schedulingGates").is_empty() {
+                errors.forbidden(&SPEC.field("nodeName"), "cannot be set until all schedulingGates have been cleared");
+            }
+        }
+        Some(old) => update(errors, spec, &old["spec"]),
+    }
+}
+
+/// The spec of a pod, and what of templates need not be so.
+fn whole_spec(errors: &mut Errors, spec: &Value) {
     pod_spec(errors, spec, &SPEC, true);
-    for list in ["containers", "initContainers"] {
+    for list in ["containers", "initContainers", "ephemeralContainers"] {
         let path = SPEC.field(list);
         for (index, container) in spec.list(list).iter().enumerate() {
             let image = container.text("image");
@@ -29,16 +45,23 @@ pub(super) fn pod(errors: &mut Errors, new: &Value, old: Option<&Value>) {
             }
         }
     }
-    match old {
-        None => {
-            if !spec.list("ephemeralContainers").is_empty() {
-                errors.forbidden(&SPEC.field("ephemeralContainers"), "cannot be set on create");
+}
+
+/// An update that may bring new ones in, and nothing else.
+pub(super) fn ephemeral_containers(errors: &mut Errors, new: &Value, old: &Value) {
+    whole_spec(errors, &new["spec"]);
+    let path = SPEC.field("ephemeralContainers");
+    let now = new["spec"].list("ephemeralContainers");
+    for before in old["spec"].list("ephemeralContainers") {
+        let name = before.text("name");
+        match now.iter().find(|container| container.text("name") == name) {
+            None => errors.forbidden(&path, format!("existing ephemeral containers {name:?} may not be removed\n")),
+            Some(now) if now != before => {
+                let change = format!("{before} is now {now}");
+                errors.forbidden(&path, format!("existing ephemeral containers {name:?} may not be changed\n{change}"));
             }
-            if !spec.text("nodeName").is_empty() && !spec.list("schedulingGates").is_empty() {
-                errors.forbidden(&SPEC.field("nodeName"), "cannot be set until all schedulingGates have been cleared");
-            }
+            Some(_) => {}
         }
-        Some(old) => update(errors, spec, &old["spec"]),
     }
 }
 
@@ -60,6 +83,7 @@ fn pod_spec(errors: &mut Errors, spec: &Value, path: &Path<'_>, of_pod: bool) {
     let shared = container::Shared { volumes, grace, host_users, os };
     container::containers(errors, spec, &shared, path);
     container::init_containers(errors, spec, &shared, path);
+    container::ephemeral_containers(errors, spec, &shared, path);
     container::host_network(errors, spec, &path.field("containers"), of_pod);
     errors.one_of(&path.field("restartPolicy"), spec.text("restartPolicy"), &["Always", "OnFailure", "Never"]);
     errors.one_of(

@@ -14,6 +14,8 @@ use kube::{Api, Client};
 use serde_json::json;
 use tokio::sync::mpsc;
 
+use crate::pod::ephemeral;
+
 const WAITING: usize = 1024;
 /// Events whose repeats are counted; older ones start anew.
 const REMEMBERED: usize = 512;
@@ -49,9 +51,15 @@ impl Events {
     }
 
     fn tell(&self, pod: &Pod, container: Option<&str>, warning: bool, reason: &'static str, message: String) {
-        let init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+        let mut init = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
         let path = container.map(|name| {
-            let list = if init.into_iter().any(|init| init.name == name) { "initContainers" } else { "containers" };
+            let list = if init.any(|init| init.name == name) {
+                "initContainers"
+            } else if ephemeral(pod).iter().any(|one| one.name == name) {
+                "ephemeralContainers"
+            } else {
+                "containers"
+            };
             format!("spec.{list}{{{name}}}")
         });
         let told = Told {

@@ -29,6 +29,7 @@ mod worker;
 
 pub use lease::LEASE_EXPIRY;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::io;
@@ -51,6 +52,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::image;
 use crate::net::{lay_table, routes};
+use crate::pod::{container_of, ephemeral};
 use crate::shim::{Request, ShimEvent};
 use hooks::Target;
 use host::{Adopted, Host, adopt_one};
@@ -340,7 +342,7 @@ async fn end(store: image::Store, node_ip: IpAddr, dir: PathBuf, grace: Duration
     let mut running: BTreeSet<String> =
         instances.iter().filter(|instance| instance.exit.is_none()).map(|instance| instance.start.id.clone()).collect();
     let stops = instances.iter().filter(|instance| instance.exit.is_none()).map(|instance| {
-        let spec = spec_of(&record.pod, &instance.start.container).cloned().unwrap_or_default();
+        let spec = spec_of(&record.pod, &instance.start.container).map(Cow::into_owned).unwrap_or_default();
         let target = Target { ip, shim: shim.clone(), id: instance.start.id.clone() };
         let (store, dir) = (&store, &dir);
         async move {
@@ -371,9 +373,11 @@ async fn end(store: image::Store, node_ip: IpAddr, dir: PathBuf, grace: Duration
 }
 
 /// A container of the pod, by name.
-fn spec_of<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
+fn spec_of<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
     let spec = pod.spec.as_ref()?;
-    spec.containers.iter().chain(spec.init_containers.iter().flatten()).find(|container| container.name == name)
+    let lasting = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let found = lasting.into_iter().find(|container| container.name == name).map(Cow::Borrowed);
+    found.or_else(|| ephemeral(pod).iter().find(|one| one.name == name).map(|one| Cow::Owned(container_of(one))))
 }
 
 /// The image store of this node.

@@ -19,7 +19,8 @@ use super::users::user;
 use super::volumes::{self, Sources};
 use crate::net::{Clash, link_name};
 use crate::pod::{
-    Backoff, Bind, ContainerSpec, ServiceEnv, container_spec, environment, hostname, hosts, resolv_conf, sysctls,
+    Backoff, Bind, ContainerSpec, ServiceEnv, container_spec, environment, ephemeral, hostname, hosts, resolv_conf,
+    sysctls,
 };
 use crate::shim::{Input, Instance, Reply, Request, Shim, ShimConfig, ShimEvent, Start, kill, place_of_part, spawn};
 
@@ -220,14 +221,14 @@ pub(super) async fn container(
     spec: &Container,
     shim: &Shim,
     wanted: &Wanted,
-) -> Result<Instance, Refused> {
+) -> Result<Box<Instance>, Refused> {
     let permit =
         host.starts.acquire().await.map_err(|error| error.to_string()).map_err(refused("CreateContainerError"))?;
     let start = prepare(host, pod, spec, wanted).await?;
     host.events.normal(pod, Some(&spec.name), "Created", format!("Created container: {}", spec.name));
     let id = start.id.clone();
     let instance = match shim.call(Request::Start(start)).await {
-        Ok(Reply::Started(instance)) => *instance,
+        Ok(Reply::Started(instance)) => instance,
         Ok(other) => return Err(refused("RunContainerError")(format!("an answer to another question: {other:?}"))),
         Err(error) => {
             let _ = shim.call(Request::Remove { id }).await;
@@ -328,6 +329,7 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
         backoff: wanted.backoff,
         log: log_path(&dir, &spec.name, wanted.attempt),
         lower: rootfs,
+        target: target(pod, &spec.name),
         image_id: image.id,
         user: Some(Box::new(user)),
         input: Input {
@@ -337,6 +339,12 @@ async fn prepare(host: &Arc<Host>, pod: &Pod, spec: &Container, wanted: &Wanted)
         },
         parts,
     })
+}
+
+/// Whose processes the container is to see, if not its own alone.
+fn target(pod: &Pod, name: &str) -> Option<String> {
+    let ephemeral = ephemeral(pod).iter().find(|ephemeral| ephemeral.name == name)?;
+    ephemeral.target_container_name.clone().filter(|target| !target.is_empty())
 }
 
 /// Where a container's last words are kept, in its bundle.

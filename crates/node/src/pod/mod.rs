@@ -8,6 +8,7 @@
 mod backoff;
 mod conditions;
 mod env;
+mod ephemeral;
 mod files;
 mod plan;
 mod probe;
@@ -19,6 +20,7 @@ mod sysctls;
 
 pub use backoff::Backoff;
 pub(crate) use env::{Lookup, ServiceEnv, environment, expand, field, resource_field};
+pub(crate) use ephemeral::{container_of, ephemeral};
 pub(crate) use files::{hostname, hosts, resolv_conf};
 pub use plan::{Action, Plan, next_actions};
 pub(crate) use probe::{Check, Kind as ProbeKind, Probe, Verdict, probes};

@@ -118,6 +118,10 @@ fn advance(spec: &PodSpec, realized: &Realized, now: Timestamp, plan: &mut Plan)
 fn start_containers(spec: &PodSpec, realized: &Realized, now: Timestamp, plan: &mut Plan) {
     let none = Container::default();
     let get = |name: &str| realized.containers.get(name).unwrap_or(&none);
+    // They wait for nobody: that the others do not start may be what they are for.
+    for ephemeral in spec.ephemeral_containers.iter().flatten() {
+        start(&ephemeral.name, get(&ephemeral.name), false, now, plan);
+    }
     // Once a regular container has started in this sandbox, init containers that ended are history.
     let initialized =
         spec.containers.iter().any(|container| !matches!(get(&container.name).phase, Phase::Waiting { .. }));
@@ -170,9 +174,11 @@ fn wind_down(pod: &Pod, spec: &PodSpec, realized: &Realized, deleting: bool, pla
         container.is_active()
     };
     let inits = || spec.init_containers.iter().flatten();
-    let regular = spec.containers.iter().chain(inits().filter(|init| !is_sidecar(init)));
+    let regular =
+        spec.containers.iter().chain(inits().filter(|init| !is_sidecar(init))).map(|container| &container.name);
+    let ephemeral = spec.ephemeral_containers.iter().flatten().map(|container| &container.name);
     // Every one is stopped, so no short circuit.
-    if regular.fold(false, |busy, container| stop(&container.name) | busy) {
+    if regular.chain(ephemeral).fold(false, |busy, name| stop(name) | busy) {
         return;
     }
     let sidecars: Vec<_> = inits().filter(|init| is_sidecar(init)).collect();
@@ -365,6 +371,42 @@ mod tests {
                 init=0 side=up a=0 b=0              stop side in 30s
                 init=0 side=up a=1 b=1              stop side in 30s
                 init=0 side=0 a=0 b=0               RemoveSandbox
+            "]],
+        );
+    }
+
+    #[test]
+    fn ephemeral_containers_run_once_whatever_the_others_do() {
+        let looked_at = |deleted: bool| {
+            let mut pod = pod("Always", deleted);
+            let ephemeral = json!([{"name": "look"}]);
+            pod.spec.as_mut().unwrap().ephemeral_containers = serde_json::from_value(ephemeral).unwrap();
+            pod
+        };
+        check(
+            &looked_at(false),
+            &Sandbox::Ready,
+            &[
+                "init=late",
+                "init=late look=up",
+                "init=0 side=up a=up b=up look=1",
+                "init=0 side=up a=up b=up look=late",
+            ],
+            expect![[r"
+                init=late                           start look.0, look again in 10s
+                init=late look=up                   look again in 10s
+                init=0 side=up a=up b=up look=1     wait
+                init=0 side=up a=up b=up look=late  look again in 10s
+            "]],
+        );
+        check(
+            &looked_at(true),
+            &Sandbox::Ready,
+            &["side=up a=0 look=up", "side=up a=0 look=0", "a=0 look=0"],
+            expect![[r"
+                side=up a=0 look=up                 stop look in 7s
+                side=up a=0 look=0                  stop side in 7s
+                a=0 look=0                          RemoveSandbox
             "]],
         );
     }

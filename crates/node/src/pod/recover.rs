@@ -29,8 +29,10 @@ impl Remembered {
 }
 
 fn statuses(pod: &Pod) -> impl Iterator<Item = &ContainerStatus> {
-    let status = pod.status.iter();
-    status.flat_map(|s| s.container_statuses.iter().flatten().chain(s.init_container_statuses.iter().flatten()))
+    pod.status.iter().flat_map(|status| {
+        let regular = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+        regular.chain(status.ephemeral_container_statuses.iter().flatten())
+    })
 }
 
 /// From a shim that is still there. Probes' verdicts are taken from the API, so that a restart of the agent does not

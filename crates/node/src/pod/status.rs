@@ -15,6 +15,7 @@ use k8s_openapi::api::core::v1::{
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::conditions::conditions;
+use super::ephemeral::{container_of, ephemeral};
 use super::plan::{is_done, is_sidecar};
 use super::realized::{Container, Ended, Phase, Realized, Sandbox};
 use super::spec::User;
@@ -90,6 +91,12 @@ pub fn status(pod: &Pod, realized: &Realized, host_ips: &[IpAddr], now: Timestam
     if !forgotten {
         status.container_statuses = Some(statuses(&spec.containers, false));
         status.init_container_statuses = spec.init_containers.as_deref().map(|init| statuses(init, true));
+        let ephemeral: Vec<ContainerSpec> = ephemeral(pod).iter().map(container_of).collect();
+        if !ephemeral.is_empty() {
+            // Nobody asks whether they are ready.
+            let never = |status| ContainerStatus { ready: false, started: None, ..status };
+            status.ephemeral_container_statuses = Some(statuses(&ephemeral, false).into_iter().map(never).collect());
+        }
         status.conditions = Some(conditions(pod, spec, &old, &status, realized, now));
     }
     status
@@ -308,6 +315,21 @@ mod tests {
         assert_eq!(row(&with(exited(0, false))), not_ready("Running terminated Completed"));
         assert_eq!(row(&with(exited(1, false))), not_ready("Running terminated Error"));
         assert_eq!(row(&with(exited(137, true))), not_ready("Running terminated OOMKilled"));
+    }
+
+    #[test]
+    fn ephemeral_containers_are_told_of_and_change_nothing() {
+        let mut pod = pod("Always");
+        let spec = pod.spec.as_mut().unwrap();
+        spec.ephemeral_containers = serde_json::from_value(json!([{"name": "look", "image": "tools:1"}])).unwrap();
+        let mut realized = with(running(true));
+        realized.containers.insert("look".to_owned(), exited(3, false));
+        assert_eq!(shown(&pod, &realized), "Running running null");
+        let status = json!(of(&pod, &realized));
+        let told = &status["ephemeralContainerStatuses"][0];
+        assert_eq!((&told["name"], &told["image"]), (&json!("look"), &json!("tools:1")));
+        assert_eq!(told["state"]["terminated"]["exitCode"], 3);
+        assert_eq!((&told["ready"], told.get("started")), (&json!(false), None));
     }
 
     #[test]

@@ -7,7 +7,7 @@
 use std::error::Error;
 use std::ffi::c_int;
 use std::fs::{self, File};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::builder::ContainerBuilder;
@@ -17,7 +17,7 @@ use libcontainer::workload::{Executor, ExecutorError, ExecutorValidationError};
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::{Start, part};
 
@@ -75,8 +75,16 @@ fn builder(dir: &Path, id: &str, stdio: Stdio) -> Result<ContainerBuilder, Box<d
 }
 
 /// Starts a container and gives its first process's id.
-pub(super) fn start(dir: &Path, start: &Start, stdio: Stdio) -> Result<c_int, Box<dyn Error>> {
+pub(super) fn start(
+    dir: &Path,
+    start: &Start,
+    processes: Option<&File>,
+    stdio: Stdio,
+) -> Result<c_int, Box<dyn Error>> {
     let bundle = dir.join(bundle(&start.id));
+    if let Some(processes) = processes {
+        join(&bundle, processes)?;
+    }
     part::mount_all(dir, start)?;
     mount_root(&bundle, &start.lower).map_err(|error| format!("cannot mount the container's root: {error}"))?;
     let mut container = builder(dir, &start.id, stdio)?
@@ -88,6 +96,17 @@ pub(super) fn start(dir: &Path, start: &Start, stdio: Stdio) -> Result<c_int, Bo
         .build()?;
     container.start()?;
     Ok(container.pid().ok_or("the container has no process")?.as_raw())
+}
+
+/// Has the container born in this PID namespace, unless it is to be in the node's.
+fn join(bundle: &Path, processes: &File) -> Result<(), Box<dyn Error>> {
+    let path = bundle.join("config.json");
+    let mut spec = Spec::load(&path)?;
+    let linux = spec.linux_mut().as_mut().and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in linux.into_iter().flatten().filter(|one| one.typ() == LinuxNamespaceType::Pid) {
+        namespace.set_path(Some(format!("/proc/self/fd/{}", processes.as_raw_fd()).into()));
+    }
+    Ok(spec.save(path)?)
 }
 
 /// Runs a command in a running container, as its user and with its environment, and gives the process's id.

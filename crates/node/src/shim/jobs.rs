@@ -60,13 +60,27 @@ impl Server {
         }
         let (dir, wanted, nonce) = (self.dir.clone(), start.clone(), self.next);
         self.next += 1;
+        let processes = match start.target.as_deref().map(|target| self.processes_of(target)).transpose() {
+            Ok(processes) => processes,
+            Err(why) => return self.reply(client, seq, Reply::Failed(why)),
+        };
         match stdio(&dir, &start, nonce) {
             Ok((stdio, output, input, console)) => {
                 let purpose = Purpose::Start(Box::new(Starting { start, console, input }));
-                self.make(client, seq, purpose, output, move || container::start(&dir, &wanted, stdio));
+                let work = move || container::start(&dir, &wanted, processes.as_ref(), stdio);
+                self.make(client, seq, purpose, output, work);
             }
             Err(error) => self.reply(client, seq, Reply::Failed(error.to_string())),
         }
+    }
+
+    /// The PID namespace of a running container. Its first process is this one's child, so its number is nobody else's
+    /// before it is reaped.
+    fn processes_of(&self, container: &str) -> Result<File, String> {
+        let target = self.running().find(|other| other.instance.start.container == container);
+        let target = target.ok_or_else(|| format!("the target container {container} is not running"))?;
+        File::open(format!("/proc/{}/ns/pid", target.pid))
+            .map_err(|error| format!("cannot find the processes of the target container {container}: {error}"))
     }
 
     pub(super) fn exec(&mut self, client: u64, seq: u64, id: &str, args: &[String], timeout: Duration) {

@@ -104,6 +104,9 @@ pub(crate) struct Start {
     pub(crate) container: String,
     pub(crate) attempt: u32,
     pub(crate) backoff: Backoff,
+    /// The container of the pod whose processes it sees, and they it; absent: it has a view of its own.
+    #[serde(default)]
+    pub(crate) target: Option<String>,
     pub(crate) image_id: String,
     /// Who it runs as; what an agent before this one started does not say.
     #[serde(default)]

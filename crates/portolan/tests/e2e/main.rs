@@ -6,6 +6,7 @@ mod accounts;
 mod backup;
 mod cluster;
 mod deletion;
+mod ephemeral;
 mod kubectl;
 mod lifecycle;
 mod logs;

@@ -142,7 +142,7 @@ fn noise(length: usize) -> Vec<u8> {
     (0..length).map(|_| next()).collect()
 }
 
-fn on_a_cluster(test: fn(&Cluster<'_>, &[Kubectl<'_>])) {
+pub(crate) fn on_a_cluster(test: fn(&Cluster<'_>, &[Kubectl<'_>])) {
     let programs = kubectls();
     if programs.is_empty() {
         return skip("needs kubectl");

@@ -517,3 +517,65 @@ fn pod_changes() {
     );
     assert!(kind.validate_update(&ended, &running, Subresource::Status).is_empty());
 }
+
+#[test]
+fn ephemeral_containers() {
+    let ephemeral = |fields: Value| {
+        with(
+            &json!({"name": "e", "image": "i", "terminationMessagePolicy": "File", "imagePullPolicy": "Always"}),
+            &fields,
+        )
+    };
+    let has = |containers: &[Value]| json!({"spec": {"ephemeralContainers": containers}});
+    let forbidden = |field: &str| {
+        format!("spec.ephemeralContainers[0].{field}: Forbidden: cannot be set for an Ephemeral Container")
+    };
+    updates(
+        "pods",
+        &with(&pod(), &has(&[ephemeral(json!({}))])),
+        Subresource::EphemeralContainers,
+        &[
+            (
+                has(&[ephemeral(json!({})), ephemeral(json!({"name": "f", "targetContainerName": "c", "tty": true}))]),
+                &[],
+            ),
+            (
+                has(&[
+                    ephemeral(json!({})),
+                    ephemeral(json!({"name": "c"})),
+                    ephemeral(json!({"name": "f", "image": ""})),
+                ]),
+                &[
+                    "spec.ephemeralContainers[1].name: Duplicate value: \"c\"",
+                    "spec.ephemeralContainers[2].image: Required value",
+                ],
+            ),
+            (
+                has(&[ephemeral(json!({})), ephemeral(json!({"name": "f", "targetContainerName": "e"}))]),
+                &["spec.ephemeralContainers[1].targetContainerName: Not found: \"e\""],
+            ),
+            // Whatever else an update says is not heard.
+            (json!({"metadata": {"labels": {"a": "b"}}, "spec": {"nodeName": "n", "containers": []}}), &[]),
+        ],
+    );
+    let fields = json!({"ports": [{"containerPort": 1, "protocol": "TCP"}], "resources": {"limits": {"cpu": "1"}},
+        "livenessProbe": {"exec": {"command": ["a"]}, "successThreshold": 1}, "lifecycle": {"preStop": {"sleep": {"seconds": 1}}},
+        "volumeMounts": [{"name": "v", "mountPath": "/v", "subPath": "s"}]});
+    let paths = ["ports", "resources", "livenessProbe", "lifecycle", "volumeMounts[0].subPath"];
+    let expected: Vec<String> = paths.iter().map(|path| forbidden(path)).collect();
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    let volume = with(&pod(), &json!({"spec": {"volumes": [{"name": "v", "emptyDir": {}}]}}));
+    updates("pods", &volume, Subresource::EphemeralContainers, &[(has(&[ephemeral(fields)]), &expected)]);
+
+    let kind = kind("pods");
+    let old = prepared(kind, with(&pod(), &has(&[ephemeral(json!({"args": ["a"]})), ephemeral(json!({"name": "f"}))])));
+    let mut new = with(&old, &has(&[ephemeral(json!({"args": ["b"]}))]));
+    kind.prepare_update(&mut new, &old, Subresource::EphemeralContainers);
+    let told = texts(&kind.validate_update(&new, &old, Subresource::EphemeralContainers));
+    let changed = "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"e\" may not be changed\n";
+    let removed = "spec.ephemeralContainers: Forbidden: existing ephemeral containers \"f\" may not be removed\n";
+    assert!(told[0].starts_with(changed) && told[1] == removed && told.len() == 2, "{told:?}");
+    // Only by their own subresource may they come.
+    let told = texts(&kind.validate_update(&with(&old, &has(&[])), &old, Subresource::None));
+    assert!(told[0].starts_with("spec: Forbidden: pod updates may not change fields other than"), "{told:?}");
+}

@@ -16,17 +16,21 @@ use http::StatusCode;
 use tokio::sync::watch;
 
 use super::host::Record;
-use super::spec_of;
 use super::start::log_path;
 pub(super) use options::{Options, decoded};
 use reader::Follow;
 pub(super) use reader::{Reader, end_of};
 
-/// The latest start of a container that has logs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A container, and its logs if it has any.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Written {
-    pub(super) attempt: u32,
+    /// The latest start that has logs.
+    pub(super) attempt: Option<u32>,
+    /// Why there is no such start yet.
+    pub(super) waiting: String,
     pub(super) running: bool,
+    /// Its first process has a terminal.
+    pub(super) tty: bool,
 }
 
 pub(super) type Containers = BTreeMap<String, Written>;
@@ -80,7 +84,7 @@ pub(super) struct Place {
 impl Place {
     /// The start of the container that runs, if one does.
     pub(super) fn running(&self, container: &str) -> Option<u32> {
-        self.containers.get(container).filter(|written| written.running).map(|written| written.attempt)
+        self.containers.get(container).filter(|written| written.running).and_then(|written| written.attempt)
     }
 
     fn record(&self) -> Option<Record> {
@@ -89,7 +93,7 @@ impl Place {
 
     /// Whether the container's first process has a terminal.
     pub(super) fn on_terminal(&self, container: &str) -> bool {
-        self.record().is_some_and(|record| spec_of(&record.pod, container).is_some_and(|spec| spec.tty == Some(true)))
+        self.containers.get(container).is_some_and(|written| written.tty)
     }
 
     /// The pod's own address, or its node's if it shares that.
@@ -111,20 +115,26 @@ pub(super) fn open(
 ) -> Result<Reader, Refusal> {
     let known = logs.pods().get(&(namespace.to_owned(), pod.to_owned())).cloned();
     let known = known.ok_or_else(|| (StatusCode::NOT_FOUND, format!("pod \"{pod}\" not found on this node\n")))?;
-    let written = known.containers.borrow().get(container).copied().ok_or_else(|| {
-        let reason = format!("container \"{container}\" in pod \"{pod}\" is waiting to start: ContainerCreating\n");
-        (StatusCode::BAD_REQUEST, reason)
-    })?;
+    let named = format!("container \"{container}\" in pod \"{pod}\"");
+    let refused = |reason: String| (StatusCode::BAD_REQUEST, reason);
+    let written = known.containers.borrow().get(container).cloned();
+    let written = written.ok_or_else(|| refused(format!("{named} is not available\n")))?;
     let missing = || {
         let which = if options.previous { "previous terminated " } else { "" };
-        (StatusCode::BAD_REQUEST, format!("{which}container \"{container}\" in pod \"{pod}\" not found\n"))
+        refused(format!("{which}{named} not found\n"))
     };
-    let attempt = if options.previous { written.attempt.checked_sub(1) } else { Some(written.attempt) };
+    let latest = written.attempt.ok_or_else(|| match (options.previous, written.waiting.as_str()) {
+        (true, _) => missing(),
+        (_, "ErrImagePull") => refused(format!("{named} is waiting to start: image can't be pulled\n")),
+        (_, "ImagePullBackOff") => refused(format!("{named} is waiting to start: trying and failing to pull image\n")),
+        (_, reason) => refused(format!("{named} is waiting to start: {reason}\n")),
+    })?;
+    let attempt = if options.previous { latest.checked_sub(1) } else { Some(latest) };
     let path = log_path(&known.dir, container, attempt.ok_or_else(missing)?);
     // Without a watch on the container there is nothing to wait for.
     let follow = (options.follow && !options.previous).then(|| Follow {
         container: container.to_owned(),
-        attempt: written.attempt,
+        attempt: latest,
         containers: known.containers.clone(),
     });
     Reader::open(path, options, follow).map_err(|_| missing())
@@ -151,10 +161,17 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let logs = Logs::default();
             let written = logs.add("shop", "web", "u1", dir.path().to_owned());
-            written.send_replace(Containers::from([("app".to_owned(), Written { attempt: 1, running })]));
+            written.send_replace(Self::containers(running));
             let lab = Self { dir, logs, written };
             lab.write(1, LOG);
             lab
+        }
+
+        fn containers(running: bool) -> Containers {
+            let waiting = |reason: &str| Written { waiting: reason.to_owned(), ..Written::default() };
+            let app = Written { attempt: Some(1), running, ..Written::default() };
+            let all = [("app", app), ("new", waiting("PodInitializing")), ("far", waiting("ImagePullBackOff"))];
+            all.map(|(name, written)| (name.to_owned(), written)).into()
         }
 
         fn path(&self, attempt: u32) -> PathBuf {
@@ -232,7 +249,7 @@ mod tests {
         lab.write(1, "2026-01-01T00:00:06Z stdout F five\n");
         assert_eq!(reader.next().await.unwrap().unwrap(), "five\n");
         lab.write(1, "2026-01-01T00:00:07Z stdout F last\n");
-        lab.written.send_replace(Containers::from([("app".to_owned(), Written { attempt: 1, running: false })]));
+        lab.written.send_replace(Lab::containers(false));
         assert_eq!(reader.next().await.unwrap().unwrap(), "last\n");
         assert!(reader.next().await.is_none());
     }
@@ -247,6 +264,12 @@ mod tests {
         assert_eq!(previous, (400, "previous terminated container \"app\" in pod \"web\" not found\n".to_owned()));
         let of = |pod: &str, container: &str| reason(open(&lab.logs, "shop", pod, container, Options::default()));
         assert_eq!(of("gone", "app").unwrap().0, 404);
-        assert!(of("web", "other").unwrap().1.contains("is waiting to start"));
+        for (container, why) in [
+            ("new", "waiting to start: PodInitializing"),
+            ("far", "waiting to start: trying and failing to pull image"),
+            ("other", "not available"),
+        ] {
+            assert_eq!(of("web", container).unwrap().1, format!("container \"{container}\" in pod \"web\" is {why}\n"));
+        }
     }
 }

@@ -29,7 +29,8 @@ impl Follow {
     /// Returns once this start of the container has ended.
     async fn ended(&mut self) {
         let (container, attempt) = (self.container.clone(), self.attempt);
-        let over = |all: &Containers| all.get(&container).is_none_or(|now| now.attempt != attempt || !now.running);
+        let over =
+            |all: &Containers| all.get(&container).is_none_or(|now| now.attempt != Some(attempt) || !now.running);
         // The pod's worker being gone means the same.
         let _ = self.containers.wait_for(over).await;
     }

@@ -1,5 +1,6 @@
 //! An action of the plan -> a job that carries it out, and the state that says it is under way.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -61,7 +62,8 @@ impl Worker {
     }
 
     fn start(&mut self, name: String, attempt: u32, now: Timestamp) {
-        let (Some(spec), Some(Sheltered { shim, .. })) = (spec_of(&self.pod, &name).cloned(), &self.shim) else {
+        let (Some(spec), Some(Sheltered { shim, .. })) = (spec_of(&self.pod, &name).map(Cow::into_owned), &self.shim)
+        else {
             return;
         };
         let container = self.realized.containers.entry(name.clone()).or_default();
@@ -101,7 +103,7 @@ impl Worker {
         container.stopping = true;
         self.probing.stop(name, &[ProbeKind::Startup, ProbeKind::Liveness]);
         self.host.events.normal(&self.pod, Some(name), "Killing", why);
-        let spec = spec_of(&self.pod, name).cloned().unwrap_or_default();
+        let spec = spec_of(&self.pod, name).map(Cow::into_owned).unwrap_or_default();
         let id = instance_id(name, container.attempt);
         let target = Target { ip: self.realized.ips.first().copied(), shim: shim.clone(), id };
         let (host, pod) = (self.host.clone(), self.pod.clone());

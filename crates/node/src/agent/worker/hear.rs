@@ -73,7 +73,7 @@ impl Worker {
         }
     }
 
-    fn started(&mut self, name: &str, attempt: u32, result: Result<Instance, Refused>, now: Timestamp) {
+    fn started(&mut self, name: &str, attempt: u32, result: Result<Box<Instance>, Refused>, now: Timestamp) {
         let Some(container) = self.realized.containers.get_mut(name) else { return };
         // It may have ended before its start was told.
         if container.phase != Phase::Starting || container.attempt != attempt {
@@ -81,6 +81,7 @@ impl Worker {
         }
         match result {
             Ok(instance) => {
+                let instance = *instance;
                 self.failures.remove(name);
                 (container.image_id, container.user) = (instance.start.image_id, instance.start.user);
                 container.phase = Phase::Running { since: instance.started_at };
@@ -111,7 +112,7 @@ impl Worker {
         for (name, container) in &mut self.realized.containers {
             let Phase::Waiting { reason, retry_at: retry_at @ Some(_), .. } = &mut container.phase else { continue };
             let Some(spec) = spec_of(&self.pod, name) else { continue };
-            if reason.contains("Image") && start::has_images(&self.host, &self.pod, spec) {
+            if reason.contains("Image") && start::has_images(&self.host, &self.pod, &spec) {
                 *retry_at = None;
                 self.failures.remove(name);
             }
@@ -126,7 +127,7 @@ impl Worker {
         let target = Target { ip: self.realized.ips.first().copied(), shim: shim.clone(), id };
         container.started |= spec.startup_probe.is_none();
         container.ready |= container.started && spec.readiness_probe.is_none();
-        for kind in self.probing.start(spec, container.attempt, &target, container.started) {
+        for kind in self.probing.start(&spec, container.attempt, &target, container.started) {
             let message = format!("{} probe errored: its port is not one of the container's", kind.word());
             self.host.events.warning(&self.pod, Some(name), "Unhealthy", message);
         }
@@ -152,7 +153,7 @@ impl Worker {
             return;
         }
         let spec = spec_of(&self.pod, &name);
-        let message = last_words(&self.host.pod_dir(&self.uid), &instance.start, spec, &exit);
+        let message = last_words(&self.host.pod_dir(&self.uid), &instance.start, spec.as_deref(), &exit);
         (container.image_id, container.user) = (instance.start.image_id, instance.start.user);
         let started_at = Some(instance.started_at);
         container.phase =

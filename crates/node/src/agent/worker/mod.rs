@@ -42,7 +42,7 @@ enum Outcome {
     Started {
         name: String,
         attempt: u32,
-        result: Result<Instance, Refused>,
+        result: Result<Box<Instance>, Refused>,
     },
     /// A container was told to stop; its exit is told by the shim.
     Stopped,

@@ -4,35 +4,44 @@
 //! Invariant: one write at a time, none over what this worker has not seen, and none that the API has taken and not kept.
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use serde_json::{Map, Value, json};
 
 use super::super::logs::{Containers, Written};
+use super::super::spec_of;
 use super::{Outcome, Worker, names};
 use crate::pod::{Phase, status};
 
 impl Worker {
     /// Says which containers have logs.
     pub(super) fn publish(&self) {
-        let mut all = Containers::new();
+        let desired = self.status(Timestamp::now());
+        let lists = [desired.container_statuses, desired.init_container_statuses, desired.ephemeral_container_statuses];
+        let statuses = lists.into_iter().flatten().flatten();
+        let mut all: Containers = statuses
+            .map(|status| {
+                let waiting = status.state.and_then(|state| state.waiting).and_then(|waiting| waiting.reason);
+                (status.name, Written { waiting: waiting.unwrap_or_default(), ..Written::default() })
+            })
+            .collect();
         for (name, container) in &self.realized.containers {
-            let attempt = match container.phase {
+            let written = all.entry(name.clone()).or_default();
+            written.attempt = match container.phase {
                 // Of the next start there are none yet.
                 Phase::Waiting { .. } | Phase::Starting => container.attempt.checked_sub(1),
                 Phase::Running { .. } | Phase::Exited(_) => Some(container.attempt),
             };
-            if let Some(attempt) = attempt {
-                all.insert(name.clone(), Written { attempt, running: container.is_running() });
-            }
+            written.running = container.is_running();
+            written.tty = spec_of(&self.pod, name).is_some_and(|spec| spec.tty == Some(true));
         }
-        if all.is_empty() {
+        if all.values().all(|written| written.attempt.is_none()) {
             // Over before this agent was there.
             let statuses = self.pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
             for status in statuses.filter(|status| status.container_id.is_some()) {
                 let attempt = u32::try_from(status.restart_count).unwrap_or(0);
-                all.insert(status.name.clone(), Written { attempt, running: false });
+                all.insert(status.name.clone(), Written { attempt: Some(attempt), ..Written::default() });
             }
         }
         self.written.send_if_modified(|known| {
@@ -42,13 +51,17 @@ impl Worker {
         });
     }
 
+    fn status(&self, now: Timestamp) -> PodStatus {
+        status(&self.pod, &self.realized, std::slice::from_ref(&self.host.config.node_ip), now)
+    }
+
     fn api(&self) -> Api<Pod> {
         Api::namespaced(self.host.client.clone(), names(&self.pod).0)
     }
 
     /// What the object's status does not say as it should, as a merge patch.
     fn difference(&self, now: Timestamp) -> Map<String, Value> {
-        let desired = status(&self.pod, &self.realized, std::slice::from_ref(&self.host.config.node_ip), now);
+        let desired = self.status(now);
         let object = |status: Value| match status {
             Value::Object(fields) => fields,
             _ => Map::new(),
