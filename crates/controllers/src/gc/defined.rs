@@ -26,9 +26,20 @@ use tokio_util::sync::CancellationToken;
 use super::graph::{Item, Kind};
 use super::{Input, resource};
 
+/// Held by whoever has still to list for the first time; the last one tells that all have.
+struct Unlisted(UnboundedSender<Input>);
+
+impl Drop for Unlisted {
+    fn drop(&mut self) {
+        let _ = self.0.send(Input::Listed);
+    }
+}
+
 /// Watches until dropped.
 pub(super) async fn follow(client: Client, inputs: UnboundedSender<Input>) {
-    let mut watches = Watches { client: client.clone(), inputs, started: BTreeMap::new(), running: JoinSet::new() };
+    let unlisted = Some(Arc::new(Unlisted(inputs.clone())));
+    let (started, running) = (BTreeMap::new(), JoinSet::new());
+    let mut watches = Watches { client: client.clone(), inputs, unlisted, started, running };
     for (kind, namespaced) in beside() {
         watches.start(String::new(), kind, namespaced);
     }
@@ -42,7 +53,10 @@ pub(super) async fn follow(client: Client, inputs: UnboundedSender<Input>) {
                 listed.push(definition.name_any());
                 watches.take(&definition);
             }
-            Ok(Event::InitDone) => watches.keep(&listed),
+            Ok(Event::InitDone) => {
+                watches.keep(&listed);
+                watches.unlisted = None;
+            }
             Ok(Event::Apply(definition)) => watches.take(&definition),
             Ok(Event::Delete(definition)) => watches.stop(&definition.name_any()),
             Err(error) => tracing::debug!(%error, "cannot watch definitions; trying again"),
@@ -65,6 +79,8 @@ fn beside() -> Vec<(Kind, bool)> {
 struct Watches {
     client: Client,
     inputs: UnboundedSender<Input>,
+    /// Until the definitions have been listed.
+    unlisted: Option<Arc<Unlisted>>,
     /// By the definition's name.
     started: BTreeMap<String, (Kind, CancellationToken)>,
     running: JoinSet<()>,
@@ -85,8 +101,8 @@ impl Watches {
         let stop = CancellationToken::new();
         let _ = self.inputs.send(Input::Defined(kind.clone(), namespaced));
         while self.running.try_join_next().is_some() {}
-        let (client, inputs) = (self.client.clone(), self.inputs.clone());
-        self.running.spawn(watch(client, Arc::new(kind.clone()), inputs, stop.clone()));
+        let (client, inputs, unlisted) = (self.client.clone(), self.inputs.clone(), self.unlisted.clone());
+        self.running.spawn(watch(client, Arc::new(kind.clone()), inputs, unlisted, stop.clone()));
         if !name.is_empty() {
             self.started.insert(name, (kind, stop));
         }
@@ -122,7 +138,13 @@ fn served(definition: &CustomResourceDefinition) -> Option<Kind> {
 }
 
 /// Tells of all objects of a kind until it is stopped, and then that they are gone.
-async fn watch(client: Client, kind: Arc<Kind>, inputs: UnboundedSender<Input>, stop: CancellationToken) {
+async fn watch(
+    client: Client,
+    kind: Arc<Kind>,
+    inputs: UnboundedSender<Input>,
+    mut unlisted: Option<Arc<Unlisted>>,
+    stop: CancellationToken,
+) {
     let objects: Api<PartialObjectMeta<DynamicObject>> = Api::all_with(client, &resource(&kind));
     let mut events = pin!(watcher::watcher(objects, watcher::Config::default()).default_backoff());
     let mut known: BTreeMap<Key, String> = BTreeMap::new();
@@ -154,6 +176,7 @@ async fn watch(client: Client, kind: Arc<Kind>, inputs: UnboundedSender<Input>, 
                     there
                 });
                 listing.clear();
+                drop(unlisted.take());
             }
             Ok(Event::Delete(object)) => {
                 known.remove(&Item::new(kind.clone(), &object.metadata).key);

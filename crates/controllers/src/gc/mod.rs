@@ -1,11 +1,15 @@
 //! Objects whose owners are gone -> gone; and deletions that wait for dependents, or spare them, carried through.
 //!
+//! Invariant: no owner goes ahead of dependents that it waits for or spares for want of having asked who they are.
+//!
 //! Deliberately not here: kinds that nobody defined. An owner of an unknown kind is never taken for gone.
 
 mod defined;
 mod graph;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::stream;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -15,11 +19,15 @@ use kube::{Client, Resource};
 use portolan_client::{Change, Key, Recorder};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::drive::{Controller, Effects, drive, inputs};
 use crate::queue::Queue;
 use crate::{Shared, refusal};
 use graph::{Action, FOREGROUND, Graph, Item, Kind, ORPHAN, Standing};
+
+/// How long kinds that cannot be listed, as for want of a conversion, hold up the others at the start.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 pub(crate) enum Input {
     Seen {
@@ -31,6 +39,8 @@ pub(crate) enum Input {
     /// A kind that owners may be of, and whether it is namespaced. One that goes again stays known: its objects are
     /// gone for good.
     Defined(Kind, bool),
+    /// What there was of all kinds, defined ones too, has been told.
+    Listed,
     Nothing,
 }
 
@@ -71,6 +81,8 @@ pub(crate) async fn run(shared: Arc<Shared>) {
         events: shared.events.component("garbage-collector-controller"),
         graph: Graph::default(),
         kinds: kinds(),
+        listed: Err(Instant::now() + PATIENCE),
+        waiting: BTreeSet::new(),
     };
     tokio::select! {
         () = drive(controller, inputs, 16) => {}
@@ -130,6 +142,10 @@ struct GarbageCollector {
     events: Recorder,
     graph: Graph,
     kinds: Vec<(Kind, bool)>,
+    /// Whether all dependents are known that there were at the start, or how long that is waited for.
+    listed: Result<(), Instant>,
+    /// Owners that cannot be let go before that.
+    waiting: BTreeSet<String>,
 }
 
 impl Controller for GarbageCollector {
@@ -154,13 +170,26 @@ impl Controller for GarbageCollector {
                 self.kinds.push((kind, namespaced));
                 concerned
             }
+            Input::Listed => {
+                self.listed = Ok(());
+                std::mem::take(&mut self.waiting).into_iter().collect()
+            }
             Input::Nothing => return,
         };
         concerned.into_iter().for_each(|uid| queue.add(uid));
     }
 
-    fn reconcile(&mut self, uid: &String, _queue: &mut Queue<String>) -> Option<Effects> {
+    fn reconcile(&mut self, uid: &String, queue: &mut Queue<String>) -> Option<Effects> {
         let item = self.graph.get(uid)?;
+        if item.deleting
+            && (item.orphan || item.foreground)
+            && let Err(until) = self.listed
+            && Instant::now() < until
+        {
+            self.waiting.insert(uid.clone());
+            queue.add_at(uid.clone(), until);
+            return None;
+        }
         let collector = || Collector { client: self.client.clone(), item: item.clone() };
         if item.deleting && item.orphan {
             let (collector, dependents) = (collector(), self.graph.dependents(uid).cloned().collect());
@@ -354,14 +383,41 @@ async fn set_owners(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::time::Instant;
+
+    fn collector(listed: Result<(), Instant>) -> GarbageCollector {
+        let client = crate::nowhere();
+        let (events, _) = Recorder::new(client.clone(), "");
+        let (graph, waiting) = (Graph::default(), BTreeSet::new());
+        GarbageCollector { client, events, graph, kinds: kinds(), listed, waiting }
+    }
+
+    #[tokio::test]
+    async fn who_spares_or_waits_for_dependents_stays_until_they_are_known() {
+        for finalizer in [ORPHAN, FOREGROUND] {
+            let mut collector = collector(Err(Instant::now() + PATIENCE));
+            let mut queue = Queue::default();
+            let meta = ObjectMeta {
+                name: Some("owner".into()),
+                uid: Some("1".into()),
+                finalizers: Some(vec![finalizer.to_owned()]),
+                deletion_timestamp: Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::now())),
+                ..ObjectMeta::default()
+            };
+            let item = Item::new(Arc::new(Kind::of::<k8s_openapi::api::core::v1::ConfigMap>()), &meta);
+            collector.observe(Input::Seen { item: Box::new(item), replaced: None }, &mut queue);
+            let uid = queue.take(Instant::now()).unwrap();
+            assert!(collector.reconcile(&uid, &mut queue).is_none(), "{finalizer}");
+            queue.done(&uid);
+            collector.observe(Input::Listed, &mut queue);
+            assert_eq!(queue.take(Instant::now()).as_ref(), Some(&uid));
+            assert!(collector.reconcile(&uid, &mut queue).is_some(), "{finalizer}");
+        }
+    }
 
     /// As after a start, when objects are known before the definitions of what owned them.
     #[tokio::test]
     async fn what_a_kind_owns_is_looked_at_when_the_kind_becomes_known() {
-        let client = crate::nowhere();
-        let (events, _writing) = Recorder::new(client.clone(), "");
-        let mut collector = GarbageCollector { client, events, graph: Graph::default(), kinds: kinds() };
+        let mut collector = collector(Ok(()));
         let mut queue = Queue::default();
         let owner = OwnerReference {
             api_version: "example.com/v1".into(),

@@ -2,7 +2,9 @@
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
-use kube::api::{Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams};
+use kube::api::{
+    Api, ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams, PropagationPolicy,
+};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Resource, ResourceExt};
 use serde_json::{Value, json};
@@ -131,6 +133,32 @@ async fn a_kind_that_cannot_be_emptied_keeps_its_namespace_and_says_why() {
     world
         .wait("the namespace to go", &namespaces, |all| all.iter().all(|one| one.name_any() != "shop").then_some(()))
         .await;
+}
+
+/// The controllers know what a definition defines a little later than all else.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_custom_resource_is_spared_with_its_owner_also_at_the_start() {
+    let mut world = World::new(&[]).await;
+    let client = world.client.clone();
+    let gvk = GroupVersionKind::gvk("apiextensions.k8s.io", "v1", "CustomResourceDefinition");
+    let definitions: Api<DynamicObject> = Api::all_with(client.clone(), &ApiResource::from_gvk(&gvk));
+    let parameters = PatchParams::apply("operator");
+    definitions.patch("crontabs.stable.example.com", &parameters, &Patch::Apply(definition())).await.unwrap();
+    let gvk = GroupVersionKind::gvk("stable.example.com", "v1", "CronTab");
+    let (resource, _) = kube::discovery::pinned_kind(&client, &gvk).await.unwrap();
+    let crontabs: Api<DynamicObject> = Api::default_namespaced_with(client, &resource);
+    world.stop_controllers().await;
+    let map: ConfigMap = world.create(json!({"metadata": {"name": "owner", "namespace": "default"}})).await;
+    let mut spared = crontab("spared", "default");
+    spared.metadata.owner_references = Some(vec![map.controller_owner_ref(&()).unwrap()]);
+    crontabs.create(&PostParams::default(), &spared).await.unwrap();
+    let orphan = DeleteParams { propagation_policy: Some(PropagationPolicy::Orphan), ..DeleteParams::default() };
+    world.api::<ConfigMap>().delete("owner", &orphan).await.unwrap();
+    world.start_controllers();
+    let maps: Api<ConfigMap> = world.api();
+    world.wait("the owner to go", &maps, |maps| maps.iter().all(|map| map.name_any() != "owner").then_some(())).await;
+    let spared = crontabs.get("spared").await.unwrap();
+    assert!(spared.owner_references().is_empty() && spared.metadata.deletion_timestamp.is_none());
 }
 
 async fn wait_until_gone(api: &Api<DynamicObject>, name: &str) {
