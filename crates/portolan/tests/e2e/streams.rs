@@ -278,6 +278,9 @@ fn the_first_process_can_be_attached_to() {
                 }
             });
         }
+        for kubectl in kubectls {
+            input_ends_with_its_client(kubectl);
+        }
         // Without input, and to one that goes on: what it says from now on, until one goes away.
         let pod = json!({
             "metadata": { "name": "talker" },
@@ -299,6 +302,28 @@ fn the_first_process_can_be_attached_to() {
         let logged = kubectls[0].text(&["logs", "talker", "--tail=1"]);
         assert_eq!(logged, "tick\r\n", "a terminal's output is logged as it is");
     });
+}
+
+/// A process that was to end with its first client's input does so when that is killed, too.
+fn input_ends_with_its_client(kubectl: &Kubectl<'_>) {
+    let line = "while read word; do echo \"got $word\"; done; echo over; exit 5";
+    let image = format!("--image={TOOLS}");
+    let arguments = ["run", "left", "-i", "--quiet", "--restart=Never", &image, "--", "sh", "-c", line];
+    let mut child = kubectl.command(&arguments).stdin(Stdio::piped()).spawn().unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    writeln!(stdin, "word").unwrap();
+    assert_eq!(lines.next().as_deref(), Some("got word"), "{}", kubectl.program.display());
+    child.kill().unwrap();
+    child.wait().unwrap();
+    eventually("the process ends", SOON, || {
+        match kubectl.text(&["get", "pod", "left", "-o=jsonpath={.status.phase}"]) {
+            phase if phase == "Failed" => Ok(()),
+            phase => Err(phase),
+        }
+    });
+    assert!(kubectl.text(&["logs", "left"]).ends_with("over\n"));
+    kubectl.ok(&["delete", "pod", "left", "--now"], None);
 }
 
 /// Who attaches with input is heard by one first process after the other client: its input ends with none of them.
