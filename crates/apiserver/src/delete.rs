@@ -223,7 +223,7 @@ pub(crate) async fn reply_one(server: &Server, asked: Asked<'_>, view: View) -> 
 
 pub(crate) async fn collection(server: &Server, asked: Asked<'_>, view: View) -> Result<Reply, Status> {
     let kind = asked.kind();
-    let filter = Filter::parse(&asked.target.kind, None, asked.options)?;
+    let filter = Filter::parse(&asked.target.kind, asked.options)?;
     let page = Page { limit: asked.options.limit, ..Page::default() };
     let (entries, meta) = read::select(server, &asked.user.name, asked.target, &filter, page).await?;
     let keys: Vec<_> = entries.iter().map(|(key, _)| key.clone()).collect();

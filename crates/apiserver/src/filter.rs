@@ -18,7 +18,7 @@ pub(crate) struct Filter {
     kind: KindRef,
     labels: LabelSelector,
     fields: FieldSelector,
-    /// From the path or from a field selector.
+    /// The only one that the field selector lets through.
     name: Option<String>,
 }
 
@@ -46,20 +46,20 @@ impl Facts {
 }
 
 impl Filter {
-    pub(crate) fn parse(kind: &KindRef, name: Option<&str>, options: &Options) -> Result<Self, Status> {
+    pub(crate) fn parse(kind: &KindRef, options: &Options) -> Result<Self, Status> {
         let labels = LabelSelector::parse(&options.label_selector)?;
         let fields = FieldSelector::parse(&options.field_selector, kind)?;
-        let name = name.or(fields.name()).map(str::to_owned);
+        let name = fields.name().map(str::to_owned);
         Ok(Self { kind: kind.clone(), labels, fields, name })
     }
 
     pub(crate) fn takes_all(&self) -> bool {
-        self.labels.is_empty() && self.fields.is_empty() && self.name.is_none()
+        self.labels.is_empty() && self.fields.is_empty()
     }
 
-    /// Whether it asks for more than a name.
-    pub(crate) fn looks_inside(&self) -> bool {
-        !(self.labels.is_empty() && self.fields.is_empty())
+    /// Whether one name is all that it lets through.
+    pub(crate) fn is_of_one(&self) -> bool {
+        self.name.is_some()
     }
 
     pub(crate) fn matches(&self, key: &Key, stored: &Bytes) -> bool {

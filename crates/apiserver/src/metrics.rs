@@ -69,7 +69,7 @@ impl Sort {
         let is_collection = target.name.is_none();
         let verb = match verb {
             _ if target.sub.is_session() || target.sub == Sub::Proxy => "CONNECT",
-            "GET" if watches => "WATCH",
+            "GET" if is_collection && watches => "WATCH",
             "GET" if is_collection => "LIST",
             "DELETE" if is_collection => "DELETECOLLECTION",
             verb => verb,
@@ -275,6 +275,7 @@ mod tests {
         for (method, path, watches, expected) in [
             (Method::GET, "/api/v1/pods", false, ["LIST", "", "v1", "pods", "", "cluster"]),
             (Method::GET, "/api/v1/namespaces/a/pods", true, ["WATCH", "", "v1", "pods", "", "namespace"]),
+            (Method::GET, "/api/v1/namespaces/a/pods/b", true, ["GET", "", "v1", "pods", "", "resource"]),
             (Method::HEAD, "/api/v1/namespaces/a/pods/b", false, ["GET", "", "v1", "pods", "", "resource"]),
             (Method::POST, "/api/v1/namespaces/a/pods", false, ["POST", "", "v1", "pods", "", "resource"]),
             (

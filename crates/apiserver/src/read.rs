@@ -118,11 +118,12 @@ pub(crate) async fn list(
     let asked = options.revision()?;
     // Of any state there is, upstream gives all that is in its cache.
     let limit = options.limit.filter(|_| options.resource_version != "0");
+    let filter = Filter::parse(&target.kind, options)?;
     let mut page = Page { at: None, after: None, limit };
     if options.continue_token.is_empty() {
         wait_for(store, asked).await?;
-        // With a limit, a revision has always meant just that one.
-        let legacy = options.resource_version_match.is_empty() && options.limit.is_some();
+        // With a limit, a revision has always meant just that one, unless there is one object to be had at most.
+        let legacy = options.resource_version_match.is_empty() && options.limit.is_some() && !filter.is_of_one();
         if options.resource_version_match == "Exact" || legacy {
             page.at = asked.filter(|asked| *asked != 0).map(Revision);
         }
@@ -137,7 +138,6 @@ pub(crate) async fn list(
         page.at = Some(Revision(revision)).filter(|revision| revision.0 != 0);
         page.after = Some(object::key(&target.kind, &namespace, &name));
     }
-    let filter = Filter::parse(&target.kind, None, options)?;
     let (entries, meta) = select(server, asker, target, &filter, page).await?;
     let mut listing = Listing::new(&target.kind, entries, &meta, view);
     let packed = respond::packs(listing.size(), accept_encoding);

@@ -161,7 +161,8 @@ pub(crate) fn split_proxied(path: &str) -> Option<(&str, &str)> {
     path.split_at_checked(length)
 }
 
-/// What a path of old stands for, that names a watch: `/api/v1/watch/pods` is `/api/v1/pods?watch=1`.
+/// What a path of old stands for, that names a watch: `/api/v1/watch/pods` is `/api/v1/pods?watch=1`. Of a single object,
+/// it is its collection's, narrowed to its name.
 pub(crate) fn unwatched(method: &Method, uri: &Uri) -> Option<Uri> {
     let segments: Vec<&str> = uri.path().split('/').collect();
     let before = match segments.as_slice() {
@@ -172,9 +173,20 @@ pub(crate) fn unwatched(method: &Method, uri: &Uri) -> Option<Uri> {
     if !matches!(*method, Method::GET | Method::HEAD) {
         return None;
     }
-    let path = [&segments[..before], &segments[before + 1..]].concat().join("/");
-    let query = uri.query().into_iter().flat_map(|query| query.split('&'));
-    let query: Vec<&str> = query.filter(|part| part.split('=').next() != Some("watch")).chain(["watch=1"]).collect();
+    let mut place = segments[before + 1..].to_vec();
+    let name = place.len().is_multiple_of(2).then(|| place.pop()).flatten();
+    let path = [&segments[..before], &place].concat().join("/");
+    let mut query: Vec<String> =
+        uri.query().into_iter().flat_map(|query| query.split('&')).map(str::to_owned).collect();
+    query.retain(|part| part.split('=').next() != Some("watch"));
+    query.push("watch=1".into());
+    if let Some(name) = name {
+        let selector = format!("metadata.name%3D{name}");
+        match query.iter_mut().find(|part| part.starts_with("fieldSelector=")) {
+            Some(said) => *said = format!("{said},{selector}"),
+            None => query.push(format!("fieldSelector={selector}")),
+        }
+    }
     format!("{path}?{}", query.join("&")).parse().ok()
 }
 
@@ -346,7 +358,14 @@ mod tests {
         let asked = |method: Method, uri: &str| unwatched(&method, &uri.parse().unwrap()).map(|uri| uri.to_string());
         for (uri, expected) in [
             ("/api/v1/watch/pods", Some("/api/v1/pods?watch=1")),
-            ("/api/v1/watch/namespaces/a/pods/b?x=y&watch=0", Some("/api/v1/namespaces/a/pods/b?x=y&watch=1")),
+            (
+                "/api/v1/watch/namespaces/a/pods/b?x=y&watch=0",
+                Some("/api/v1/namespaces/a/pods?x=y&watch=1&fieldSelector=metadata.name%3Db"),
+            ),
+            (
+                "/api/v1/watch/nodes/n?fieldSelector=spec.unschedulable%3Dtrue",
+                Some("/api/v1/nodes?fieldSelector=spec.unschedulable%3Dtrue,metadata.name%3Dn&watch=1"),
+            ),
             ("/apis/apps/v1/watch/deployments", Some("/apis/apps/v1/deployments?watch=1")),
             ("/apis/example.com/v1/watch", None),
             ("/api/v1/namespaces/watch/pods", None),

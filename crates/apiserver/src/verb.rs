@@ -26,7 +26,7 @@ pub(crate) fn of(method: &Method, target: &Target, options: &Options) -> Result<
     // Of all namespaces together there are only lists and watches.
     let one_place = target.namespace.is_some() || !target.kind.namespaced;
     let verb = match (method, target.sub) {
-        (&Method::GET | &Method::HEAD, Sub::None) if options.watch => "watch",
+        (&Method::GET | &Method::HEAD, Sub::None) if collection && options.watch => "watch",
         (&Method::GET | &Method::HEAD, Sub::None) if collection => "list",
         (&Method::GET | &Method::HEAD, Sub::None | Sub::Status | Sub::Scale | Sub::EphemeralContainers | Sub::Log) => {
             "get"
@@ -63,6 +63,15 @@ mod tests {
     fn verb_of(method: Method, path: &str) -> Option<&'static str> {
         let Ok(Route::Object(target)) = route::parse(path, &Catalog::default()) else { return None };
         of(&method, &target, &Options::default()).ok()
+    }
+
+    #[test]
+    fn collections_are_watched_and_single_objects_got() {
+        let options = Options { watch: true, ..Options::default() };
+        for (path, verb) in [("/api/v1/namespaces/a/pods", "watch"), ("/api/v1/namespaces/a/pods/b", "get")] {
+            let Ok(Route::Object(target)) = route::parse(path, &Catalog::default()) else { panic!("{path}") };
+            assert_eq!(of(&Method::GET, &target, &options).unwrap(), verb, "{path}");
+        }
     }
 
     #[test]

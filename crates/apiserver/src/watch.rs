@@ -87,7 +87,7 @@ pub(crate) async fn watch(
 ) -> Result<Reply, Status> {
     validate(options)?;
     let asked = options.revision()?;
-    let filter = Filter::parse(&target.kind, target.name.as_deref(), options)?;
+    let filter = Filter::parse(&target.kind, options)?;
     let store = &server.store;
     read::wait_for(store, asked).await?;
     let prefix = object::prefix(&target.kind, target.namespace.as_deref());
@@ -201,7 +201,7 @@ impl Feed {
                 Err(expired) => return Some(self.fail(&gone(&expired))),
                 Ok(mut batch) => {
                     let events = std::mem::take(&mut batch.events);
-                    let looks = self.filter.looks_inside();
+                    let looks = !self.filter.takes_all();
                     let events = self.unless_over(convert::events(&self.server, &self.kind, events, looks)).await?;
                     let events = match events {
                         Ok(events) => events,

@@ -119,6 +119,8 @@ async fn revisions() {
     assert_eq!((names(&exact), &exact["metadata"]["resourceVersion"]), (vec!["c00".to_owned()], &json!(then)));
     // What clients relied on before there was resourceVersionMatch.
     assert_eq!(names(&list(format!("resourceVersion={then}&limit=10")).await.ok()), ["c00"]);
+    let named = format!("resourceVersion={then}&limit=10&fieldSelector=metadata.name%3Dlater");
+    assert_eq!(names(&list(named).await.ok()), ["later"], "of one object there are no pages");
     assert_eq!(names(&list("resourceVersion=0&limit=1".to_owned()).await.ok()), ["c00", "later"]);
     assert_eq!(names(&list("limit=1&limit=2".to_owned()).await.ok()), ["c00"], "of two the first counts");
     for fresh in ["resourceVersion=0".to_owned(), format!("resourceVersion={then}&resourceVersionMatch=NotOlderThan")] {
