@@ -3,8 +3,8 @@
 //! A request goes through the modules in this order: `listen` and `places` (connections), `server` (who, by certificate
 //! or `tokens`), `route`, `options` and `accept` (what is asked), `authz` (may they) and `turns` (when), then `read`,
 //! `watch`, `write` with `admission`, `patch`, `apply`, `delete`, `scale`, `pods`, `sessions` or `proxy`, `convert` between
-//! them and the store, and `show`, `sending` and `respond` on the way back. What a kind of object is lives in `portolan-kinds`, what is stored in
-//! `portolan-store`.
+//! them and the store, and `show`, `sending` and `respond` on the way back. `bootstrap` writes what every cluster has. What
+//! a kind of object is lives in `portolan-kinds`, what is stored in `portolan-store`.
 //!
 //! Invariants: what is answered is on disk; a rejected request changes nothing; whatever a client can make grow has a
 //! bound. Deliberately not here: controllers. They are clients like any other.

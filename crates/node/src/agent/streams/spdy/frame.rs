@@ -1,8 +1,8 @@
 //! SPDY/3.1 frames <-> bytes. Pure.
 //!
 //! Invariant: whatever arrives, no more than a control frame is held ([`MAX_CONTROL`]), and no more of its headers than
-//! [`MAX_HEADERS`] and [`MAX_HEADER_COUNT`]: data is given on as it comes, however long its frame says it is. Flow control is not here because
-//! the clients there are (Kubernetes' own, through `spdystream`) know none: TCP's has to do.
+//! [`MAX_HEADERS`] and [`MAX_HEADER_COUNT`]: data is given on as it comes, however long its frame says it is. Flow control
+//! is not here because the clients there are (Kubernetes' own, through `spdystream`) know none: TCP's has to do.
 //!
 //! Source: SPDY protocol, drafts 3 and 3.1.
 
