@@ -102,14 +102,18 @@ impl Controller for NodeIpam {
     fn observe(&mut self, change: Change<Node>, queue: &mut Queue<String>) {
         match change {
             Change::Applied { new, old } => {
+                let ranges = ranges_of(&new);
+                let same = old.as_ref().is_some_and(|old| old.uid() == new.uid() && ranges_of(old) == ranges);
                 if let Some(old) = old.filter(|old| old.uid() != new.uid()) {
                     self.release(&old, &[], queue);
                 }
-                let ranges = ranges_of(&new);
-                if !ranges.is_empty() {
-                    self.release(&new, &ranges, queue);
+                // A node tells of itself all the time; of its ranges, once.
+                if !same {
+                    if !ranges.is_empty() {
+                        self.release(&new, &ranges, queue);
+                    }
+                    ranges.into_iter().for_each(|range| self.ranges.take(range, &new.uid().unwrap_or_default()));
                 }
-                ranges.into_iter().for_each(|range| self.ranges.take(range, &new.uid().unwrap_or_default()));
                 queue.add(new.name_any());
             }
             Change::Deleted(old) => self.release(&old, &[], queue),
