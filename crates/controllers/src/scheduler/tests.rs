@@ -257,6 +257,37 @@ fn affinity_between_pods() {
 }
 
 #[test]
+fn company_is_who_all_terms_are_about() {
+    let term = |key: &str, label: &str| json!({"topologyKey": key, "labelSelector": {"matchLabels": {label: "yes"}}});
+    let terms = [term("zone", "x"), term("kubernetes.io/hostname", "y")];
+    let near = json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": terms}}});
+    let labelled = |name: &str, spec: &Value, labels: &str| {
+        let mut pod = (*pod(name, spec.clone())).clone();
+        pod.metadata.labels = Some(labels.chars().map(|label| (label.to_string(), "yes".to_owned())).collect());
+        Arc::new(pod)
+    };
+    let nobody = Err("0/3 nodes are available: 3 node(s) didn't match pod affinity rules.".to_owned());
+    for (there, own, expected) in [
+        (&[("b1", "x"), ("b1", "y")][..], "", nobody.clone()),
+        (&[("a1", "x"), ("b1", "xy")], "", Ok("b1".to_owned())),
+        (&[("b1", "xy")], "xy", Ok("b1".to_owned())),
+        // The first of its kind, and one that is of another kind.
+        (&[("a1", "x")], "xy", Ok("a2".to_owned())),
+        (&[], "x", nobody.clone()),
+    ] {
+        let mut ledger = Ledger::default();
+        for (index, (node, labels)) in there.iter().enumerate() {
+            ledger.assume(labelled(&format!("there-{index}"), &json!({}), labels), node);
+        }
+        let chosen = choose_one(&three(), &ledger, &labelled("new", &near, own), &Peers::Nobody);
+        assert_eq!(chosen, expected, "{there:?} {own}");
+    }
+    let bare = node("c1", json!({"metadata": {"labels": null}}));
+    let first = choose_one(&[bare], &Ledger::default(), &labelled("new", &near, "xy"), &Peers::Nobody);
+    assert!(first.is_err(), "also the first wants to be where others can be near");
+}
+
+#[test]
 fn only_nodes_that_will_do_are_domains_to_spread_over() {
     let apart = |policy: &str, value: &str, key: &str| {
         let mut spec = json!({"topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "kubernetes.io/hostname",

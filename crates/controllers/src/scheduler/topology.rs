@@ -18,9 +18,11 @@ type Domain = (String, String);
 
 #[derive(Debug, Default)]
 pub(crate) struct Topology {
-    /// Required affinity: for each term, the key and the domains where it is met. `None`: met anywhere, for the pod
-    /// itself is the first of those it wants to be near.
-    wanted: Vec<(String, Option<BTreeSet<String>>)>,
+    /// The keys of the terms of required affinity.
+    wanted: BTreeSet<String>,
+    /// Where pods are that all these terms are about. `None`: anywhere will do, for the pod itself is the first of those
+    /// it wants to be near.
+    company: Option<BTreeSet<Domain>>,
     /// Anti-affinity of this pod.
     forbidden: BTreeSet<Domain>,
     /// Anti-affinity that pods already there have against this one.
@@ -74,14 +76,16 @@ impl Topology {
         let home = pod.namespace().unwrap_or_default();
         let near = affinity(pod).and_then(|affinity| affinity.pod_affinity.as_ref());
         let apart = affinity(pod).and_then(|affinity| affinity.pod_anti_affinity.as_ref());
-        for term in
-            near.into_iter().flat_map(|a| a.required_during_scheduling_ignored_during_execution.iter().flatten())
-        {
-            let domains: BTreeSet<_> =
-                domains_with(cluster, &term.topology_key, |other| is_about(term, &home, other)).collect();
-            let first = domains.is_empty() && is_about(term, &home, pod);
-            topology.wanted.push((term.topology_key.clone(), (!first).then_some(domains)));
-        }
+        let required = near.and_then(|near| near.required_during_scheduling_ignored_during_execution.as_deref());
+        let required = required.unwrap_or_default();
+        let is_company = |other: &Pod| required.iter().all(|term| is_about(term, &home, other));
+        topology.wanted = required.iter().map(|term| term.topology_key.clone()).collect();
+        let places = topology
+            .wanted
+            .iter()
+            .flat_map(|key| domains_with(cluster, key, is_company).map(|value| (key.clone(), value)));
+        let places: BTreeSet<_> = places.collect();
+        topology.company = (!places.is_empty() || !is_company(pod)).then_some(places);
         for term in required_anti(pod) {
             let key = &term.topology_key;
             let domains = domains_with(cluster, key, |other| is_about(term, &home, other));
@@ -122,8 +126,9 @@ impl Topology {
     /// Why the pod may not run on the node.
     pub(crate) fn unfit(&self, node: &Node) -> Option<&'static str> {
         let labels = node.labels();
-        let near = self.wanted.iter().all(|(key, domains)| {
-            labels.get(key).is_some_and(|value| domains.as_ref().is_none_or(|domains| domains.contains(value)))
+        let near = self.wanted.iter().all(|key| {
+            let Some(value) = labels.get(key) else { return false };
+            self.company.as_ref().is_none_or(|company| company.contains(&(key.clone(), value.clone())))
         });
         if !near {
             return Some("node(s) didn't match pod affinity rules");
