@@ -138,6 +138,8 @@ pub(crate) fn plan(deployment: &Deployment, mut sets: Vec<Arc<ReplicaSet>>, old_
     if meta::is_terminating(deployment) {
         return rollout;
     }
+    let revision = 1 + rollout.old.iter().map(|member| template::revision(&member.object)).max().unwrap_or(0);
+    refresh_new(&mut rollout, deployment, spec, revision);
     let bounds = Bounds::of(spec);
     let paused = spec.paused.unwrap_or(false);
     // Of several that run Recreate leaves one, whatever their sizes; there is nothing to be scaled before.
@@ -150,10 +152,8 @@ pub(crate) fn plan(deployment: &Deployment, mut sets: Vec<Arc<ReplicaSet>>, old_
         }
         return rollout;
     }
-    let revision = 1 + rollout.old.iter().map(|member| template::revision(&member.object)).max().unwrap_or(0);
     if is_recreate(spec) {
         if rollout.old.iter().any(|member| member.replicas > 0) {
-            refresh_new(&mut rollout, deployment, spec, revision);
             for member in &mut rollout.old {
                 member.resize(0, bounds);
             }
@@ -163,7 +163,6 @@ pub(crate) fn plan(deployment: &Deployment, mut sets: Vec<Arc<ReplicaSet>>, old_
             return rollout;
         }
     }
-    refresh_new(&mut rollout, deployment, spec, revision);
     let total: i32 = rollout.members().map(|member| member.replicas).sum();
     let Some(new) = &mut rollout.new else {
         let replicas =

@@ -322,6 +322,26 @@ fn paused_means_scaled_but_not_rolled() {
 }
 
 #[test]
+fn a_paused_deployment_keeps_its_replica_set_up_to_date() {
+    let mut world = World::new(2, rolling(json!(1), json!(0)));
+    for image in ["one", "two"] {
+        world.set_image(image);
+        world.play(|_| {});
+    }
+    world.spec().paused = Some(true);
+    world.set_image("one");
+    world.spec().min_ready_seconds = Some(7);
+    world.deployment.annotations_mut().insert("kubernetes.io/change-cause".into(), "back to one".into());
+    let rollout = world.decide();
+    let one = rollout.new.unwrap();
+    let annotation = |name: &str| one.annotations[name].clone();
+    assert_eq!((annotation("kubernetes.io/change-cause").as_str(), one.min_ready_seconds), ("back to one", Some(7)));
+    assert_eq!((annotation(template::REVISION).as_str(), annotation(template::REVISION_HISTORY).as_str()), ("3", "1"));
+    world.play(|_| {});
+    assert_eq!(world.sizes(), [("two".to_owned(), 2)]);
+}
+
+#[test]
 fn a_finished_rollout_stays_finished_when_pods_fall_over() {
     let mut world = World::new(2, rolling(json!(1), json!(0)));
     world.play(|_| {});
