@@ -250,7 +250,10 @@ impl Executor {
                 Err(error) => {
                     let message =
                         format!("Failed to create new replica set {:?}: {}", set.name_any(), refusal::message(&error));
-                    self.events.warning(&*self.deployment, "ReplicaSetCreateError", message);
+                    self.events.warning(&*self.deployment, status::CREATE_ERROR, message.clone());
+                    if let Some(told) = status::cannot_create(&self.deployment, message, Timestamp::now()) {
+                        self.write_status(told, None).await?;
+                    }
                     return Err(error);
                 }
             }

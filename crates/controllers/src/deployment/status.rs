@@ -18,6 +18,7 @@ use crate::meta;
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 const AVAILABLE: &str = "NewReplicaSetAvailable";
 const PAUSED: &str = "DeploymentPaused";
+pub(crate) const CREATE_ERROR: &str = "ReplicaSetCreateError";
 
 /// The status, and when to look again if nothing moves until then.
 pub(crate) fn status(
@@ -36,8 +37,7 @@ pub(crate) fn status(
         let message = "Deployment does not have minimum availability.".into();
         conditions.set("Available", "False", "MinimumReplicasUnavailable", message);
     }
-    // i32::MAX is how people say "never".
-    let deadline = spec.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX);
+    let deadline = deadline(spec);
     let mut again = None;
     if spec.paused.unwrap_or(false) {
         if deadline.is_some() && conditions.reason("Progressing") != Some(TIMED_OUT) {
@@ -57,6 +57,22 @@ pub(crate) fn status(
     }
     status.conditions = (!conditions.list.is_empty()).then_some(conditions.list);
     (status, again)
+}
+
+/// The status when no ReplicaSet can be made of the template, as `message` says; `None` if it says so already. It keeps
+/// the words of the first refusal: a status that changed with each would be tried again at once each time.
+pub(crate) fn cannot_create(deployment: &Deployment, message: String, now: Timestamp) -> Option<DeploymentStatus> {
+    deadline(deployment.spec.as_ref()?)?;
+    let mut status = deployment.status.clone().unwrap_or_default();
+    let mut conditions = Conditions { list: status.conditions.clone().unwrap_or_default(), now };
+    conditions.set("Progressing", "False", CREATE_ERROR, message);
+    let told = status.conditions.replace(conditions.list);
+    (told != status.conditions).then_some(status)
+}
+
+/// Seconds that a rollout has for each step. i32::MAX is how people say "for ever".
+fn deadline(spec: &DeploymentSpec) -> Option<i32> {
+    spec.progress_deadline_seconds.filter(|seconds| *seconds != i32::MAX)
 }
 
 fn counts(deployment: &Deployment, rollout: &Rollout) -> DeploymentStatus {

@@ -342,6 +342,22 @@ fn a_paused_deployment_keeps_its_replica_set_up_to_date() {
 }
 
 #[test]
+fn what_keeps_a_replica_set_from_being_made_is_told_once() {
+    let mut world = World::new(1, rolling(json!(1), json!(0)));
+    let told = status::cannot_create(&world.deployment, "first".into(), world.now).unwrap();
+    world.deployment.status = Some(told);
+    assert_eq!(world.condition("Progressing"), "False ReplicaSetCreateError");
+    let later = world.now + SignedDuration::from_secs(1);
+    assert_eq!(status::cannot_create(&world.deployment, "second, in other words".into(), later), None);
+    world.play(|_| {});
+    assert_eq!(world.condition("Progressing"), "True NewReplicaSetAvailable");
+
+    let mut patient = World::new(1, rolling(json!(1), json!(0)));
+    patient.spec().progress_deadline_seconds = None;
+    assert_eq!(status::cannot_create(&patient.deployment, "first".into(), patient.now), None);
+}
+
+#[test]
 fn a_finished_rollout_stays_finished_when_pods_fall_over() {
     let mut world = World::new(2, rolling(json!(1), json!(0)));
     world.play(|_| {});

@@ -152,6 +152,28 @@ async fn a_rollout_replaces_all_pods_and_never_takes_one_too_many() {
     assert_eq!(sets.len(), 3);
 }
 
+/// A status that is written with each try is tried again at once each time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_set_that_cannot_be_made_is_told_of_once() {
+    let world = World::new(&[]).await;
+    // Its ReplicaSet's name is too long.
+    let mut deployment = deployment(1);
+    deployment["metadata"]["name"] = json!("a".repeat(250));
+    world.create::<Deployment>(deployment).await;
+    let told = world
+        .wait("the refusal to be told", &world.api::<Deployment>(), |deployments| {
+            let conditions = deployments.first()?.status.as_ref()?.conditions.as_ref()?;
+            let told = |kind: &str| conditions.iter().find(|condition| condition.type_ == kind);
+            let progressing = told("Progressing").filter(|condition| condition.status == "False")?;
+            assert_eq!(progressing.reason.as_deref(), Some("ReplicaSetCreateError"));
+            assert!(progressing.message.as_deref()?.starts_with("Failed to create new replica set"));
+            deployments[0].resource_version()
+        })
+        .await;
+    let same = |deployments: &[Arc<Deployment>]| deployments[0].resource_version().as_ref() == Some(&told);
+    world.holds("the status", Duration::from_secs(1), &world.api::<Deployment>(), same).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_node_loses_its_endpoints_then_its_pods() {
     let mut world = World::new(&["n1", "n2", "n3"]).await;
