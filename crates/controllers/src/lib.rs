@@ -28,6 +28,7 @@ mod pod;
 mod podgc;
 mod queue;
 mod refusal;
+mod removal;
 mod replicaset;
 mod scheduler;
 mod serviceaccount;

@@ -1,4 +1,4 @@
-//! Pods that nobody will ever finish -> deleted.
+//! Pods that nobody will ever finish -> failed, and deleted.
 //!
 //! Those bound to a Node that no longer exists, those told to go before they had a node, and the oldest of too many
 //! that ended. Source: "Garbage collection of Pods" in the Kubernetes documentation.
@@ -6,15 +6,16 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
-use kube::api::{Api, DeleteParams, Preconditions};
+use kube::api::{Api, DeleteParams};
 use kube::{Client, ResourceExt};
 use portolan_client::{Cache, Change, Key};
 
 use crate::drive::{Controller, Effects, drive, inputs};
 use crate::index::Index;
 use crate::queue::Queue;
-use crate::{Shared, meta, pod, refusal};
+use crate::{Shared, meta, pod, removal};
 
 /// Pods that ended and that nobody has deleted; upstream keeps as many.
 const FINISHED_KEPT: usize = 12_500;
@@ -115,17 +116,15 @@ impl Controller for PodGc {
 }
 
 async fn delete(client: Client, pod: &Pod, missing: Option<String>) -> Result<(), kube::Error> {
-    if let Some(node) = missing {
+    if let Some(node) = &missing {
         // The cache of Nodes may be behind that of pods; a pod is not deleted on a guess.
-        if Api::<Node>::all(client.clone()).get_opt(&node).await?.is_some() {
+        if Api::<Node>::all(client.clone()).get_opt(node).await?.is_some() {
             return Ok(());
         }
         tracing::info!(pod = %Key::of(pod), node, "deleting a pod whose node is gone");
     }
-    let api: Api<Pod> = Api::namespaced(client, &pod.namespace().unwrap_or_default());
-    let only = Preconditions { uid: pod.uid(), resource_version: None };
-    let params = DeleteParams::default().grace_period(0).preconditions(only);
-    refusal::ignore_not_found(api.delete(&pod.name_any(), &params).await).map(drop)
+    let last_word = removal::by_garbage_collection(pod, missing.is_some(), Timestamp::now());
+    removal::delete(client, pod, last_word, DeleteParams::default().grace_period(0)).await
 }
 
 #[cfg(test)]

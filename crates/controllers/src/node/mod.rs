@@ -17,7 +17,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
-use kube::api::{Api, DeleteParams, Patch, PatchParams, Preconditions};
+use kube::api::{Api, DeleteParams, Patch, PatchParams};
 use kube::{Client, ResourceExt};
 use portolan_client::{Cache, Change, Key, Recorder};
 use serde_json::json;
@@ -27,7 +27,7 @@ use crate::drive::{Controller, Effects, drive, inputs};
 use crate::index::Index;
 use crate::queue::Queue;
 use crate::taint::NO_EXECUTE;
-use crate::{Shared, pod, refusal};
+use crate::{Shared, pod, refusal, removal};
 use health::{Health, Pulse};
 
 /// Pods marked or deleted side by side.
@@ -245,17 +245,14 @@ impl Nodes {
         if is_leaving && !dead {
             return None;
         }
-        let events = self.events.component("taint-eviction-controller");
-        events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        Some(Box::pin(async move {
-            let only = Preconditions { uid: pod.uid(), resource_version: None };
-            let mut params = DeleteParams::default().preconditions(only);
-            if dead {
-                params = params.grace_period(0);
-            }
-            refusal::ignore_not_found(api.delete(&pod.name_any(), &params).await).map(drop).into()
-        }))
+        let last_word = removal::by_taint(&pod, Timestamp::now());
+        if last_word.is_some() {
+            let events = self.events.component("taint-eviction-controller");
+            events.normal(&*pod, "TaintManagerEviction", format!("Marking for deletion Pod {key}"));
+        }
+        let params = if dead { DeleteParams::default().grace_period(0) } else { DeleteParams::default() };
+        let client = self.client.clone();
+        Some(Box::pin(async move { removal::delete(client, &pod, last_word, params).await.into() }))
     }
 }
 

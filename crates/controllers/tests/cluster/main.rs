@@ -152,6 +152,33 @@ async fn a_rollout_replaces_all_pods_and_never_takes_one_too_many() {
     assert_eq!(sets.len(), 3);
 }
 
+/// A pod on that node which is still there when it has been deleted.
+fn kept(name: &str, node: &str) -> Value {
+    json!({"metadata": {"name": name, "namespace": "default", "finalizers": ["example.com/kept"]},
+           "spec": {"nodeName": node, "containers": [{"name": "c", "image": "i"}]}})
+}
+
+/// The phase of a pod that is being deleted, and what its condition says of who does that.
+async fn last_word(world: &World, name: &str) -> (String, String) {
+    world
+        .wait("the pod to be deleted", &world.api::<Pod>(), |pods| {
+            let pod = pods.iter().find(|pod| pod.name_any() == name && pod.metadata.deletion_timestamp.is_some())?;
+            let status = pod.status.clone().unwrap_or_default();
+            let conditions = status.conditions.iter().flatten();
+            let disruption = conditions.into_iter().find(|condition| condition.type_ == "DisruptionTarget");
+            let told = disruption.map(|told| format!("{} {}", told.status, told.reason.as_deref().unwrap_or_default()));
+            Some((status.phase.unwrap_or_default(), told.unwrap_or_default()))
+        })
+        .await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_of_a_node_that_is_no_more_fails_and_goes() {
+    let world = World::new(&["n1"]).await;
+    world.create::<Pod>(kept("orphan", "nowhere")).await;
+    assert_eq!(last_word(&world, "orphan").await, ("Failed".into(), "True DeletionByPodGC".into()));
+}
+
 /// A status that is written with each try is tried again at once each time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_set_that_cannot_be_made_is_told_of_once() {
@@ -180,6 +207,7 @@ async fn a_dead_node_loses_its_endpoints_then_its_pods() {
     world.create::<Service>(service()).await;
     world.create::<Deployment>(deployment(6)).await;
     wait_ready(&world, 6).await;
+    world.create::<Pod>(kept("kept", "n2")).await;
     let start = Instant::now();
     world.cut_power("n2");
     world
@@ -192,6 +220,8 @@ async fn a_dead_node_loses_its_endpoints_then_its_pods() {
     assert!(gone < Duration::from_millis(3500), "{gone:?}");
     let replaced = wait_ready(&world, 6).await;
     assert!(replaced.values().all(|node| node != "n2"));
+    assert_eq!(last_word(&world, "kept").await.1, "True DeletionByTaintManager");
+    world.merge::<Pod>("kept", json!({"metadata": {"finalizers": null}})).await;
     world
         .wait("the dead node's pods to be deleted", &world.api::<Pod>(), |pods| {
             let there =
