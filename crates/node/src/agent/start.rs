@@ -124,6 +124,7 @@ async fn make_sandbox(
         cgroup: host.cgroup(uid),
         host_network: address.is_none(),
         host_ipc: spec.host_ipc == Some(true),
+        share_processes: spec.share_process_namespace == Some(true),
         sysctls,
         tmpfs,
     };

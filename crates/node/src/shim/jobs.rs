@@ -60,7 +60,13 @@ impl Server {
         }
         let (dir, wanted, nonce) = (self.dir.clone(), start.clone(), self.next);
         self.next += 1;
-        let processes = match start.target.as_deref().map(|target| self.processes_of(target)).transpose() {
+        let processes = match &start.target {
+            Some(target) => self.processes_of(target).map(Some),
+            None => {
+                self.shared.as_ref().map(|shared| shared.namespace.try_clone()).transpose().map_err(|e| e.to_string())
+            }
+        };
+        let processes = match processes {
             Ok(processes) => processes,
             Err(why) => return self.reply(client, seq, Reply::Failed(why)),
         };

@@ -12,6 +12,7 @@ mod log;
 mod namespaces;
 mod output;
 mod part;
+mod pause;
 mod relay;
 mod server;
 mod session;
@@ -43,12 +44,16 @@ const MAX_FRAME: usize = 1 << 20;
 /// What is kept of the output of a command run in a container; as much as the kubelet keeps of a probe's.
 const MAX_EXEC_OUTPUT: usize = 10 << 10;
 
-/// Runs the shim and never returns when this process was started to be one. The first thing `main` does.
+/// Runs the shim, or what holds its processes' namespace, and never returns when this process was started to be one. The first thing `main` does.
 pub fn try_reexec() {
     let mut args = std::env::args_os().skip(1);
-    if args.next().is_some_and(|word| word == SUBCOMMAND) {
+    let word = args.next().unwrap_or_default();
+    if word == SUBCOMMAND {
         let Some(dir) = args.next() else { std::process::exit(2) };
         server::main(Path::new(&dir));
+    }
+    if word == pause::SUBCOMMAND {
+        pause::main();
     }
 }
 
@@ -60,6 +65,8 @@ pub(crate) struct ShimConfig {
     pub(crate) cgroup: String,
     pub(crate) host_network: bool,
     pub(crate) host_ipc: bool,
+    /// Its containers see each other's processes.
+    pub(crate) share_processes: bool,
     /// Written in the pod's namespaces before anything runs in them.
     pub(crate) sysctls: BTreeMap<String, String>,
     /// Memory-backed volumes: where, and their options of tmpfs(5).

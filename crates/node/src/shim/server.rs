@@ -28,6 +28,7 @@ use nix::unistd::{ForkResult, Pid, fork, getpid, setsid};
 use super::jobs::{Job, Purpose, keep};
 use super::log::Log;
 use super::output::Output;
+use super::pause::Shared;
 use super::session::receive;
 use super::sessions::{MAX_SESSIONS, Session};
 use super::{
@@ -67,6 +68,8 @@ pub(super) struct Server {
     cgroup: String,
     signals: SignalFd,
     listener: UnixListener,
+    /// Where its containers' processes are, if they share that.
+    pub(super) shared: Option<Shared>,
     clients: BTreeMap<u64, Client>,
     pub(super) containers: BTreeMap<String, Container>,
     pub(super) jobs: Vec<Job>,
@@ -106,6 +109,7 @@ impl Server {
         mask.add(Signal::SIGCHLD);
         mask.thread_block()?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let shared = config.share_processes.then(|| Shared::start(dir)).transpose()?;
         let opened = File::open(dir)?;
         let listener = UnixListener::bind(socket_path(&opened))?;
         listener.set_nonblocking(true)?;
@@ -120,6 +124,7 @@ impl Server {
             cgroup: config.cgroup,
             signals,
             listener,
+            shared,
             clients: BTreeMap::new(),
             containers: BTreeMap::new(),
             jobs: Vec::new(),
@@ -285,6 +290,11 @@ impl Server {
                 Ok(WaitStatus::StillAlive) | Err(_) => return,
                 Ok(status) => {
                     let Some(pid) = status.pid() else { continue };
+                    if self.shared.as_ref().is_some_and(|shared| shared.first == pid) {
+                        // All processes of the pod have ended with it, and there is no place for others.
+                        eprintln!("the first process of the pod's namespace has ended");
+                        std::process::exit(1);
+                    }
                     let id = self.running().find(|c| c.pid == pid).map(|c| c.instance.start.id.clone());
                     match id {
                         Some(id) => self.ended(&id, status),

@@ -1,4 +1,5 @@
-//! Containers that `kubectl debug` brings into running pods.
+//! Containers that see others' processes: those that `kubectl debug` brings into running pods, and those of pods that
+//! share them.
 
 use serde_json::json;
 
@@ -43,5 +44,53 @@ fn people_look_into_running_pods() {
         let patch = r#"{"spec":{"ephemeralContainers":[{"name":"look-0","image":"other"}]}}"#;
         let again = ["patch", "pod", "main", "--subresource=ephemeralcontainers", "--patch", patch];
         assert!(kubectls[kubectls.len() - 1].refused(&again).contains("\"look-0\" may not be changed"));
+    });
+}
+
+#[test]
+fn containers_of_a_pod_may_share_their_processes() {
+    on_a_cluster(|cluster, kubectls| {
+        let (api, kubectl) = (cluster.client(), &kubectls[0]);
+        let looks = json!({ "capabilities": { "add": ["SYS_PTRACE"] } });
+        let pod = json!({
+            "metadata": { "name": "shared" },
+            "spec": { "terminationGracePeriodSeconds": 0, "shareProcessNamespace": true, "containers": [
+                { "name": "main", "image": TOOLS, "command": ["sh", "-c", "sleep 3600; echo never"] },
+                { "name": "looks", "image": TOOLS, "command": ["sleep", "3600"], "securityContext": looks },
+            ] },
+        });
+        api.post("/api/v1/namespaces/default/pods", &pod);
+        kubectl.ok(&["wait", "--for=condition=Ready", "pod/shared", "--timeout=30s"], None);
+        let sh = |line: &str| kubectl.text(&["exec", "shared", "-c", "looks", "--", "sh", "-c", line]);
+        assert!(sh("cat /proc/1/cmdline").starts_with("/pause\0"));
+        assert_eq!(sh("ls -A /proc/1/root/ /proc/1/cwd/; cat /proc/1/environ"), "/proc/1/cwd/:\n\n/proc/1/root/:\n");
+        // Through each other they reach what they may.
+        let processes = |of: &str| {
+            let line = "for p in /proc/[0-9]*; do case \"$(cat $p/cmdline)\" in WORDS) echo ${p#/proc/}; esac; done";
+            let numbers = sh(&format!("{} 2>/dev/null", line.replace("WORDS", of)));
+            numbers.lines().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let main = processes("*'echo never'").pop().unwrap();
+        assert!(sh(&format!("ls /proc/{main}/root/bin")).contains("sleep\n"));
+
+        // The end of one is not the end of the others, and what it leaves behind ends with it.
+        assert_eq!(processes("sleep3600").len(), 2);
+        sh(&format!("kill -9 {main}"));
+        let started = || {
+            let statuses = api.get("/api/v1/namespaces/default/pods/shared")["status"]["containerStatuses"].clone();
+            let count = |name: &str| {
+                statuses.as_array().unwrap().iter().find(|status| status["name"] == name).unwrap()["restartCount"]
+                    .clone()
+            };
+            (count("main"), count("looks"))
+        };
+        eventually("the other is started again", SOON, || match started() {
+            counts if counts == (json!(1), json!(0)) => Ok(()),
+            counts => Err(format!("{counts:?}")),
+        });
+        eventually("and is seen again, alone", SOON, || match (processes("*'echo never'"), processes("sleep3600")) {
+            (main, sleep) if (main.len(), sleep.len()) == (1, 2) => Ok(()),
+            seen => Err(format!("{seen:?}")),
+        });
     });
 }
