@@ -13,6 +13,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use crate::backoff::Backoff;
 
@@ -47,8 +48,11 @@ pub enum Change<K> {
         old: Option<Arc<K>>,
     },
     Deleted(Arc<K>),
-    /// Everything that existed when the watch (re)started has been sent.
-    Synced,
+    /// Everything that existed when the watch (re)started has been sent. What was written before that was `asked` for is
+    /// in it, unless it has gone since.
+    Synced {
+        asked: Instant,
+    },
 }
 
 impl<K> Clone for Change<K> {
@@ -56,7 +60,7 @@ impl<K> Clone for Change<K> {
         match self {
             Self::Applied { new, old } => Self::Applied { new: new.clone(), old: old.clone() },
             Self::Deleted(object) => Self::Deleted(object.clone()),
-            Self::Synced => Self::Synced,
+            Self::Synced { asked } => Self::Synced { asked: *asked },
         }
     }
 }
@@ -68,10 +72,23 @@ fn without_owners<K: Resource>(mut object: K) -> K {
     object
 }
 
+/// A list that is being received.
+struct Listing<K> {
+    asked: Instant,
+    objects: BTreeMap<Key, Arc<K>>,
+}
+
+impl<K> Listing<K> {
+    fn begin() -> Self {
+        Self { asked: Instant::now(), objects: BTreeMap::new() }
+    }
+}
+
 struct Shared<K> {
     objects: RwLock<BTreeMap<Key, Arc<K>>>,
     subscribers: Mutex<Vec<mpsc::UnboundedSender<Change<K>>>>,
-    synced: watch::Sender<bool>,
+    /// When the last whole list was asked for.
+    synced: watch::Sender<Option<Instant>>,
 }
 
 /// Cheap to clone; all clones see the same objects.
@@ -99,13 +116,13 @@ where
         Self(Arc::new(Shared {
             objects: RwLock::default(),
             subscribers: Mutex::default(),
-            synced: watch::Sender::new(false),
+            synced: watch::Sender::new(None),
         }))
     }
 
     async fn drive(self, api: Api<K>, config: watcher::Config) {
         let mut events = std::pin::pin!(watcher::watcher(api, config));
-        let mut listing: Option<BTreeMap<Key, Arc<K>>> = None;
+        let mut listing = Listing::begin();
         let mut backoff = Backoff::default();
         while let Some(event) = events.next().await {
             match event {
@@ -118,19 +135,20 @@ where
         }
     }
 
-    fn take(&self, event: Event<K>, listing: &mut Option<BTreeMap<Key, Arc<K>>>) {
+    fn take(&self, event: Event<K>, listing: &mut Listing<K>) {
         match event {
-            Event::Init => *listing = Some(BTreeMap::new()),
+            // Which comes before the request is sent; of a list that were streamed it would come after.
+            Event::Init => *listing = Listing::begin(),
             Event::InitApply(object) => {
-                listing.get_or_insert_default().insert(Key::of(&object), Arc::new(without_owners(object)));
+                listing.objects.insert(Key::of(&object), Arc::new(without_owners(object)));
             }
-            Event::InitDone => self.replace(listing.take().unwrap_or_default()),
+            Event::InitDone => self.replace(std::mem::replace(listing, Listing::begin())),
             Event::Apply(object) => self.put(without_owners(object)),
             Event::Delete(object) => self.remove(&object),
         }
     }
 
-    fn replace(&self, listed: BTreeMap<Key, Arc<K>>) {
+    fn replace(&self, Listing { asked, objects: listed }: Listing<K>) {
         let gone: Vec<_> =
             self.read().iter().filter(|(key, _)| !listed.contains_key(key)).map(|(_, o)| o.clone()).collect();
         for object in gone {
@@ -145,8 +163,8 @@ where
                 self.insert(key, new);
             }
         }
-        self.0.synced.send_replace(true);
-        tell(&mut self.subscribers(), &Change::Synced);
+        self.0.synced.send_replace(Some(asked));
+        tell(&mut self.subscribers(), &Change::Synced { asked });
     }
 
     /// Takes in one object as a watch would.
@@ -175,8 +193,8 @@ where
         for new in self.read().values() {
             let _ = sender.send(Change::Applied { new: new.clone(), old: None });
         }
-        if *self.0.synced.borrow() {
-            let _ = sender.send(Change::Synced);
+        if let Some(asked) = *self.0.synced.borrow() {
+            let _ = sender.send(Change::Synced { asked });
         }
         subscribers.push(sender);
         receiver
@@ -213,14 +231,14 @@ where
     }
 
     pub fn is_synced(&self) -> bool {
-        *self.0.synced.borrow()
+        self.0.synced.borrow().is_some()
     }
 
     /// Returns once the first whole list is in the cache.
     pub async fn synced(&self) {
         let mut synced = self.0.synced.subscribe();
         // The sender lives as long as `self`, so waiting cannot fail.
-        let _ = synced.wait_for(|synced| *synced).await;
+        let _ = synced.wait_for(Option::is_some).await;
     }
 }
 
@@ -239,8 +257,9 @@ mod tests {
     fn a_list_made_anew_is_told_in_the_order_of_its_changes() {
         let cache = Cache::<ConfigMap>::detached();
         let mut told = cache.subscribe();
-        let mut listing = None;
+        let mut listing = Listing::begin();
         cache.take(Event::Init, &mut listing);
+        let sent = Instant::now();
         for (name, revision) in [("a", "12"), ("b", "9"), ("c", "10")] {
             let mut object = ConfigMap::default();
             object.metadata.name = Some(name.to_owned());
@@ -249,8 +268,12 @@ mod tests {
         }
         cache.take(Event::InitDone, &mut listing);
         let mut names = Vec::new();
-        while let Ok(Change::Applied { new, .. }) = told.try_recv() {
-            names.push(new.name_any());
+        while let Ok(change) = told.try_recv() {
+            match change {
+                Change::Applied { new, .. } => names.push(new.name_any()),
+                Change::Synced { asked } => assert!(asked <= sent, "what was written since may be missing"),
+                Change::Deleted(_) => unreachable!("there was nothing before"),
+            }
         }
         assert_eq!(names, ["b", "c", "a"]);
     }

@@ -98,11 +98,12 @@ impl Controller for EndpointsWriter {
             }
             Input::Endpoints(change) => {
                 self.endpoints.observe(&change);
-                if let Change::Applied { new, .. } | Change::Deleted(new) = change {
-                    queue.add(Key::of(&*new));
+                match change {
+                    Change::Applied { new, .. } | Change::Deleted(new) => queue.add(Key::of(&*new)),
+                    Change::Synced { asked } => self.unseen.listed(asked, queue),
                 }
             }
-            Input::Service(Change::Synced) | Input::Pod(Change::Synced) | Input::Node(_) => {}
+            Input::Service(Change::Synced { .. }) | Input::Pod(Change::Synced { .. }) | Input::Node(_) => {}
         }
     }
 

@@ -14,6 +14,8 @@ use kube::{Resource, ResourceExt};
 use portolan_client::{Change, Key};
 use tokio::time::Instant;
 
+use crate::queue::Queue;
+
 /// Long enough for any watch to catch up; after that, better a wrong guess than a stuck object.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,7 +47,7 @@ impl<K: Resource> Index<K> {
                 self.revision = self.revision.max(revision(&**old));
                 self.take_out(&Key::of(&**old));
             }
-            Change::Synced => {}
+            Change::Synced { .. } => {}
         }
     }
 
@@ -105,7 +107,7 @@ impl Write {
     }
 }
 
-/// For each key of a controller, its writes that the watch has not shown yet.
+/// For each key of a controller, its writes that the watch has not shown yet, and when the last of them was answered.
 pub(crate) struct Unseen<Q>(BTreeMap<Q, (Instant, Vec<Write>)>);
 
 impl<Q> Default for Unseen<Q> {
@@ -119,21 +121,34 @@ impl<Q: Ord + Clone> Unseen<Q> {
         if writes.is_empty() {
             return;
         }
-        let (until, unseen) = self.0.entry(key.clone()).or_insert_with(|| (now, Vec::new()));
-        *until = now + PATIENCE;
+        let (answered, unseen) = self.0.entry(key.clone()).or_insert_with(|| (now, Vec::new()));
+        *answered = now;
         unseen.extend_from_slice(writes);
     }
 
     /// Whether all that the key wrote has been seen. If not, the watch's next change about it is the time to look
     /// again, or at the latest the time returned.
     pub(crate) fn settled(&mut self, key: &Q, now: Instant, shows: impl Fn(&Write) -> bool) -> Result<(), Instant> {
-        let Some((until, unseen)) = self.0.get_mut(key) else { return Ok(()) };
+        let Some((answered, unseen)) = self.0.get_mut(key) else { return Ok(()) };
+        let until = *answered + PATIENCE;
         unseen.retain(|write| !shows(write));
-        if unseen.is_empty() || *until <= now {
+        if unseen.is_empty() || until <= now {
             self.0.remove(key);
             return Ok(());
         }
-        Err(*until)
+        Err(until)
+    }
+
+    /// Takes in that the watch has begun anew, with a list of what the writes are about: of those answered before it was
+    /// asked for it shows what is left. Wakes the keys that wait for nothing else.
+    pub(crate) fn listed(&mut self, asked: Instant, queue: &mut Queue<Q>) {
+        self.0.retain(|key, (answered, _)| {
+            let waits = *answered > asked;
+            if !waits {
+                queue.add(key.clone());
+            }
+            waits
+        });
     }
 
     pub(crate) fn forget(&mut self, key: &Q) {
@@ -200,6 +215,19 @@ mod tests {
         index.observe(&applied(&created));
         index.observe(&Change::Deleted(pod("a", "1", "6", "x")));
         assert!(index.shows(&Write::applied(&*created)));
+    }
+
+    #[test]
+    fn what_a_list_does_not_show_is_no_more() {
+        let answered = Instant::now();
+        let (mut unseen, mut queue) = (Unseen::default(), Queue::default());
+        unseen.record(&"x", &[Write::applied(&*pod("a", "1", "5", "x"))], answered);
+        unseen.listed(answered - Duration::from_millis(1), &mut queue);
+        assert_eq!(queue.take(answered), None, "the list may be of before the write");
+        assert!(unseen.settled(&"x", answered, |_| false).is_err());
+        unseen.listed(answered, &mut queue);
+        assert_eq!(queue.take(answered), Some("x"));
+        assert!(unseen.settled(&"x", answered, |_| false).is_ok());
     }
 
     #[test]

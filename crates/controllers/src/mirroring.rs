@@ -75,7 +75,10 @@ impl Controller for Mirroring {
                 let slices = match &change {
                     Change::Applied { new, old } => vec![Some(new), old.as_ref()],
                     Change::Deleted(old) => vec![Some(old)],
-                    Change::Synced => vec![],
+                    Change::Synced { asked } => {
+                        self.unseen.listed(*asked, queue);
+                        vec![]
+                    }
                 };
                 for slice in slices.into_iter().flatten().filter(|slice| ours(slice)) {
                     if let Some(name) = slice.labels().get(SERVICE_NAME) {
@@ -83,7 +86,7 @@ impl Controller for Mirroring {
                     }
                 }
             }
-            Input::Service(Change::Synced) | Input::Endpoints(Change::Synced) => {}
+            Input::Service(Change::Synced { .. }) | Input::Endpoints(Change::Synced { .. }) => {}
         }
     }
 

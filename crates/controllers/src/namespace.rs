@@ -78,7 +78,7 @@ impl Controller for Namespaces {
                     queue.add(namespace);
                 }
             }
-            Input::Namespace(Change::Synced) | Input::Pod(_) => {}
+            Input::Namespace(Change::Synced { .. }) | Input::Pod(_) => {}
         }
     }
 

@@ -117,7 +117,7 @@ impl Controller for NodeIpam {
                 queue.add(new.name_any());
             }
             Change::Deleted(old) => self.release(&old, &[], queue),
-            Change::Synced => {}
+            Change::Synced { .. } => {}
         }
     }
 

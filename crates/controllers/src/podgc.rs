@@ -91,7 +91,7 @@ impl Controller for PodGc {
                             queue_surplus(&self.finished, queue);
                         }
                     }
-                    Change::Synced => {}
+                    Change::Synced { .. } => {}
                 }
             }
             Input::Node(Change::Deleted(old)) => {

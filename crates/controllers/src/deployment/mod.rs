@@ -84,7 +84,7 @@ impl Controller for Deployments {
                         }
                     }
                     Change::Deleted(old) => self.wake(&old, queue),
-                    Change::Synced => {}
+                    Change::Synced { asked } => self.unseen.listed(asked, queue),
                 }
             }
             Input::Pod(change) => {
@@ -93,7 +93,7 @@ impl Controller for Deployments {
                 let gone = match &change {
                     Change::Deleted(pod) => pod,
                     Change::Applied { new, .. } if pod::is_finished(new) => new,
-                    Change::Applied { .. } | Change::Synced => return,
+                    Change::Applied { .. } | Change::Synced { .. } => return,
                 };
                 let Some(owner) = meta::controller_of(&gone.metadata).filter(|owner| owner.kind == "ReplicaSet") else {
                     return;
@@ -102,7 +102,7 @@ impl Controller for Deployments {
                     self.wake(&set, queue);
                 }
             }
-            Input::Deployment(Change::Synced) => {}
+            Input::Deployment(Change::Synced { .. }) => {}
         }
     }
 

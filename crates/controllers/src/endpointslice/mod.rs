@@ -142,7 +142,10 @@ impl Controller for EndpointSlices {
                 let slices = match &change {
                     Change::Applied { new, old } => vec![Some(new), old.as_ref()],
                     Change::Deleted(old) => vec![Some(old)],
-                    Change::Synced => vec![],
+                    Change::Synced { asked } => {
+                        self.unseen.listed(*asked, queue);
+                        vec![]
+                    }
                 };
                 for slice in slices.into_iter().flatten().filter(|slice| ours(slice)) {
                     if let Some(name) = slice.labels().get(SERVICE_NAME) {
@@ -157,7 +160,9 @@ impl Controller for EndpointSlices {
                 }
             }
             Input::Node(Change::Deleted(old)) => self.wake_node(&old.name_any(), queue),
-            Input::Service(Change::Synced) | Input::Pod(Change::Synced) | Input::Node(Change::Synced) => {}
+            Input::Service(Change::Synced { .. })
+            | Input::Pod(Change::Synced { .. })
+            | Input::Node(Change::Synced { .. }) => {}
         }
     }
 

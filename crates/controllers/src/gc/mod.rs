@@ -52,7 +52,7 @@ fn input<K: Resource<DynamicType = ()>>(change: Change<K>) -> Input {
             replaced: old.and_then(|old| old.meta().uid.clone()).filter(|old| Some(old) != new.meta().uid.as_ref()),
         },
         Change::Deleted(old) => Input::Gone(old.meta().uid.clone().unwrap_or_default()),
-        Change::Synced => Input::Nothing,
+        Change::Synced { .. } => Input::Nothing,
     }
 }
 

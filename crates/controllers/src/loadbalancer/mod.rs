@@ -157,7 +157,7 @@ impl Controller for LoadBalancers {
             }
             // If there is one of its name again already, that may be at getting what the old one had.
             Change::Deleted(old) => queue.add(Key::of(&*old)),
-            Change::Synced => {}
+            Change::Synced { .. } => {}
         }
     }
 

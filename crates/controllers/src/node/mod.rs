@@ -125,7 +125,7 @@ impl Controller for Nodes {
                 }
             }
             // A lease that is gone is one that is not renewed.
-            Input::Lease(_) | Input::Node(Change::Synced) => {}
+            Input::Lease(_) | Input::Node(Change::Synced { .. }) => {}
         }
     }
 
@@ -160,7 +160,7 @@ impl Nodes {
         let (came, went) = match change {
             Change::Applied { new, old } => (Some(new), old.as_ref().filter(|old| old.uid() != new.uid())),
             Change::Deleted(old) => (None, Some(old)),
-            Change::Synced => (None, None),
+            Change::Synced { .. } => (None, None),
         };
         if let Some(uid) = went.and_then(|pod| pod.uid()) {
             self.arrived.remove(&uid);

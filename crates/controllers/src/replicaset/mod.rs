@@ -91,7 +91,7 @@ impl Controller for ReplicaSets {
                         }
                     }
                     Change::Deleted(old) => self.wake_owner(&old, queue),
-                    Change::Synced => {}
+                    Change::Synced { asked } => self.unseen.listed(asked, queue),
                 }
             }
         }
@@ -361,7 +361,14 @@ mod tests {
         let outcome = Outcome { writes: vec![Write::applied(&created)], error: None };
         controller.finish(&key, &outcome, &mut queue);
         assert!(controller.reconcile(&key, &mut queue).is_none(), "the pod is there, only not seen yet");
-        controller.observe(Input::Pod(Change::Deleted(Arc::new(created))), &mut queue);
+        controller.observe(Input::Pod(Change::Deleted(Arc::new(created.clone()))), &mut queue);
         assert!(controller.reconcile(&key, &mut queue).is_some(), "it was seen to come and go");
+        created.metadata.resource_version = Some("9".into());
+        let outcome = Outcome { writes: vec![Write::applied(&created)], error: None };
+        controller.finish(&key, &outcome, &mut queue);
+        assert!(controller.reconcile(&key, &mut queue).is_none(), "not seen yet");
+        controller.observe(Input::Pod(Change::Synced { asked: Instant::now() }), &mut queue);
+        assert_eq!(queue.take(Instant::now()), Some(key.clone()));
+        assert!(controller.reconcile(&key, &mut queue).is_some(), "it came and went while nobody watched");
     }
 }

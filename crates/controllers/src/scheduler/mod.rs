@@ -111,7 +111,7 @@ impl Controller for Scheduler {
             }
             Input::Node(Change::Applied { new, old }) => old.is_none_or(|old| offer(&old) != offer(&new)),
             Input::Node(Change::Deleted(_)) => true,
-            Input::Pod(Change::Synced) | Input::Node(Change::Synced) => false,
+            Input::Pod(Change::Synced { .. }) | Input::Node(Change::Synced { .. }) => false,
         };
         if may_help {
             self.retry(queue, |_| true);

@@ -107,7 +107,7 @@ where
         let mut synced = false;
         while let Some(change) = changes.recv().await {
             // What was there at first is told of once.
-            synced |= matches!(change, Change::Synced);
+            synced |= matches!(change, Change::Synced { .. });
             if synced {
                 told.send_replace(());
             }

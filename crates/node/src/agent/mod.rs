@@ -299,7 +299,7 @@ async fn run_pods(host: &Arc<Host>, pods: &Cache<Pod>) {
                 }
             }
             Change::Deleted(old) => gone(&old),
-            Change::Synced if !synced => {
+            Change::Synced { .. } if !synced => {
                 synced = true;
                 // Their objects went while no agent was here.
                 for (uid, orphan) in std::mem::take(&mut adopted) {
@@ -310,7 +310,7 @@ async fn run_pods(host: &Arc<Host>, pods: &Cache<Pod>) {
                     workers.insert(uid, sender);
                 }
             }
-            Change::Synced => {}
+            Change::Synced { .. } => {}
         }
     }
 }
