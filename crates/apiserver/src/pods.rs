@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use portolan_kinds::{FieldError, Status};
 use serde_json::{Value, json};
 
+use crate::admission;
 use crate::delete;
 use crate::object;
 use crate::read;
@@ -101,6 +102,8 @@ pub(crate) async fn evict(server: &Server, asked: Asked<'_>, mut eviction: Value
     let (_, entry) = read::stored(&server.store, &target)?;
     let pod = object::decode(&entry.value);
     delete::check_preconditions(asked.kind(), &pod, &options.delete)?;
+    // Before the condition is written: a node must not leave even that on the pod of another.
+    admission::delete(asked, &pod)?;
     if !object::is_deleting(&pod) && !options.dry_run {
         write::rewrite(server, asked, |pod| Ok(evicted(pod, &now))).await?;
     }

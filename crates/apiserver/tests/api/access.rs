@@ -6,7 +6,9 @@ use serde_json::json;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::harness::{CONFIG_MAPS, Cluster, DEADLINE, config_map, forged};
+use crate::harness::{CONFIG_MAPS, Client, Cluster, DEADLINE, config_map, forged};
+
+const PODS: &str = "/api/v1/namespaces/default/pods";
 
 #[tokio::test]
 async fn strangers_see_health_and_version_only() {
@@ -58,6 +60,42 @@ async fn a_node_does_its_work_and_no_more() {
     let slice = |name: &str| json!({"metadata": {"name": name}, "addressType": "IPv4", "endpoints": [], "ports": []});
     assert_eq!(node.post(slices, &slice("kube-dns-n1")).await.code, 201);
     assert_eq!(node.post(slices, &slice("kube-dns-n2")).await.code, 403);
+}
+
+/// A pod of node `n1`, by way of its binding.
+async fn bound_pod(admin: &Client, name: &str) {
+    let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+    admin.post(PODS, &json!({"metadata": {"name": name}, "spec": spec})).await.ok();
+    let target = json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": "n1"}});
+    assert_eq!(admin.post(&format!("{PODS}/{name}/binding"), &target).await.code, 201);
+}
+
+#[tokio::test]
+async fn a_node_does_nothing_to_the_pods_of_another() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    bound_pod(&admin, "p").await;
+    let before = admin.get(&format!("{PODS}/p")).await.ok();
+    let (one, two) = (cluster.client(&User::node("n1")), cluster.client(&User::node("n2")));
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    let status = json!({"status": {"phase": "Failed"}});
+    assert_eq!(two.post(&format!("{PODS}/p/eviction"), &eviction).await.code, 403);
+    assert_eq!(two.merge(&format!("{PODS}/p/status"), &status).await.code, 403);
+    assert_eq!(two.delete(&format!("{PODS}/p")).await.code, 403);
+    assert_eq!(admin.get(&format!("{PODS}/p")).await.ok(), before);
+    assert_eq!(one.merge(&format!("{PODS}/p/status"), &status).await.code, 200);
+    let labels = json!({"metadata": {"labels": {"app": "x"}}});
+    assert_eq!(one.merge(&format!("{PODS}/p/status"), &labels).await.code, 403);
+    // Whatever else stands in the object, only its status is written.
+    let more = json!({"metadata": {"ownerReferences": [{"apiVersion": "v1", "kind": "Node", "name": "n1", "uid": "u"}]},
+        "spec": {"activeDeadlineSeconds": 5}});
+    let after = one.merge(&format!("{PODS}/p/status"), &more).await.ok();
+    assert_eq!(after["metadata"].get("ownerReferences"), None);
+    assert_eq!(after["spec"], before["spec"]);
+    for part in ["", "/ephemeralcontainers"] {
+        assert_eq!(one.merge(&format!("{PODS}/p{part}"), &more).await.code, 403, "{part}");
+    }
+    assert_eq!(one.post(&format!("{PODS}/p/eviction"), &eviction).await.code, 201);
 }
 
 #[tokio::test]
