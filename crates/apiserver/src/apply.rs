@@ -7,7 +7,6 @@ use portolan_kinds::apply::{self, Translations};
 use portolan_kinds::{FieldValidation, Status};
 use serde_json::Value;
 
-use crate::authz::Request;
 use crate::body;
 use crate::object;
 use crate::route::Sub;
@@ -90,18 +89,7 @@ pub(crate) async fn apply(server: &Server, asked: Asked<'_>, bytes: &[u8]) -> Re
 
 async fn create(server: &Server, asked: Asked<'_>, config: &Value) -> Result<Written, Status> {
     let kind = asked.kind();
-    server.access.authorize(
-        asked.user,
-        &Request {
-            verb: "create",
-            group: kind.group,
-            resource: kind.plural,
-            subresource: "",
-            namespace: asked.namespace(),
-            name: asked.name(),
-            ..Request::default()
-        },
-    )?;
+    write::may_create(server, asked)?;
     let mut changed = applied(asked, None, config)?;
     // As upstream: what there is none of yet has no revision to differ from.
     object::metadata(&mut changed.object).remove("resourceVersion");

@@ -15,6 +15,7 @@ use portolan_store::{Expect, Op};
 use serde_json::Value;
 
 use crate::admission;
+use crate::authz::Request;
 use crate::convert;
 use crate::custom;
 use crate::object;
@@ -210,26 +211,35 @@ pub(crate) async fn update(server: &Server, asked: Asked<'_>, mut body: Value) -
     asked.warnings.add(name_owners_once(&mut object, ""));
     check_named(&asked, &object)?;
     let unconditional = object::text(&object, "/metadata/resourceVersion").is_empty();
-    if unconditional && !kind.allows_unconditional_update() {
-        if server.store.get(&object::key(kind, asked.namespace(), asked.name())).0.is_none() {
-            return Err(Status::not_found(kind.group, kind.plural, asked.name()));
-        }
-        let field = "metadata.resourceVersion";
-        let errors = [FieldError::invalid(field, 0, "must be specified for an update")];
-        return Err(Status::invalid(kind.group, kind.kind, asked.name(), &errors));
-    }
     let creates = asked.target.sub == Sub::None && kind.allows_create_on_update();
     let changed = change(server, asked, !unconditional, |live| {
+        if unconditional && !kind.allows_unconditional_update() {
+            let error = FieldError::invalid("metadata.resourceVersion", 0, "must be specified for an update");
+            return Err(Status::invalid(kind.group, kind.kind, asked.name(), &[error]));
+        }
         check_uid(&asked, &object, object::text(live.object, "/metadata/uid"))?;
         Ok(object.clone().into())
     });
     match changed.await {
         Err(status) if status.code() == 404 && unconditional && creates => {
             check_uid(&asked, &object, "")?;
+            may_create(server, asked)?;
             create(server, asked, object).await
         }
         other => other,
     }
+}
+
+/// Whether who updates or applies what is not there may make it, which is a right of its own.
+///
+/// # Errors
+/// 403, in Kubernetes' words.
+pub(crate) fn may_create(server: &Server, asked: Asked<'_>) -> Result<(), Status> {
+    let kind = asked.kind();
+    let (group, resource) = (kind.group, kind.plural);
+    let (namespace, name) = (asked.namespace(), asked.name());
+    let request = Request { verb: "create", group, resource, namespace, name, ..Request::default() };
+    server.access.authorize(asked.user, &request)
 }
 
 /// Makes `change` of the stored object, trying again when it changed meanwhile, unless `strict`: then the client named the

@@ -126,6 +126,33 @@ async fn nobody_gives_what_they_do_not_have() {
 }
 
 #[tokio::test]
+async fn who_may_only_change_makes_nothing() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let jane = As(&admin, "jane");
+    admin.post(ROLES, &role("r", &["endpoints"], &["get", "update", "patch"])).await.ok();
+    admin.post(BINDINGS, &binding("b", "Role", "r", "jane")).await.ok();
+    let endpoints = json!({"apiVersion": "v1", "kind": "Endpoints", "metadata": {"name": "a"}});
+    let words = "endpoints \"a\" is forbidden: User \"jane\" cannot create resource \"endpoints\" in API group \"\" in the \
+                 namespace \"default\"";
+    let path = "/api/v1/namespaces/default/endpoints/a";
+    assert_eq!(jane.send(Method::PUT, path, &endpoints).await.failure(), (403, words.to_owned()));
+    let applied = async || {
+        let headers = [("content-type", "application/apply-patch+yaml"), ("impersonate-user", "jane")];
+        admin.send(Method::PATCH, &format!("{path}?fieldManager=m"), &headers, endpoints.to_string()).await
+    };
+    assert_eq!(applied().await.failure(), (403, words.to_owned()));
+    assert_eq!(admin.put(path, &endpoints).await.code, 201);
+    assert_eq!(jane.send(Method::PUT, path, &endpoints).await.code, 200);
+    assert_eq!(applied().await.code, 200);
+    // Of a Lease, only one that is there needs the revision that was seen.
+    let leases = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+    let lease = json!({"metadata": {"name": "a"}});
+    assert_eq!(admin.put(&format!("{leases}/a"), &lease).await.code, 201);
+    assert_eq!(admin.put(&format!("{leases}/a"), &lease).await.code, 422);
+}
+
+#[tokio::test]
 async fn what_every_cluster_begins_with() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
