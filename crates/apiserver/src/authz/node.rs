@@ -27,6 +27,9 @@ pub(super) fn authorize(node: &str, request: &Request<'_>, pods: &Pods) -> Resul
     let related = |found: bool| {
         if found { Ok(()) } else { no(&format!("no relationship found between node '{node}' and this object")) }
     };
+    if node.is_empty() {
+        return no("unknown node for user \"system:node:\"");
+    }
     match (group, resource, subresource) {
         ("", "secrets" | "configmaps", sub) => match (reads, sub, namespace, name) {
             (false, ..) => no("can only read resources of this type"),
@@ -82,6 +85,9 @@ pub(crate) fn restrict(node: &str, kind: &Kind, old: Option<&Value>, new: Option
     let Some(object) = old.or(new) else { return Ok(()) };
     let name = object::name(object);
     let forbid = |why: String| Err(Status::forbidden(kind.group, kind.plural, name, &why));
+    if node.is_empty() {
+        return forbid("could not determine node from user \"system:node:\"".to_owned());
+    }
     match (kind.group, kind.plural) {
         ("", "pods") => {
             if old.is_none() {
@@ -105,8 +111,16 @@ pub(crate) fn restrict(node: &str, kind: &Kind, old: Option<&Value>, new: Option
         ("discovery.k8s.io", "endpointslices") if name.strip_prefix("kube-dns-") != Some(node) => {
             forbid(format!("node \"{node}\" can only change its own share of the cluster's DNS"))
         }
+        ("discovery.k8s.io", "endpointslices") if new.is_some_and(is_of_another_service) => {
+            forbid(format!("node \"{node}\" can only be an endpoint of the cluster's DNS"))
+        }
         _ => Ok(()),
     }
+}
+
+/// A slice is its Service's by this label alone; with another one a node would be sent what is meant for others.
+fn is_of_another_service(slice: &Value) -> bool {
+    slice["metadata"]["labels"]["kubernetes.io/service-name"].as_str().is_some_and(|service| service != "kube-dns")
 }
 
 fn own_node(node: &str, old: Option<&Value>, new: &Value) -> Result<(), String> {
@@ -220,6 +234,8 @@ mod tests {
         let own = |node_name| Request { node_name, ..request("watch -/pods") };
         assert!(authorize("n1", &own("n1"), &pods).is_ok());
         assert!(authorize("n1", &own("n2"), &pods).is_err());
+        let nameless = authorize("", &request("list -/pods"), &pods);
+        assert_eq!(nameless, Err("unknown node for user \"system:node:\"".to_owned()));
         pods.put("a", "p", None);
         assert!(authorize("n1", &request("get -/secrets a s"), &pods).is_err());
     }

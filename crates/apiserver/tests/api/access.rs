@@ -60,6 +60,13 @@ async fn a_node_does_its_work_and_no_more() {
     let slice = |name: &str| json!({"metadata": {"name": name}, "addressType": "IPv4", "endpoints": [], "ports": []});
     assert_eq!(node.post(slices, &slice("kube-dns-n1")).await.code, 201);
     assert_eq!(node.post(slices, &slice("kube-dns-n2")).await.code, 403);
+    let of = |service: &str| json!({"metadata": {"labels": {"kubernetes.io/service-name": service}}});
+    assert_eq!(node.merge(&format!("{slices}/kube-dns-n1"), &of("kube-dns")).await.code, 200);
+    assert_eq!(node.merge(&format!("{slices}/kube-dns-n1"), &of("metrics")).await.code, 403);
+    // Whoever is a node without a name is none.
+    let nameless = cluster.client(&User::node(""));
+    assert_eq!(nameless.get("/api/v1/pods").await.code, 403);
+    assert_eq!(nameless.post(slices, &slice("kube-dns-")).await.code, 403);
 }
 
 /// A pod of node `n1`, by way of its binding.
