@@ -1,11 +1,13 @@
 //! The pods of each node, and the Secrets, ConfigMaps and ServiceAccounts that they name.
 //!
-//! Kept by what the store tells, when a node asks; what a pod names is read once, since it does not change after the
-//! pod has its node. Source: the graph of `plugin/pkg/auth/authorizer/node`.
+//! Kept by what the store tells, when a node asks; what a pod names is read once, and again when it has got an ephemeral
+//! container: nothing else of it changes after the pod has its node. Source: the graph of `plugin/pkg/auth/authorizer/node`.
 
 use std::collections::HashMap;
 
 use portolan_store::{Expired, Page, Prefix, Store, Watch};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::object;
@@ -19,6 +21,7 @@ pub(super) enum Named {
 
 struct Bound {
     node: String,
+    ephemeral: usize,
     names: Vec<(Named, String)>,
 }
 
@@ -71,8 +74,24 @@ impl Pods {
         for what in &names {
             *named.entry(what.clone()).or_default() += 1;
         }
-        self.bound.insert(key, Bound { node, names });
+        let ephemeral = pod["spec"]["ephemeralContainers"].as_array().map_or(0, Vec::len);
+        self.bound.insert(key, Bound { node, ephemeral, names });
     }
+}
+
+/// How many ephemeral containers a stored pod has, without reading all of it: most changes of a pod are of its status.
+fn ephemeral(stored: &[u8]) -> usize {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Spec {
+        ephemeral_containers: Vec<IgnoredAny>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Pod {
+        spec: Spec,
+    }
+    serde_json::from_slice::<Pod>(stored).unwrap_or_default().spec.ephemeral_containers.len()
 }
 
 fn names(spec: &Value) -> Vec<(Named, String)> {
@@ -154,12 +173,13 @@ fn take_in(pods: &mut Pods, watch: &mut Watch) -> Result<(), Expired> {
         }
         for event in &batch.events {
             let (namespace, name) = (event.key.namespace(), event.key.name());
-            // Nothing that counts here changes in a pod that has its node.
-            let updated = event.old.is_some() && event.new.is_some();
-            if updated && pods.bound.contains_key(&(namespace.to_owned(), name.to_owned())) {
+            let stored = event.new.as_ref().map(|entry| entry.value.as_ref());
+            if let (Some(_), Some(stored)) = (&event.old, stored)
+                && let Some(bound) = pods.bound.get(&(namespace.to_owned(), name.to_owned()))
+                && bound.ephemeral == ephemeral(stored)
+            {
                 continue;
             }
-            let stored = event.new.as_ref().map(|entry| entry.value.as_ref());
             pods.put(namespace, name, stored);
         }
     }

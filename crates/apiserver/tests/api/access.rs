@@ -106,6 +106,23 @@ async fn a_node_does_nothing_to_the_pods_of_another() {
 }
 
 #[tokio::test]
+async fn a_node_reads_what_an_ephemeral_container_of_its_pod_names() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let node = cluster.client(&User::node("n1"));
+    let secrets = "/api/v1/namespaces/default/secrets";
+    admin.post(secrets, &json!({"metadata": {"name": "s"}})).await.ok();
+    bound_pod(&admin, "p").await;
+    let secret = format!("{secrets}/s");
+    assert_eq!(node.get(&secret).await.code, 403);
+    let container = json!({"name": "debugger", "image": "i", "envFrom": [{"secretRef": {"name": "s"}}]});
+    let more = json!({"spec": {"ephemeralContainers": [container]}});
+    admin.merge(&format!("{PODS}/p/ephemeralcontainers"), &more).await.ok();
+    assert_eq!(node.get(&secret).await.code, 200);
+    assert_eq!(cluster.client(&User::node("n2")).get(&secret).await.code, 403);
+}
+
+#[tokio::test]
 async fn discovery_and_openapi() {
     let cluster = Cluster::start().await;
     let client = cluster.admin();
