@@ -218,6 +218,8 @@ impl Server {
                     return Err(Status::unknown_resource());
                 }
                 if path == BACKUP {
+                    let everything = Access { verb: "*", group: "*", resource: "*", ..Access::default() };
+                    self.access.authorize(&user, &everything)?;
                     return self.backup(asker).await;
                 }
                 match route? {

@@ -16,6 +16,16 @@ async fn a_running_cluster_is_backed_up_as_of_one_moment() {
         assert_eq!(cluster.client(&user).get("/backup").await.code, 403, "it holds the cluster's keys");
     }
     assert_eq!(cluster.stranger().get("/backup").await.code, 403);
+    let rbac = "/apis/rbac.authorization.k8s.io/v1";
+    let paths = json!({"metadata": {"name": "paths"}, "rules": [{"verbs": ["*"], "nonResourceURLs": ["*"]}]});
+    client.post(&format!("{rbac}/clusterroles"), &paths).await.ok();
+    let subjects = json!([{"kind": "User", "name": "monitor"}]);
+    let role = json!({"kind": "ClusterRole", "name": "paths"});
+    let binding = json!({"metadata": {"name": "paths"}, "roleRef": role, "subjects": subjects});
+    client.post(&format!("{rbac}/clusterrolebindings"), &binding).await.ok();
+    let monitor = cluster.client(&User::new("monitor", &[]));
+    assert_eq!(monitor.get("/metrics").await.code, 200);
+    assert_eq!(monitor.get("/backup").await.code, 403, "who may read all pages may not have all Secrets");
     let taken = client.get("/backup").await;
     assert_eq!(taken.code, 200);
     client.delete(CONFIG_MAPS).await.ok();
