@@ -325,9 +325,19 @@ impl Server {
     ) -> Result<Reply, Status> {
         // What is asked of others has its own query.
         let query = parts.uri.query().filter(|_| !(target.sub.is_session() || target.sub == Sub::Proxy));
-        let mut options = Options::parse(query.unwrap_or_default())?;
+        let asked = Options::parse(query.unwrap_or_default());
+        let asked = asked.and_then(|options| Ok((verb::of(&parts.method, &target, &options)?, options)));
+        let (verb, mut options) = match asked {
+            Ok(asked) => asked,
+            Err(status) => {
+                // Of what is wrong with a request only those hear who may make one like it.
+                if let Some(like) = route::unknown(parts.uri.path()) {
+                    self.access.authorize(&user, &like.request(&parts.method))?;
+                }
+                return Err(status);
+            }
+        };
         options.take_user_agent(header(&parts, USER_AGENT));
-        let verb = verb::of(&parts.method, &target, &options)?;
         let (one, node_name) = verb::selected(verb, &target, &options);
         let name = target.name.as_deref().or(one.as_deref()).unwrap_or_default();
         // As upstream: reading a namespace counts as reading in it.

@@ -27,6 +27,12 @@ async fn strangers_see_health_and_version_only() {
     for path in ["/apis", "/api/v1", "/openapi/v3", "/", "/nonsense", "/readyz/ping", "/openid/v1/jwks"] {
         assert_eq!(stranger.get(path).await.code, 403, "{path}");
     }
+    // Nor do they learn what there is by asking for it in a wrong way.
+    for plural in ["configmaps", "nonsense"] {
+        let path = format!("/api/v1/namespaces/default/{plural}");
+        assert_eq!(stranger.put(&path, &json!({})).await.code, 403, "{plural}");
+        assert_eq!(stranger.get(&format!("{path}?limit=x")).await.code, 403, "{plural}");
+    }
     let token = stranger.send(Method::GET, "/api/v1/pods", &[("authorization", "Bearer x")], "").await;
     assert_eq!(token.code, 401);
     assert_eq!(stranger.post(CONFIG_MAPS, &config_map("a")).await.code, 403);
