@@ -9,14 +9,15 @@ use portolan_kinds::select::FieldSelector;
 use crate::options::Options;
 use crate::route::{Sub, Target};
 
-/// The one name, and the one node of pods, that a collection is narrowed to. What is wrong with a selector is said
-/// later.
+/// The one name, and the one node of pods, that a collection is narrowed to; as upstream, no name makes of deleting one
+/// what a rule with names would allow. What is wrong with a selector is said later.
 pub(crate) fn selected(verb: &str, target: &Target, options: &Options) -> (Option<String>, Option<String>) {
     if !matches!(verb, "list" | "watch" | "deletecollection") {
         return (None, None);
     }
     let fields = FieldSelector::parse(&options.field_selector, &target.kind).unwrap_or_default();
-    (fields.name().map(str::to_owned), fields.only("spec.nodeName").map(str::to_owned))
+    let name = fields.name().filter(|_| verb != "deletecollection");
+    (name.map(str::to_owned), fields.only("spec.nodeName").map(str::to_owned))
 }
 
 /// # Errors

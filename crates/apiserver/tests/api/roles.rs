@@ -59,7 +59,7 @@ async fn names_narrow_lists_and_namespaces_reads() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     let jane = As(&admin, "jane");
-    let mut narrow = role("r", &["configmaps", "namespaces"], &["get", "list", "watch"]);
+    let mut narrow = role("r", &["configmaps", "namespaces"], &["get", "list", "watch", "deletecollection"]);
     narrow["rules"][0]["resourceNames"] = json!(["a", "default"]);
     admin.post(ROLES, &narrow).await.ok();
     admin.post(BINDINGS, &binding("b", "Role", "r", "jane")).await.ok();
@@ -76,6 +76,8 @@ async fn names_narrow_lists_and_namespaces_reads() {
     ] {
         assert_eq!(jane.get(&path).await.code, code, "{path}");
     }
+    let all = format!("{CONFIG_MAPS}?fieldSelector=metadata.name%3Da");
+    assert_eq!(jane.send(Method::DELETE, &all, &Value::Null).await.code, 403);
 }
 
 #[tokio::test]
