@@ -8,10 +8,14 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::rbac::{GROUP, RoleRef};
-use super::rule::{Rule, describe, uncovered};
+use super::rule::{Rule, describe, open_parts, uncovered};
 use super::{Authorizer, Request};
 use crate::object;
 use crate::user::{MASTERS, User};
+
+/// Rules of a few kilobytes can be broken down into more parts than any memory holds: verbs times groups times resources
+/// times names. So many are looked at; upstream knows no limit.
+const MOST_PARTS: usize = 1 << 14;
 
 impl Authorizer {
     /// Checks a role or binding that `user` would store in `namespace` under `name`, instead of `old` if there is one.
@@ -50,6 +54,12 @@ impl Authorizer {
             }
         };
         let (held, wrong) = self.rules(user, namespace)?;
+        let parts = open_parts(&held, &wanted);
+        if parts > MOST_PARTS {
+            let why =
+                "is attempting to grant RBAC permissions that are too many to be compared with those currently held";
+            return forbid(&format!("user {:?} {why}: {parts}, where {MOST_PARTS} are possible", user.name));
+        }
         let missing = uncovered(&held, &wanted);
         if !missing.is_empty() {
             let groups: Vec<String> = user.groups.iter().map(|group| format!("{group:?}")).collect();

@@ -60,7 +60,7 @@ impl Rule {
             && (self.resource_names.is_empty() || self.resource_names.iter().any(|name| name == request.name))
     }
 
-    /// Whether this covers `part`, which has but one of everything.
+    /// Whether this covers all of `part`; several rules together may where none does, unless it has but one of everything.
     fn covers(&self, part: &Self) -> bool {
         let all = |own: &[String], wanted: &[String]| wanted.iter().all(|item| has(own, item));
         let names = match part.resource_names.as_slice() {
@@ -75,6 +75,14 @@ impl Rule {
                 .iter()
                 .all(|path| self.non_resource_urls.iter().any(|rule| url_covers(rule, path)))
             && names
+    }
+
+    /// How many parts it has.
+    fn size(&self) -> usize {
+        let of_resources = [self.api_groups.len(), self.resources.len(), self.resource_names.len().max(1)];
+        let things =
+            of_resources.into_iter().fold(1, usize::saturating_mul).saturating_add(self.non_resource_urls.len());
+        things.saturating_mul(self.verbs.len())
     }
 
     /// The same as rules that have but one of everything.
@@ -102,10 +110,21 @@ impl Rule {
     }
 }
 
-/// What of `wanted` the rules in `held` do not cover, in the smallest parts.
+/// What of `wanted` the rules in `held` do not cover, in the smallest parts. Work and memory are the number of parts that
+/// [`open_parts`] tells.
 pub(crate) fn uncovered(held: &[Rule], wanted: &[Rule]) -> Vec<Rule> {
-    let parts = wanted.iter().flat_map(Rule::parts);
+    let parts = open(held, wanted).flat_map(Rule::parts);
     parts.filter(|part| !held.iter().any(|rule| rule.covers(part))).collect()
+}
+
+/// How many parts there are to look at one by one.
+pub(super) fn open_parts(held: &[Rule], wanted: &[Rule]) -> usize {
+    open(held, wanted).map(Rule::size).fold(0, usize::saturating_add)
+}
+
+/// Those that no single held rule covers as they are.
+fn open<'a>(held: &'a [Rule], wanted: &'a [Rule]) -> impl Iterator<Item = &'a Rule> {
+    wanted.iter().filter(|whole| !held.iter().any(|rule| rule.covers(whole)))
 }
 
 /// Rules in the words of kube-apiserver, those about the same thing taken together, a line each.

@@ -127,6 +127,29 @@ async fn nobody_gives_what_they_do_not_have() {
     assert_eq!(admin.post(CLUSTER_ROLES, &gathers).await.code, 201);
 }
 
+/// A role of some kilobytes must not take all of the memory to compare.
+#[tokio::test]
+async fn a_role_that_multiplies_is_refused() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let jane = As(&admin, "jane");
+    let mut own = role("own", &["roles"], &["create"]);
+    own["rules"][0]["apiGroups"] = json!(["rbac.authorization.k8s.io"]);
+    admin.post(ROLES, &own).await.ok();
+    admin.post(BINDINGS, &binding("own", "Role", "own", "jane")).await.ok();
+    let many: Vec<String> = (0..1000).map(|number| format!("x{number}")).collect();
+    let rule = json!({"verbs": many, "apiGroups": many, "resources": many, "resourceNames": many});
+    let vast = json!({"metadata": {"name": "vast"}, "rules": [rule]});
+    let (code, message) = jane.send(Method::POST, ROLES, &vast).await.failure();
+    assert_eq!(code, 403);
+    assert!(message.contains("too many to be compared"), "{message}");
+    // Who has all that is asked for needs no comparison of the parts.
+    let all = json!({"metadata": {"name": "all"}, "rules": [{"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}]});
+    admin.post(ROLES, &all).await.ok();
+    admin.post(BINDINGS, &binding("all", "Role", "all", "jane")).await.ok();
+    assert_eq!(jane.send(Method::POST, ROLES, &vast).await.code, 201);
+}
+
 #[tokio::test]
 async fn who_may_only_change_makes_nothing() {
     let cluster = Cluster::start().await;
