@@ -1,7 +1,12 @@
 //! Who gets in, and what everybody may see.
 
+use std::time::{Duration, SystemTime};
+
 use http::Method;
 use portolan_apiserver::User;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+};
 use serde_json::json;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -45,6 +50,50 @@ async fn a_certificate_of_another_authority_is_no_certificate() {
     let other = Cluster::start().await;
     let answer = forged(&cluster, &other).exchange("GET /api/v1/pods HTTP/1.1\r\nhost: localhost\r\n\r\n").await;
     assert_eq!(answer, "", "the handshake fails");
+}
+
+/// What the cluster's authority signed is believed for as long, and for what, it was signed.
+#[tokio::test]
+async fn certificates_are_good_for_what_they_say() {
+    let cluster = Cluster::start().await;
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, "portolan-ca");
+    let mut authority = CertificateParams::default();
+    authority.distinguished_name = name;
+    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    let key = std::fs::read_to_string(cluster.path().join("pki/ca.key")).unwrap();
+    let issuer = Issuer::new(authority, KeyPair::from_pem(&key).unwrap());
+    let day = Duration::from_secs(24 * 3600);
+    let client = |subject: &[(DnType, &str)], usage: ExtendedKeyUsagePurpose, ended: bool| {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        for (what, value) in subject {
+            params.distinguished_name.push(what.clone(), *value);
+        }
+        params.not_before = (SystemTime::now() - 2 * day).into();
+        params.not_after = if ended { SystemTime::now() - day } else { SystemTime::now() + day }.into();
+        params.extended_key_usages = vec![usage];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        Client::with(cluster.address, cluster.api.ca(), &certificate.pem(), &key.serialize_pem())
+    };
+    let ask = "GET /api/v1/secrets HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let (name, group) = ((DnType::CommonName, "jane"), (DnType::OrganizationName, "system:masters"));
+    let both = [name.clone(), group.clone()];
+    let long = "x".repeat(20_000);
+    use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+    for (subject, usage, ended, expected) in [
+        (&both[..], ClientAuth, false, "HTTP/1.1 200"),
+        (&both, ClientAuth, true, ""),
+        (&both, ServerAuth, false, ""),
+        (&[name], ClientAuth, false, "HTTP/1.1 403"),
+        // Groups without a name are nobody's.
+        (&[group], ClientAuth, false, "HTTP/1.1 403"),
+        (&[(DnType::CommonName, &*long)], ClientAuth, false, "HTTP/1.1 403"),
+    ] {
+        let answer = client(subject, usage.clone(), ended).exchange(ask).await;
+        assert!(answer.starts_with(expected) && answer.is_empty() == expected.is_empty(), "{usage:?} {ended} {answer}");
+    }
 }
 
 #[tokio::test]

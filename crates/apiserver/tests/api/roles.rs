@@ -127,6 +127,49 @@ async fn nobody_gives_what_they_do_not_have() {
     assert_eq!(admin.post(CLUSTER_ROLES, &gathers).await.code, 201);
 }
 
+/// However its path is written, an object is asked for by the rights that it takes.
+#[tokio::test]
+async fn no_spelling_of_a_path_leads_past_the_rules() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let jane = As(&admin, "jane");
+    let mut narrow = role("r", &["configmaps"], &["get", "list", "watch"]);
+    narrow["rules"][0]["resourceNames"] = json!(["a"]);
+    admin.post(ROLES, &narrow).await.ok();
+    admin.post(BINDINGS, &binding("b", "Role", "r", "jane")).await.ok();
+    for name in ["a", "b"] {
+        admin.post(CONFIG_MAPS, &config_map(name)).await.ok();
+    }
+    let v1 = "/api/v1";
+    for path in [
+        "namespaces/default/configmaps/%62",
+        "namespaces/default/configmaps/a%2Fb",
+        "namespaces/default/configmaps/a/../b",
+        "namespaces/default/configmaps/a/%2e%2e/b",
+        "namespaces/default/configmaps%2Fb",
+        "namespaces/default//configmaps/b",
+        "namespaces/default/configmaps/b/",
+        "namespaces/default/configmaps/b?fieldSelector=metadata.name%3Da",
+        "namespaces/default/configmaps/b?watch=1&fieldSelector=metadata.name%3Da",
+        "namespaces/default/configmaps/",
+        "namespaces/default/configmaps?fieldSelector=metadata.name!%3Da",
+        "namespaces/default/configmaps?fieldSelector=metadata.name%3Db&fieldSelector=metadata.name%3Da",
+        "namespaces/default/configmaps?fieldSelector=metadata.name%3Db,metadata.name%3Da",
+        "namespaces/%64efault/configmaps/b",
+        "configmaps?fieldSelector=metadata.name%3Da",
+        "watch/namespaces/default/configmaps",
+        "watch/namespaces/default/configmaps/b",
+    ] {
+        for before in ["", "/"] {
+            let path = format!("{before}{v1}/{path}");
+            let (get, head) = (jane.get(&path).await, jane.send(Method::HEAD, &path, &Value::Null).await);
+            assert!(matches!(get.code, 400 | 403 | 404), "{path}: {} {:?}", get.code, get.bytes);
+            assert!(matches!(head.code, 400 | 403 | 404), "{path}: {}", head.code);
+        }
+    }
+    assert_eq!(jane.get("//api/v1/namespaces/default/configmaps/%61/").await.code, 200);
+}
+
 /// A role of some kilobytes must not take all of the memory to compare.
 #[tokio::test]
 async fn a_role_that_multiplies_is_refused() {

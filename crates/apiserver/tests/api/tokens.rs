@@ -4,6 +4,7 @@ use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::Method;
 use portolan_apiserver::User;
+use ring::hmac;
 use serde_json::{Value, json};
 
 use crate::harness::{Answer, Client, Cluster};
@@ -64,6 +65,40 @@ async fn a_token_is_the_account_until_it_goes() {
     assert_eq!(with_token(&cluster, &token, "/api/v1/secrets").await.code, 401);
     admin.post(ACCOUNTS, &json!({"metadata": {"name": "robot"}})).await.ok();
     assert_eq!(with_token(&cluster, &token, "/api/v1/secrets").await.code, 401);
+}
+
+/// The key that checks tokens is public; it must make none, whatever a token's header asks for.
+#[tokio::test]
+async fn a_token_is_not_made_of_the_public_key() {
+    let cluster = Cluster::start().await;
+    let admin = robot(&cluster).await;
+    let token = token(&admin, "robot", json!({})).await;
+    let keys = admin.get("/openid/v1/jwks").await.ok();
+    let public = &keys["keys"][0];
+    let bytes = |field: &str| URL_SAFE_NO_PAD.decode(public[field].as_str().unwrap()).unwrap();
+    let point = [vec![4], bytes("x"), bytes("y")].concat();
+    let parts: Vec<&str> = token.split('.').collect();
+    let kid = &public["kid"];
+    let headers = [
+        json!({"alg": "HS256", "kid": kid}),
+        json!({"alg": "none", "kid": kid}),
+        json!({"alg": "ES256", "kid": "../../ca.key"}),
+        json!({"alg": "ES256", "jwk": public}),
+    ];
+    for header in headers {
+        let signed = format!("{}.{}", URL_SAFE_NO_PAD.encode(header.to_string()), parts[1]);
+        for secret in [point.clone(), public.to_string().into_bytes(), Vec::new()] {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+            let forged = format!("{signed}.{}", URL_SAFE_NO_PAD.encode(hmac::sign(&key, signed.as_bytes())));
+            assert_eq!(with_token(&cluster, &forged, "/api").await.code, 401, "{header}");
+        }
+        for tail in [".", "", &*format!(".{}", parts[2])] {
+            assert_eq!(with_token(&cluster, &format!("{signed}{tail}"), "/api").await.code, 401, "{header} {tail}");
+        }
+    }
+    let long = format!("{token}.{}", "x".repeat(40_000));
+    assert_eq!(with_token(&cluster, &long, "/api").await.code, 401);
+    assert_eq!(with_token(&cluster, &token, "/api").await.code, 200);
 }
 
 #[tokio::test]
