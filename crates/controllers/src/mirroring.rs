@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::drive::{Controller, Effects, Outcome, drive, inputs};
 use crate::endpointslice::{
-    Desired, Family, MANAGED_BY, Plan, Ports, SERVICE_NAME, carry_out, plan, selector, service_of,
+    Desired, Family, MANAGED_BY, Plan, Ports, SERVICE_NAME, carry_out, plan, selector, service_of, services_of,
 };
 use crate::index::{Index, Unseen};
 use crate::queue::Queue;
@@ -72,19 +72,10 @@ impl Controller for Mirroring {
             Input::Endpoints(Change::Applied { new, .. } | Change::Deleted(new)) => queue.add(Key::of(&*new)),
             Input::Slice(change) => {
                 self.slices.observe(&change);
-                let slices = match &change {
-                    Change::Applied { new, old } => vec![Some(new), old.as_ref()],
-                    Change::Deleted(old) => vec![Some(old)],
-                    Change::Synced { asked } => {
-                        self.unseen.listed(*asked, queue);
-                        vec![]
-                    }
-                };
-                for slice in slices.into_iter().flatten().filter(|slice| ours(slice)) {
-                    if let Some(name) = slice.labels().get(SERVICE_NAME) {
-                        queue.add(Key::new(&slice.namespace().unwrap_or_default(), name));
-                    }
+                if let Change::Synced { asked } = change {
+                    self.unseen.listed(asked, queue);
                 }
+                services_of(&change, ours).into_iter().for_each(|key| queue.add(key));
             }
             Input::Service(Change::Synced { .. }) | Input::Endpoints(Change::Synced { .. }) => {}
         }

@@ -53,13 +53,28 @@ pub(crate) async fn run(shared: Arc<Shared>) {
     drive(controller, inputs, WORKERS).await;
 }
 
+/// The Services that a change of a slice of `ours` is about.
+pub(crate) fn services_of(change: &Change<EndpointSlice>, ours: impl Fn(&EndpointSlice) -> bool) -> Vec<Key> {
+    let (new, old) = match change {
+        Change::Applied { new, old } => (Some(new), old.as_ref()),
+        Change::Deleted(old) => (None, Some(old)),
+        Change::Synced { .. } => (None, None),
+    };
+    let slices = new.into_iter().chain(old).filter(|slice| ours(slice));
+    slices.filter_map(|slice| key_of(slice)).collect()
+}
+
+fn key_of(slice: &EndpointSlice) -> Option<Key> {
+    Some(Key::new(slice.metadata.namespace.as_deref()?, slice.labels().get(SERVICE_NAME)?))
+}
+
 fn ours(slice: &EndpointSlice) -> bool {
     slice.labels().get(MANAGED_BY).is_some_and(|manager| manager == US)
 }
 
 /// The index's group: the Service as `namespace/name`.
 pub(crate) fn service_of(slice: &EndpointSlice) -> Option<String> {
-    Some(Key::new(slice.metadata.namespace.as_deref()?, slice.labels().get(SERVICE_NAME)?).to_string())
+    key_of(slice).map(|key| key.to_string())
 }
 
 struct EndpointSlices {
@@ -139,19 +154,10 @@ impl Controller for EndpointSlices {
             Input::Pod(Change::Deleted(old)) => self.wake(&old, queue),
             Input::Slice(change) => {
                 self.slices.observe(&change);
-                let slices = match &change {
-                    Change::Applied { new, old } => vec![Some(new), old.as_ref()],
-                    Change::Deleted(old) => vec![Some(old)],
-                    Change::Synced { asked } => {
-                        self.unseen.listed(*asked, queue);
-                        vec![]
-                    }
-                };
-                for slice in slices.into_iter().flatten().filter(|slice| ours(slice)) {
-                    if let Some(name) = slice.labels().get(SERVICE_NAME) {
-                        queue.add(Key::new(&slice.namespace().unwrap_or_default(), name));
-                    }
+                if let Change::Synced { asked } = change {
+                    self.unseen.listed(asked, queue);
                 }
+                services_of(&change, ours).into_iter().for_each(|key| queue.add(key));
             }
             Input::Node(Change::Applied { new, old }) => {
                 let zone = |node: &Node| node.labels().get(endpoint::ZONE_LABEL).cloned();
