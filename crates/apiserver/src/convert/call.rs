@@ -124,6 +124,10 @@ fn unreached(error: &io::Error) -> String {
 
 /// A connection to one of a Service's endpoints, or to the name that it stands for.
 async fn service(server: &Server, namespace: &str, name: &str, port: u16) -> Result<Stream, String> {
+    // A definition may name what cannot be: nothing is stored under it.
+    if [namespace, name].iter().any(|part| part.contains('/')) {
+        return Err(format!("service {name:?} not found"));
+    }
     let stored = |plural: &str| {
         let key = object::key(crate::known_kind("", plural), namespace, name);
         server.store.get(&key).0.map(|entry| object::decode(&entry.value))

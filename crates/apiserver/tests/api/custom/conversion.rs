@@ -467,4 +467,7 @@ async fn a_service_is_found_by_its_endpoints() {
     admin.post("/api/v1/namespaces/default/endpoints", &endpoints).await.ok();
     assert_eq!(parts(&admin.get(&one).await.ok()), ["example.com/v2", "one", "80"]);
     assert_eq!(*asked.lock().unwrap(), ["192.0.2.7:8443".parse().unwrap()]);
+    let nowhere = json!({"spec": {"conversion": {"webhook": {"clientConfig": {"service": {"namespace": "a/b"}}}}}});
+    admin.merge(&format!("{DEFINITIONS}/backends.example.com"), &nowhere).await.ok();
+    assert!(admin.get(&one).await.failure().1.ends_with("service \"convert\" not found"));
 }
