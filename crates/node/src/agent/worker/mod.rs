@@ -205,8 +205,9 @@ impl Worker {
             if again {
                 continue;
             }
-            self.publish();
-            self.write_status(now);
+            let desired = self.status(now);
+            self.publish(&desired);
+            self.write_status(&desired);
             self.refill(now);
             if self.realized.deleted && self.realized.sandbox == Sandbox::Absent {
                 return;

@@ -16,14 +16,14 @@ use crate::pod::{Phase, status};
 
 impl Worker {
     /// Says which containers have logs.
-    pub(super) fn publish(&self) {
-        let desired = self.status(Timestamp::now());
-        let lists = [desired.container_statuses, desired.init_container_statuses, desired.ephemeral_container_statuses];
+    pub(super) fn publish(&self, desired: &PodStatus) {
+        let lists =
+            [&desired.container_statuses, &desired.init_container_statuses, &desired.ephemeral_container_statuses];
         let statuses = lists.into_iter().flatten().flatten();
         let mut all: Containers = statuses
             .map(|status| {
-                let waiting = status.state.and_then(|state| state.waiting).and_then(|waiting| waiting.reason);
-                (status.name, Written { waiting: waiting.unwrap_or_default(), ..Written::default() })
+                let waiting = status.state.as_ref().and_then(|state| state.waiting.as_ref()?.reason.clone());
+                (status.name.clone(), Written { waiting: waiting.unwrap_or_default(), ..Written::default() })
             })
             .collect();
         for (name, container) in &self.realized.containers {
@@ -51,7 +51,7 @@ impl Worker {
         });
     }
 
-    fn status(&self, now: Timestamp) -> PodStatus {
+    pub(super) fn status(&self, now: Timestamp) -> PodStatus {
         status(&self.pod, &self.realized, std::slice::from_ref(&self.host.config.node_ip), now)
     }
 
@@ -60,8 +60,7 @@ impl Worker {
     }
 
     /// What the object's status does not say as it should, as a merge patch.
-    fn difference(&self, now: Timestamp) -> Map<String, Value> {
-        let desired = self.status(now);
+    fn difference(&self, desired: &PodStatus) -> Map<String, Value> {
         let object = |status: Value| match status {
             Value::Object(fields) => fields,
             _ => Map::new(),
@@ -79,11 +78,11 @@ impl Worker {
         patch
     }
 
-    pub(super) fn write_status(&mut self, now: Timestamp) {
+    pub(super) fn write_status(&mut self, desired: &PodStatus) {
         if self.writing || self.realized.deleted || self.write_after.is_some() {
             return;
         }
-        let patch = self.difference(now);
+        let patch = self.difference(desired);
         if patch.is_empty() {
             return;
         }
@@ -101,7 +100,8 @@ impl Worker {
 
     pub(super) fn delete_object(&mut self, now: Timestamp) {
         // The last status first: it says how the containers ended.
-        if self.deleting || self.writing || self.write_after.is_some() || !self.difference(now).is_empty() {
+        if self.deleting || self.writing || self.write_after.is_some() || !self.difference(&self.status(now)).is_empty()
+        {
             return;
         }
         self.deleting = true;
